@@ -1,0 +1,84 @@
+"""Which tests measure, and which can't be measured as they are: told at collection."""
+
+from __future__ import annotations
+
+import inspect
+import unittest
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import pytest
+
+from pytest_amp import options
+from pytest_amp.settings import Level
+
+_POINTER = "request amp_benchmark and call amp_benchmark(setup), where setup(arm) returns the step"
+
+
+def is_amp(item: pytest.Item) -> bool:
+    """Whether the test is marked ``amp``."""
+    return item.get_closest_marker("amp") is not None
+
+
+def _fixture_names(item: pytest.Item) -> Sequence[str]:
+    return getattr(item, "fixturenames", ())
+
+
+def is_step(item: pytest.Item) -> bool:
+    """Whether the test's body is itself the training step (form 1)."""
+    return is_amp(item) and "amp_benchmark" not in _fixture_names(item)
+
+
+def mark_measuring_tests(items: Iterable[pytest.Item]) -> None:
+    """Whatever requests amp_benchmark measures, so ``-m amp`` selects it."""
+    for item in items:
+        if "amp_benchmark" in _fixture_names(item) and not is_amp(item):
+            item.add_marker(pytest.mark.amp)
+
+
+def refuse_unfit(items: Iterable[pytest.Item]) -> None:
+    """Raise one UsageError that lists every test whose marker is wrong, or would be ignored."""
+    problems = [
+        f"{item.nodeid}: {problem}" for item in items if is_amp(item) for problem in _problems(item)
+    ]
+    if problems:
+        raise pytest.UsageError("\n".join(problems))
+
+
+def _problems(item: pytest.Item) -> Iterable[str]:
+    try:
+        list(options.marker_levels(item))
+    except ValueError as error:
+        yield f"@pytest.mark.amp: {error}"
+    if not isinstance(item, pytest.Function):
+        yield (
+            f"@pytest.mark.amp on a {type(item).__name__}, which pytest-amp can't run: "
+            "use a plain test function"
+        )
+    elif item.cls is not None and issubclass(item.cls, unittest.TestCase):
+        yield (
+            "@pytest.mark.amp on a unittest method, which would run without being measured: "
+            "make it a plain function or a method of a plain class"
+        )
+    elif inspect.iscoroutinefunction(item.function) or inspect.isasyncgenfunction(item.function):
+        yield (
+            "@pytest.mark.amp on an async test, which would run without being measured: "
+            "make it a plain function"
+        )
+    elif is_step(item) and "amp_scaler" in item._fixtureinfo.argnames:
+        yield (
+            "amp_scaler together with a body that is the step: pytest-amp scales the loss itself "
+            f"there; to use the scaler yourself, {_POINTER}"
+        )
+
+
+def hidden_by_markers(
+    items: Iterable[pytest.Item], levels: tuple[Level, Level, Level]
+) -> dict[str, int]:
+    """Per setting given on the command line: how many tests' markers hide it."""
+    (_, override), (_, cli), _ = levels
+    counts: Counter[str] = Counter()
+    for item in items:
+        if is_amp(item):
+            counts.update(options.hidden_by_marker(item, cli) - set(override))
+    return dict(counts)

@@ -1,0 +1,254 @@
+"""One test's experiment, the phases in order: the only place where run/ meets judge/."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from pytest_amp import units
+from pytest_amp.judge import gates, parity, rules, sequential
+from pytest_amp.judge.gates import Limits
+from pytest_amp.judge.rules.base import Case
+from pytest_amp.records import Observations, ParityRun
+from pytest_amp.results import AmpError, AmpReport, ArmRun, Environment, Failure, Verdict
+from pytest_amp.run import nonfinite, timing
+from pytest_amp.run import parity as parity_run
+from pytest_amp.run.arm import Setup, Workbench
+from pytest_amp.run.device import Device
+from pytest_amp.run.lock import turn
+from pytest_amp.run.ops import dtype_name
+from pytest_amp.run.progress import Progress
+from pytest_amp.run.scaler import AmpScaler
+from pytest_amp.settings import Settings
+from pytest_amp.thresholds import DeviceNames, Threshold
+
+PRECISE_HALF_WIDTH = 0.02
+UNGATED_SHARE_OF_TIME = 1 / 3
+
+_PHASES = {
+    "parity": "parity",
+    "noise floor": "parity",
+    "inspection": "inspection",
+    "locating": "inspection",
+    "warm-up": "timing",
+    "calibration": "timing",
+    "timing": "timing",
+}
+
+
+@dataclass(frozen=True)
+class Test:
+    """What is to be measured, and where. `fixture` is the test's amp_scaler, if it has one."""
+
+    nodeid: str
+    setup: Setup
+    device: Device
+    settings: Settings
+    fixture: AmpScaler | None = None
+    attempt: int = 1
+    worker: str | None = None
+    rank: int | None = None
+
+
+def run(test: Test, progress: Progress) -> AmpReport:
+    """Measure both arms, judge them, and report. Raises what the test's own code raises."""
+    began, settings, device = time.perf_counter(), test.settings, test.device
+    blank = _blank(test)
+    names = device.names()
+    limits = _limits(settings, names)
+    dtype = _dtype(settings, device)
+    bench = Workbench(test.setup, device, dtype, settings.seed, progress, test.fixture)
+    notes: list[str] = []
+    with turn(device, progress), bench.globals.preserved():
+        device.activate()
+        environment = _environment(bench)
+        seen = _observe(bench, settings, limits, notes)
+    gated = gates.judge(seen, limits)
+    case = Case(seen, {gate.name: gate for gate in gated}, limits)
+    found = rules.findings(case, settings.select, settings.ignore)
+    verdict: Verdict = "pass"
+    if any(gate.verdict == "fail" for gate in gated) or any(each.stands for each in found):
+        verdict = "fail"
+    elif any(gate.verdict == "inconclusive" for gate in gated):
+        verdict = "inconclusive"
+    loss = case.gates["loss_diff"]
+    return replace(
+        blank,
+        verdict=verdict,
+        duration_s=time.perf_counter() - began,
+        environment=environment,
+        gates=gated,
+        arms=_arms(seen),
+        speedup=gates.estimate(seen.timing, limits.error_rate),
+        loss_diff=loss.value,
+        noise_floor=max(
+            parity.noise_floor(seen.fp32.losses, seen.floor, key) for key in seen.fp32.losses
+        ),
+        coverage=gates.coverage(seen),
+        findings=found,
+        notes=tuple(notes),
+        phases_s=_phases(progress),
+    )
+
+
+def failed(test: Test, progress: Progress, error: BaseException) -> AmpReport:
+    """The report of a test whose own code, or whose machine, ended the experiment."""
+    failure = Failure(progress.arm, progress.phase, progress.step, type(error).__name__, str(error))
+    return replace(_blank(test), verdict="error", error=failure, phases_s=_phases(progress))
+
+
+def nothing_measured(test: Test) -> AmpReport:
+    """The report of a test that never called amp_benchmark."""
+    return replace(_blank(test), verdict="fail", findings=(rules.NOTHING_MEASURED,))
+
+
+def _blank(test: Test) -> AmpReport:
+    return AmpReport(
+        nodeid=test.nodeid,
+        verdict="error",
+        started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        attempt=test.attempt,
+        worker=test.worker,
+        rank=test.rank,
+        settings=test.settings.described(),
+    )
+
+
+def _observe(
+    bench: Workbench, settings: Settings, limits: Limits, notes: list[str]
+) -> Observations:
+    amp, skipped = parity_run.run(bench, "amp", settings.steps)
+    fp32, _ = parity_run.run(bench, "fp32", settings.steps, skipped)
+    if set(fp32.losses) != set(amp.losses):
+        raise AmpError(
+            f"the fp32 arm's step returned the losses {sorted(fp32.losses)}, the amp arm's "
+            f"{sorted(amp.losses)}: both must return the same keys"
+        )
+    seen = Observations(
+        device=bench.device.name(),
+        dtype=dtype_name(bench.dtype),
+        native_support=bench.device.native_support(bench.dtype),
+        fp32=fp32,
+        amp=amp,
+        floor=parity_run.floor(bench, settings.steps, skipped, _random(amp)),
+    )
+    bad = parity.first_nonfinite(amp.losses, fp32.losses)
+    if bad is not None:
+        seen = replace(seen, nonfinite_origin=nonfinite.locate(bench, bad))
+    if settings.static:
+        return seen
+    bench.progress.at("timing", None)
+    timed = timing.run(bench, _plan(bench, settings, limits, notes))
+    if timed.one_resident:
+        notes.append(
+            "both arms did not fit in memory together: each was rebuilt for every timed block"
+        )
+    bench.progress.at("done", None)
+    return replace(seen, timing=timed)
+
+
+def _random(amp: ParityRun) -> bool:
+    return amp.operators is not None and bool(amp.operators.random_dtypes & {"float16", "bfloat16"})
+
+
+def _plan(bench: Workbench, settings: Settings, limits: Limits, notes: list[str]) -> timing.Plan:
+    wanted, rate, budget = limits.min_speedup, limits.error_rate, settings.max_time
+
+    def stop(ratios: Sequence[float], elapsed_s: float) -> str | None:
+        if wanted is not None:
+            if sequential.decide(ratios, wanted, rate):
+                return "decided"
+            return "budget" if elapsed_s >= budget else None
+        bounds = sequential.interval(ratios, rate)
+        if bounds and (bounds[1] - bounds[0]) / 2 <= PRECISE_HALF_WIDTH * bounds[0]:
+            return "precise"
+        return "budget" if elapsed_s >= budget * UNGATED_SHARE_OF_TIME else None
+
+    def foresee(pair_s: float) -> None:
+        fewest = sequential.fewest_pairs(rate)
+        if wanted is not None and pair_s * fewest > budget:
+            note = (
+                f"max_time={budget:g} s is too short: the fewest pairs that can decide "
+                f"({fewest} of {units.duration(pair_s)}) need max_time={1.1 * pair_s * fewest:.0f}"
+            )
+            notes.append(note)
+            bench.progress.say(note)
+
+    def show(ratios: Sequence[float]) -> str:
+        if not ratios:
+            return ""
+        low, high = sequential.interval(ratios, rate) or (None, None)
+        middle = sorted(ratios)[len(ratios) // 2]
+        return f"{units.ratio(middle)} {units.interval(low, high)}".rstrip()
+
+    return timing.Plan(settings.warmup, stop, foresee, show)
+
+
+def _limits(settings: Settings, names: DeviceNames) -> Limits:
+    def on(threshold: Threshold | None) -> float | None:
+        return None if threshold is None else threshold.on(names)
+
+    return Limits(
+        min_speedup=on(settings.min_speedup),
+        min_memory_reduction=on(settings.min_memory_reduction),
+        max_loss_diff=on(settings.max_loss_diff),
+        loss_atol=settings.loss_atol,
+        min_coverage=on(settings.min_coverage),
+        max_skipped_steps=on(settings.max_skipped_steps),
+        error_rate=settings.error_rate,
+        max_time=settings.max_time,
+        static=settings.static,
+    )
+
+
+def _dtype(settings: Settings, device: Device) -> torch.dtype:
+    if settings.dtype is None:
+        return device.default_dtype()
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    return dtype
+
+
+def _environment(bench: Workbench) -> Environment:
+    device, versions = bench.device, bench.device.versions()
+    return Environment(
+        device=device.name(),
+        device_type=device.type,
+        torch=torch.__version__,
+        cuda=versions["cuda"],
+        cudnn=versions["cudnn"],
+        driver=versions["driver"],
+        dtype=dtype_name(bench.dtype),
+        native_support=device.native_support(bench.dtype),
+        flags=bench.globals.flags(),
+    )
+
+
+def _arms(seen: Observations) -> dict[str, ArmRun]:
+    def arm(run: ParityRun, times: tuple[float, ...]) -> ArmRun:
+        return ArmRun(
+            step_times_s=times,
+            losses_by_key=run.losses,
+            peak_bytes=run.peak_bytes,
+            reserved_bytes=run.reserved_bytes,
+            flops_by_dtype=run.operators.flops_by_dtype if run.operators else {},
+            scales=run.scales,
+            skipped_steps=run.skipped_steps,
+        )
+
+    timed = seen.timing
+    return {
+        "fp32": arm(seen.fp32, timed.fp32_step_s if timed else ()),
+        "amp": arm(seen.amp, timed.amp_step_s if timed else ()),
+    }
+
+
+def _phases(progress: Progress) -> dict[str, float]:
+    totals = dict.fromkeys(("parity", "inspection", "timing"), 0.0)
+    for phase, seconds in progress.seconds.items():
+        if phase in _PHASES:
+            totals[_PHASES[phase]] += seconds
+    return totals

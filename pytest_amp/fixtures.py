@@ -1,0 +1,209 @@
+"""The four fixtures, and what stands behind them for one test.
+
+torch is imported inside the functions: this module is loaded in every pytest run.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_amp import options
+from pytest_amp.results import AmpError, AmpReport
+from pytest_amp.settings import Level, Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from pytest_amp.experiment import Test
+    from pytest_amp.run.arm import Arm
+    from pytest_amp.run.device import Device
+    from pytest_amp.run.scaler import AmpScaler
+
+LEVELS = pytest.StashKey[tuple[Level, Level, Level]]()
+REPORT = pytest.StashKey[AmpReport]()
+_SCALER = pytest.StashKey[Any]()
+_DEVICE = pytest.StashKey[Any]()
+
+
+@pytest.fixture
+def cuda_device(request: pytest.FixtureRequest) -> torch.device:
+    """This process's CUDA device, `torch.device("cuda", i)`; skips the test without CUDA."""
+    from pytest_amp.run import device
+
+    settings = settings_of(request.node)
+    found = device.choose(settings.device) if settings.device.startswith("cuda:") else device.cuda()
+    if found is None:
+        import torch
+
+        why = "this torch is built without it" if torch.version.cuda is None else "none is visible"
+        reason = f"needs a CUDA device: {why} (torch {torch.__version__})"
+        if "device" in settings.strict:
+            pytest.fail(f"{reason}, and --amp-strict asks for it", pytrace=False)
+        pytest.skip(reason)
+    return found.torch
+
+
+@pytest.fixture
+def amp_device(request: pytest.FixtureRequest) -> torch.device:
+    """The device of --amp-device: by default cuda, then xpu, mps, else cpu."""
+    return device_of(request.node).torch
+
+
+@pytest.fixture
+def amp_scaler(request: pytest.FixtureRequest) -> AmpScaler:
+    """An audited `torch.amp.GradScaler`; inside amp_benchmark it is the running arm's."""
+    from pytest_amp.run.scaler import AmpScaler
+
+    scaler = AmpScaler(device_of(request.node).type)
+    request.node.stash[_SCALER] = scaler
+    return scaler
+
+
+@pytest.fixture
+def amp_benchmark(request: pytest.FixtureRequest) -> Benchmark:
+    """`amp_benchmark(setup) -> AmpReport`: run setup's step under FP32 and under autocast."""
+    return Benchmark(request.node)
+
+
+class Benchmark:
+    """The value of the `amp_benchmark` fixture: one measurement per test."""
+
+    def __init__(self, item: pytest.Item) -> None:
+        self._item = item
+        self._called = False
+
+    def __call__(
+        self, setup: Callable[[Arm], Callable[[], Any]], *, check: bool = True
+    ) -> AmpReport:
+        """Measure, judge and assert the gates.
+
+        Args:
+            setup: called afresh for each arm, with the same seed; returns the step, a callable
+                without arguments that runs one optimisation step and returns its loss.
+            check: False leaves the asserting to the report's `check()`.
+
+        Raises:
+            AmpRegression: a gate failed, or a rule of severity error found something.
+            AmpInconclusive: under ``--amp-strict``, a gate has no answer.
+            AmpError: the test can't be measured as it is written.
+        """
+        __tracebackhide__ = True
+        if self._called:
+            raise AmpError(
+                "amp_benchmark was called twice in one test: one test is one measurement; "
+                "use @pytest.mark.parametrize for several configurations"
+            )
+        if not callable(setup):
+            raise AmpError(
+                f"amp_benchmark(setup) takes a function of the arm, not a {type(setup).__name__}"
+            )
+        self._called = True
+        report = measure(self._item, setup, device_of(self._item))
+        if check:
+            report.check()
+        return report
+
+    @property
+    def called(self) -> bool:
+        return self._called
+
+
+def measure(item: pytest.Item, setup: Callable[[Arm], Any], device: Device) -> AmpReport:
+    """Run the experiment of one test and keep its report for the reporters."""
+    __tracebackhide__ = True
+    from pytest_amp import experiment
+    from pytest_amp.live import LiveLine
+    from pytest_amp.run.progress import Progress
+
+    live = LiveLine(item.config, item.nodeid)
+    progress = Progress(show=live.show, say=live.say)
+    test = test_of(item, setup, device)
+    try:
+        report = experiment.run(test, progress)
+    except Exception as error:
+        item.stash[REPORT] = experiment.failed(test, progress, error)
+        raise
+    finally:
+        live.clear()
+    item.stash[REPORT] = report
+    return report
+
+
+def test_of(item: pytest.Item, setup: Callable[[Arm], Any], device: Device) -> Test:
+    """The experiment's view of a pytest item."""
+    from pytest_amp.experiment import Test
+
+    rank = os.environ.get("RANK", "")
+    return Test(
+        nodeid=item.nodeid,
+        setup=setup,
+        device=device,
+        settings=settings_of(item),
+        fixture=item.stash.get(_SCALER, None),
+        attempt=attempt_of(item),
+        worker=os.environ.get("PYTEST_XDIST_WORKER"),
+        rank=int(rank) if rank.isdigit() else None,
+    )
+
+
+test_of.__test__ = False  # type: ignore[attr-defined]
+
+
+def now() -> str:
+    """The time in UTC, as ISO 8601."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def attempt_of(item: pytest.Item) -> int:
+    """1, or more where a rerun plugin runs the test again."""
+    return int(getattr(item, "execution_count", 1))
+
+
+def run_body(item: pytest.Function) -> None:
+    """Form 1: the body is the step. Copies the fixtures per arm and asserts the gates."""
+    __tracebackhide__ = True
+    from pytest_amp.run.copies import SELF, CopiedFixtures, form_one
+    from pytest_amp.run.device import Device
+
+    names = item._fixtureinfo.argnames
+    values = {name: item.funcargs[name] for name in names}
+    body = item.obj
+    if item.instance is not None and getattr(body, "__self__", None) is item.instance:
+        values = {SELF: item.instance, **values}
+        body = body.__func__
+    shared = frozenset(name for name, value in values.items() if _is_pytests(value))
+    fixtures = CopiedFixtures(values, shared)
+    device = device_of(item)
+    where = fixtures.device()
+    if where is not None and settings_of(item).device == "auto" and "cuda_device" not in names:
+        device = Device(where)
+    measure(item, form_one(body, fixtures), device).check()
+
+
+def _is_pytests(value: object) -> bool:
+    """pytest's own fixtures and those of its plugins belong to the run and are not copied."""
+    package = type(value).__module__.partition(".")[0]
+    return package in ("_pytest", "pytest_benchmark", "pytest_mock")
+
+
+def settings_of(item: pytest.Item) -> Settings:
+    """The settings in force for a test."""
+    return options.item_settings(item, item.config.stash[LEVELS])
+
+
+def device_of(item: pytest.Item) -> Device:
+    """The device that a test is measured on: cuda_device's where it asks for it."""
+    from pytest_amp.run import device
+
+    if _DEVICE not in item.stash:
+        setting = settings_of(item).device
+        wants_cuda = "cuda_device" in getattr(item, "fixturenames", ())
+        cuda = device.cuda() if wants_cuda and not setting.startswith("cuda:") else None
+        item.stash[_DEVICE] = cuda or device.choose(setting)
+    found: Device = item.stash[_DEVICE]
+    return found

@@ -1,0 +1,208 @@
+"""The gates: each holds one figure against its threshold and says why the verdict is so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pytest_amp import units
+from pytest_amp.judge import parity, sequential
+from pytest_amp.records import REDUCED, Observations, Timing
+from pytest_amp.results import Estimate, Gate, GateVerdict
+
+# Where the arms draw other random numbers, one run with another stream is a small sample of what
+# that does to a loss: up to this many times its size, a difference is not held against AMP.
+OTHER_STREAM_MARGIN = 2.0
+COMPARABLE_FLOPS = 0.01
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The thresholds in force on the test's device; None where a metric is not gated."""
+
+    min_speedup: float | None = None
+    min_memory_reduction: float | None = None
+    max_loss_diff: float | None = 0.02
+    loss_atol: float = 0.005
+    min_coverage: float | None = None
+    max_skipped_steps: float | None = None
+    error_rate: float = 0.01
+    max_time: float = 30.0
+    static: bool = False
+
+
+def estimate(timing: Timing | None, error_rate: float) -> Estimate | None:
+    """The speedup that the pairs show."""
+    if timing is None:
+        return None
+    low, high = sequential.interval(timing.ratios, error_rate) or (None, None)
+    return Estimate(timing.ratios, low, high, timing.block_steps)
+
+
+def coverage(seen: Observations) -> float | None:
+    """Share of the amp arm's FLOPs in the amp dtype; None where it is unknown or there are none."""
+    operators = seen.amp.operators
+    if operators is None or unseen(seen) or not operators.flops:
+        return None
+    return operators.flops_by_dtype.get(seen.dtype, 0) / operators.flops
+
+
+def unseen(seen: Observations) -> str | None:
+    """Why part of the FLOPs may have gone unseen, or None."""
+    fp32, amp = seen.fp32.operators, seen.amp.operators
+    if amp is None or fp32 is None:
+        return "no step was inspected"
+    if amp.unknown:
+        return f"no FLOP formula for {', '.join(amp.unknown)}"
+    if amp.compiled and not amp.flops:
+        return "compiled graphs ran, and fused kernels are not seen"
+    if amp.compiled and abs(amp.flops - fp32.flops) > COMPARABLE_FLOPS * fp32.flops:
+        return "compiled graphs ran, and the FLOPs seen in the two arms differ"
+    return None
+
+
+def draws_differ(seen: Observations) -> bool:
+    """Whether the amp arm drew random numbers in a reduced dtype: another stream than fp32's."""
+    operators = seen.amp.operators
+    return operators is not None and bool(operators.random_dtypes & set(REDUCED))
+
+
+def judge(seen: Observations, limits: Limits) -> tuple[Gate, ...]:
+    """All gates, in the order in which they are reported."""
+    return tuple(_gates(seen, limits))
+
+
+def _gates(seen: Observations, limits: Limits) -> Iterator[Gate]:
+    yield _speedup(seen, limits)
+    yield _memory(seen, limits)
+    yield _loss(seen, limits)
+    yield _coverage(seen, limits)
+    yield _skips(seen, limits)
+
+
+def _speedup(seen: Observations, limits: Limits) -> Gate:
+    wanted = limits.min_speedup
+    measured = estimate(seen.timing, limits.error_rate)
+    if measured is None or seen.timing is None:
+        reason = "static run: nothing was timed" if limits.static else "nothing was timed"
+        return Gate("speedup", wanted, None, None, None, "not_gated", reason)
+    value, low, high = measured.value, measured.low, measured.high
+    sample = f"{units.plural(measured.pairs, 'pair')} of {measured.block_steps}-step blocks"
+    if wanted is None:
+        return Gate("speedup", None, value, low, high, "not_gated", f"{measured} ({sample})")
+    verdict: GateVerdict
+    decision = sequential.decide(measured.pair_ratios, wanted, limits.error_rate)
+    threshold = units.ratio(wanted)
+    if decision == "pass":
+        verdict, reason = "pass", f"{measured} is at least {threshold}"
+    elif decision == "fail":
+        verdict, reason = "fail", f"{measured} is below {threshold}"
+    else:
+        verdict = "inconclusive"
+        reason = (
+            f"{measured} can't be told from {threshold} within max_time="
+            f"{limits.max_time:g} s; {_advice(seen.timing, limits)}"
+        )
+    return Gate("speedup", wanted, value, low, high, verdict, f"{reason} ({sample})")
+
+
+def _advice(timing: Timing, limits: Limits) -> str:
+    needed = sequential.fewest_pairs(limits.error_rate)
+    if len(timing.ratios) < needed:
+        seconds = math.ceil(needed * timing.elapsed_s / len(timing.ratios) * 1.1)
+        return f"the fewest pairs that could decide ({needed}) need about max_time={seconds}"
+    return "raise max_time, quieten the machine, or set a threshold further from the truth"
+
+
+def _memory(seen: Observations, limits: Limits) -> Gate:
+    wanted = limits.min_memory_reduction
+    fp32, amp = seen.fp32.peak_bytes, seen.amp.peak_bytes
+    if not fp32 or amp is None:
+        reason = f"{seen.device} has no peak memory counter" if fp32 is None else "no memory used"
+        return Gate("memory_reduction", wanted, None, None, None, "not_gated", reason)
+    value = 1 - amp / fp32
+    peaks = f"{units.share(value)} ({units.size(fp32)} -> {units.size(amp)})"
+    if wanted is None:
+        return Gate("memory_reduction", None, value, None, None, "not_gated", peaks)
+    passed = value >= wanted
+    relation = "is at least" if passed else "is below"
+    return Gate(
+        "memory_reduction", wanted, value, None, None, "pass" if passed else "fail",
+        f"{peaks} {relation} {units.share(wanted)}",
+    )  # fmt: skip
+
+
+def _loss(seen: Observations, limits: Limits) -> Gate:
+    tails = parity.compare(seen.fp32.losses, seen.amp.losses)
+    relative = limits.max_loss_diff if limits.max_loss_diff is not None else 0.0
+    worst = max(tails, key=lambda tail: tail.excess(relative, limits.loss_atol))
+    name = "" if len(tails) == 1 else f" of {worst.key!r}"
+    shown = f"{units.share(worst.difference)}{name} ({worst.fp32:.5g} -> {worst.amp:.5g})"
+    if limits.max_loss_diff is None:
+        return Gate("loss_diff", None, worst.difference, None, None, "not_gated", shown)
+    verdict, reason = _loss_verdict(seen, limits, worst, shown)
+    return Gate("loss_diff", limits.max_loss_diff, worst.difference, None, None, verdict, reason)
+
+
+def _loss_verdict(
+    seen: Observations, limits: Limits, worst: parity.TailComparison, shown: str
+) -> tuple[GateVerdict, str]:
+    assert limits.max_loss_diff is not None
+    threshold = units.share(limits.max_loss_diff)
+    bad = _first_bad(seen)
+    if bad is not None:
+        return "fail", f"the amp loss is not finite from step {bad + 1} on"
+    if not math.isfinite(worst.fp32):
+        return "inconclusive", "the fp32 loss is not finite, so there is nothing to compare with"
+    if worst.excess(limits.max_loss_diff, limits.loss_atol) <= 1:
+        if worst.difference > limits.max_loss_diff:
+            return "pass", f"{shown} is within loss_atol={limits.loss_atol:g}"
+        return "pass", f"{shown} is at most {threshold}"
+    floor = parity.noise_floor(seen.fp32.losses, seen.floor, worst.key)
+    drift = f"this model drifts by {units.share(floor)} from itself under rounding alone"
+    if worst.difference <= floor:
+        return "inconclusive", f"{shown} is beyond {threshold}, but {drift}: raise max_loss_diff"
+    if draws_differ(seen) and worst.difference <= OTHER_STREAM_MARGIN * floor:
+        return "inconclusive", (
+            f"{shown} is beyond {threshold}, but the arms drew different random numbers, which "
+            f"alone moves the loss by {units.share(floor)}"
+        )
+    return "fail", f"{shown} is beyond {threshold}; {drift}"
+
+
+def _first_bad(seen: Observations) -> int | None:
+    curves = seen.amp.losses.values()
+    return min(
+        (i for curve in curves for i, loss in enumerate(curve) if not math.isfinite(loss)),
+        default=None,
+    )
+
+
+def _coverage(seen: Observations, limits: Limits) -> Gate:
+    wanted, value = limits.min_coverage, coverage(seen)
+    if value is None:
+        reason = unseen(seen) or "the step has no matmul, convolution or attention"
+        return Gate("coverage", wanted, None, None, None, "not_gated", f"unknown: {reason}")
+    shown = f"{units.share(value)} of the FLOPs ran in {seen.dtype}"
+    if wanted is None:
+        return Gate("coverage", None, value, None, None, "not_gated", shown)
+    passed = value >= wanted
+    relation = "at least" if passed else "below"
+    return Gate(
+        "coverage", wanted, value, None, None, "pass" if passed else "fail",
+        f"{shown}, {relation} {units.share(wanted)}",
+    )  # fmt: skip
+
+
+def _skips(seen: Observations, limits: Limits) -> Gate:
+    wanted, value = limits.max_skipped_steps, seen.amp.skipped_steps
+    shown = f"the GradScaler skipped {units.plural(value, 'step')}"
+    if wanted is None:
+        return Gate("skipped_steps", None, value, None, None, "not_gated", shown)
+    passed = value <= wanted
+    relation = "at most" if passed else "more than"
+    return Gate(
+        "skipped_steps", wanted, value, None, None, "pass" if passed else "fail",
+        f"{shown}, {relation} {wanted:g}",
+    )  # fmt: skip

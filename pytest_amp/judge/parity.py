@@ -1,0 +1,83 @@
+"""Loss parity: whether two loss curves end at the same place, beyond rounding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pytest_amp.records import Floor, Losses
+
+
+@dataclass(frozen=True)
+class TailComparison:
+    """Two curves of one key. `difference` is |a - b| / |b|, `absolute` |a - b|."""
+
+    key: str
+    amp: float
+    fp32: float
+
+    @property
+    def absolute(self) -> float:
+        return abs(self.amp - self.fp32)
+
+    @property
+    def difference(self) -> float:
+        if self.absolute == 0:
+            return 0.0
+        return self.absolute / abs(self.fp32) if self.fp32 else math.inf
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.amp)
+
+    def excess(self, relative: float, atol: float) -> float:
+        """How far beyond what is allowed, as a multiple of it: above 1 is beyond."""
+        allowed = atol + relative * abs(self.fp32)
+        if self.absolute == 0:
+            return 0.0
+        if not math.isfinite(self.absolute):
+            return math.inf
+        return self.absolute / allowed if allowed else math.inf
+
+
+def tail_start(steps: int) -> int:
+    """The index at which the last quarter of the steps begins; at least one step is left."""
+    return steps - max(1, steps // 4)
+
+
+def compare(fp32: Losses, amp: Losses) -> tuple[TailComparison, ...]:
+    """The two arms' tails, key by key."""
+    return tuple(TailComparison(key, _tail_mean(amp[key]), _tail_mean(fp32[key])) for key in fp32)
+
+
+def noise_floor(fp32: Losses, floor: Floor, key: str) -> float:
+    """How far the model drifts from itself under rounding, relative to the fp32 tail.
+
+    The largest step-by-step difference over the second half of the run: the means of two tails
+    can meet by chance, their steps do not all.
+    """
+    plain, nudged = fp32[key], floor.losses[key]
+    scale = abs(_tail_mean(plain))
+    half = max(floor.before_nudge, len(plain) // 2)
+    differences = [abs(a - b) for a, b in zip(plain[half:], nudged[half:], strict=True)]
+    largest = max(differences, default=0.0)
+    if largest == 0:
+        return 0.0
+    return largest / scale if scale and math.isfinite(scale) else math.inf
+
+
+def first_nonfinite(losses: Losses, baseline: Losses) -> int | None:
+    """The first step at which a loss is not finite where the baseline's is; None if none is."""
+    steps = [
+        step
+        for key in losses
+        for step, (loss, base) in enumerate(zip(losses[key], baseline[key], strict=True))
+        if not math.isfinite(loss) and math.isfinite(base)
+    ]
+    return min(steps, default=None)
+
+
+def _tail_mean(losses: Sequence[float]) -> float:
+    tail = losses[tail_start(len(losses)) :]
+    return math.fsum(tail) / len(tail) if all(map(math.isfinite, tail)) else math.nan

@@ -1,0 +1,47 @@
+"""The linter for the training step: every rule, and which of them may speak."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+from pytest_amp.judge.rules import autocast, measurement, numerics, speed
+from pytest_amp.judge.rules.base import Case, Rule
+from pytest_amp.results import Finding
+
+NOTHING_MEASURED = Finding(
+    code="AMP001",
+    name="nothing-measured",
+    severity="error",
+    message=(
+        "the test requested amp_benchmark and never called it: a gate that measured nothing is "
+        "not green; call amp_benchmark(setup)"
+    ),
+)
+
+RULES: tuple[Rule, ...] = (
+    *measurement.RULES,
+    *autocast.RULES,
+    *numerics.RULES,
+    *speed.RULES,
+)
+
+
+def findings(case: Case, select: Sequence[str], ignore: Mapping[str, str]) -> tuple[Finding, ...]:
+    """What the selected rules say. What `ignore` suppresses stays, with the reason given."""
+    return tuple(
+        replace(finding, suppressed=suppression(finding, ignore))
+        for rule in RULES
+        if rule.code.startswith(tuple(select))
+        for finding in rule.findings(case)
+    )
+
+
+def suppression(finding: Finding, ignore: Mapping[str, str]) -> str | None:
+    """The reason for which a finding is ignored; patterns are CODE or CODE@module.path.glob."""
+    for pattern, reason in ignore.items():
+        code, _, module = pattern.partition("@")
+        if finding.code.startswith(code) and fnmatchcase(finding.module or "", module or "*"):
+            return reason
+    return None

@@ -1,0 +1,52 @@
+"""AMP1xx: whether autocast did what it is there for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pytest_amp.judge.gates import unseen
+from pytest_amp.judge.rules.base import Case, Rule, Word
+from pytest_amp.records import REDUCED
+
+
+def amp_no_op(case: Case) -> Iterator[Word]:
+    operators = case.seen.amp.operators
+    if operators is None or unseen(case.seen) or operators.compiled:
+        return
+    if operators.flops:
+        if operators.reduced_flops():
+            return
+        what = "matmul, convolution or attention FLOP"
+    else:
+        if operators.reduced_bytes() or not sum(operators.bytes_by_dtype.values()):
+            return
+        what = "byte of activations"
+    yield Word(
+        f"not one {what} of the amp arm ran in {case.seen.dtype}: autocast was not in force; "
+        "run the forward pass and the loss under arm.autocast()",
+        {
+            "flops_by_dtype": dict(operators.flops_by_dtype),
+            "bytes_by_dtype": dict(operators.bytes_by_dtype),
+            "autocast_entered": operators.autocast_entered,
+        },
+    )
+
+
+def dtype_substituted(case: Case) -> Iterator[Word]:
+    operators = case.seen.amp.operators
+    if operators is None:
+        return
+    amounts = operators.flops_by_dtype if operators.flops else operators.bytes_by_dtype
+    other = [dtype for dtype in REDUCED if dtype != case.seen.dtype and amounts.get(dtype)]
+    if other and not amounts.get(case.seen.dtype):
+        yield Word(
+            f"the amp arm ran in {other[0]} where {case.seen.dtype} was asked for: every figure "
+            f"here is {other[0]}'s; ask for it (dtype={other[0]!r}), or pass arm.dtype on",
+            {"asked": case.seen.dtype, "ran": other[0]},
+        )
+
+
+RULES = (
+    Rule("AMP101", "amp-no-op", "error", amp_no_op),
+    Rule("AMP108", "dtype-substituted", "warning", dtype_substituted),
+)

@@ -1,0 +1,166 @@
+"""AMP0xx: whether the two arms were comparable and the measurement can be trusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from pytest_amp import units
+from pytest_amp.judge import sequential
+from pytest_amp.judge.gates import draws_differ
+from pytest_amp.judge.rules.base import Case, Rule, Word
+from pytest_amp.records import REDUCED
+
+REPEATS_WITHIN = 1e-4
+SERIAL_PAIRS = 20
+SERIAL = 0.6
+WIDE = 0.05
+
+
+def _first_losses_differ(case: Case) -> tuple[str, int, float, float] | None:
+    """Key, step and the losses of two fp32 builds from one seed, where they differ."""
+    first, again = case.seen.fp32.losses, case.seen.floor
+    for step in range(again.before_nudge):
+        for key in first:
+            a, b = first[key][step], again.losses[key][step]
+            if math.isfinite(a) and abs(a - b) > REPEATS_WITHIN * abs(a) + 1e-6:
+                return key, step, a, b
+    return None
+
+
+def _same_kind_other_value(ours: tuple[str, ...] | None, theirs: tuple[str, ...] | None) -> bool:
+    """Whether digests differ in value. Another dtype is another question, not another value."""
+    if ours is None or theirs is None:
+        return False
+    if len(ours) != len(theirs):
+        return True
+    return any(
+        a != b and a.partition(":")[0] == b.partition(":")[0]
+        for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def not_reproducible(case: Case) -> Iterator[Word]:
+    differing = _first_losses_differ(case)
+    if differing is None or any(word.severity != "warning" for word in arms_start_differ(case)):
+        return
+    key, step, first, second = differing
+    yield Word(
+        f"two fp32 runs from one seed differ at step {step + 1} ({first:.6g} and {second:.6g}): "
+        "something draws from an unseeded generator or a nondeterministic kernel is at work; "
+        "make it reproducible before trusting small differences",
+        {"key": key, "step": step + 1, "losses": [first, second]},
+    )
+
+
+def arms_start_differ(case: Case) -> Iterator[Word]:
+    fp32, amp, again = case.seen.fp32.start, case.seen.amp.start, case.seen.floor.start
+    fix = (
+        "seed what you draw from, and make models and loaders inside setup(arm), so that both "
+        "arms start alike"
+    )
+    for what, first, other, second in (
+        ("weights", fp32.parameters, amp.parameters, again.parameters),
+        ("first inputs", fp32.inputs, amp.inputs, again.inputs),
+    ):
+        if _same_kind_other_value(first, second):
+            yield Word(
+                f"two fp32 builds from one seed start from other {what}: nothing below is "
+                f"comparable; {fix}",
+                {"what": what, "between": "fp32 and fp32"},
+            )
+            return
+        if _same_kind_other_value(first, other):
+            if what == "first inputs" and draws_differ(case.seen):
+                yield Word(
+                    "the arms drew different random numbers: from one seed this device draws "
+                    f"other numbers in {case.seen.dtype} than in float32; draw in float32, outside "
+                    "the autocast region, to compare like with like",
+                    {"what": "random draws"},
+                    severity="warning",
+                )
+                return
+            yield Word(
+                f"the two arms start from other {what}: nothing below is comparable; {fix}",
+                {"what": what, "between": "fp32 and amp"},
+            )
+            return
+    differing = _first_losses_differ(case)
+    if fp32.inputs is None and differing is not None and differing[1] == 0:
+        _, _, a, b = differing
+        yield Word(
+            f"two fp32 builds from one seed have other first losses ({a:.6g} and {b:.6g}): nothing "
+            f"below is comparable; {fix}",
+            {"what": "first losses", "losses": [a, b]},
+        )
+
+
+def fp32_arm_not_fp32(case: Case) -> Iterator[Word]:
+    operators = case.seen.fp32.operators
+    if operators is None or not operators.reduced_flops():
+        return
+    share = operators.reduced_flops() / operators.flops
+    by_weights = operators.reduced_weights and not operators.autocast_entered
+    dtypes = ", ".join(dtype for dtype in REDUCED if operators.flops_by_dtype.get(dtype))
+    evidence = {
+        "share": share,
+        "flops_by_dtype": dict(operators.flops_by_dtype),
+        "autocast_entered": operators.autocast_entered,
+    }
+    if by_weights:
+        yield Word(
+            f"{units.share(share)} of the baseline's FLOPs ran in {dtypes}, because weights are "
+            "kept in it: the speedup is over that, not over a float32 model",
+            evidence,
+            severity="warning",
+        )
+    else:
+        yield Word(
+            f"{units.share(share)} of the fp32 arm's FLOPs ran in {dtypes}: a hard-coded autocast "
+            "or cast makes the baseline no baseline; enter arm.autocast() in its place",
+            evidence,
+        )
+
+
+def baseline_flags(case: Case) -> Iterator[Word]:
+    fp32, amp = case.seen.fp32.flags, case.seen.amp.flags
+    differing = {name: [fp32[name], amp.get(name)] for name in fp32 if amp.get(name) != fp32[name]}
+    if differing:
+        listed = ", ".join(f"{name}: {a} and {b}" for name, (a, b) in differing.items())
+        yield Word(
+            f"the fp32 and the amp arm ran under different flags ({listed}): the speedup is not "
+            "autocast's alone",
+            differing,
+        )
+
+
+def noisy_machine(case: Case) -> Iterator[Word]:
+    timing, gate = case.seen.timing, case.gates["speedup"]
+    if timing is None:
+        return
+    serial = sequential.autocorrelation(timing.ratios)
+    if len(timing.ratios) >= SERIAL_PAIRS and serial > SERIAL:
+        yield Word(
+            f"the pairs follow each other (autocorrelation {serial:.2f}): one arm changes its "
+            "speed for seconds at a time, as under throttling, and the error rate may not hold",
+            {"autocorrelation": serial, "pairs": len(timing.ratios)},
+        )
+    if gate.verdict != "inconclusive" or not gate.low or not gate.high or not gate.value:
+        return
+    half = (gate.high - gate.low) / 2 / gate.value
+    if half > WIDE:
+        yield Word(
+            f"the pairs spread so widely (the interval is {units.share(half)} to either side) that "
+            f"max_time={case.limits.max_time:g} s can't overcome it: stop other work on the "
+            "machine, lock its clocks, or raise max_time",
+            {"half_width": half, "pairs": len(timing.ratios)},
+        )
+
+
+RULES = (
+    Rule("AMP002", "not-reproducible", "warning", not_reproducible),
+    Rule("AMP003", "arms-start-differ", "error", arms_start_differ),
+    Rule("AMP004", "fp32-arm-not-fp32", "error", fp32_arm_not_fp32),
+    Rule("AMP005", "baseline-flags", "warning", baseline_flags),
+    Rule("AMP006", "noisy-machine", "warning", noisy_machine),
+)

@@ -1,0 +1,34 @@
+"""AMP3xx: whether the numbers stay what they were."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pytest_amp.judge.parity import first_nonfinite
+from pytest_amp.judge.rules.base import Case, Rule, Word
+
+
+def nonfinite_loss(case: Case) -> Iterator[Word]:
+    seen = case.seen
+    step = first_nonfinite(seen.amp.losses, seen.fp32.losses)
+    if step is None:
+        return
+    origin = seen.nonfinite_origin
+    if origin is None:
+        place = "running that step again did not show where"
+    else:
+        module = f" in {origin.module}" if origin.module else ""
+        place = f"the first to leave the finite range was {origin.op}{module}"
+    remedy = (
+        "keep that part in float32 (torch.autocast(..., enabled=False)) or use bfloat16"
+        if seen.dtype == "float16"
+        else "keep that part in float32 (torch.autocast(..., enabled=False))"
+    )
+    yield Word(
+        f"the amp loss is not finite at step {step + 1}, where fp32's is; {place}; {remedy}",
+        {"step": step + 1, "op": None if origin is None else origin.op},
+        module=None if origin is None else origin.module,
+    )
+
+
+RULES = (Rule("AMP301", "nonfinite-loss", "error", nonfinite_loss),)

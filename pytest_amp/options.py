@@ -1,0 +1,121 @@
+"""The settings table as pytest speaks it: command line options, ini keys, marker keywords."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from pytest_amp import settings
+from pytest_amp.settings import Entry, Level, Settings
+
+MARKER_HELP = (
+    "amp({keywords}): run the test's training step under FP32 and under autocast, and gate what "
+    "came out. {rows}"
+)
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Every row of the table as an option and an ini key; both default to None, that is: unset."""
+    group = parser.getgroup("amp", "mixed precision (pytest-amp)")
+    for entry in settings.TABLE:
+        group.addoption(entry.flag, default=None, help=_help(entry), **_kind(entry))
+        parser.addini(entry.ini, help=f"{entry.help} ({entry.flag})", default=None)
+    group.addoption(
+        "--amp-override",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting that beats the markers too; may be repeated",
+    )
+    group.addoption("--amp-json", default=None, metavar="PATH", help="write a JSON report")
+
+
+def _kind(entry: Entry) -> dict[str, Any]:
+    if entry.name == "static":
+        return {"action": "store_true"}
+    if entry.name == "strict":
+        return {"nargs": "?", "const": "all", "metavar": entry.metavar}
+    return {"metavar": entry.metavar}
+
+
+def _help(entry: Entry) -> str:
+    default = "" if not entry.default else f" (default: {_shown(entry.default)})"
+    return (entry.help + default).replace("%", "%%")
+
+
+def _shown(default: object) -> str:
+    return (
+        "all"
+        if default == ("AMP",)
+        else f"{default:g}"
+        if isinstance(default, float)
+        else str(default)
+    )
+
+
+def marker_help() -> str:
+    """The marker's line for ``pytest --markers``."""
+    entries = [entry for entry in settings.TABLE if entry.marker]
+    keywords = ", ".join(entry.name for entry in entries)
+    rows = " ".join(f"{entry.name}: {entry.help}." for entry in entries)
+    return MARKER_HELP.format(keywords=keywords, rows=rows)
+
+
+def session_levels(config: pytest.Config) -> tuple[Level, Level, Level]:
+    """What the overrides, the command line and the ini file say: (override, cli, ini).
+
+    Raises pytest.UsageError, naming the option or key, for a value that is not valid.
+    """
+    override: dict[str, object] = {}
+    for pair in config.getoption("amp_override"):
+        name, separator, value = pair.partition("=")
+        if not separator:
+            raise pytest.UsageError(f"--amp-override {pair!r} is not KEY=VALUE")
+        _check("--amp-override", name.strip(), value)
+        override[name.strip()] = value
+    cli: dict[str, object] = {}
+    ini: dict[str, object] = {}
+    for entry in settings.TABLE:
+        given = config.getoption("amp_" + entry.name)
+        if given is not None:
+            _check(entry.flag, entry.name, given)
+            cli[entry.name] = given
+        written = config.getini(entry.ini)
+        if written not in (None, ""):
+            _check(f"{config.inipath}: {entry.ini}", entry.name, written)
+            ini[entry.name] = written
+    return ("override", override), ("cli", cli), ("ini", ini)
+
+
+def _check(where: str, name: str, value: object) -> None:
+    try:
+        settings.parse(settings.entry_for(name), value)
+    except ValueError as error:
+        raise pytest.UsageError(f"{where}: {error}") from None
+
+
+def marker_levels(item: pytest.Item) -> Iterator[Level]:
+    """The keywords of the item's ``amp`` markers, the closest first. ValueError if one is wrong."""
+    for mark in item.iter_markers("amp"):
+        if mark.args:
+            raise ValueError(
+                f"@pytest.mark.amp takes keywords only, and was given {mark.args!r}; "
+                "write for example @pytest.mark.amp(min_speedup=1.3)"
+            )
+        for name, value in mark.kwargs.items():
+            settings.parse(settings.entry_for(name, marker=True), value)
+        yield "marker", mark.kwargs
+
+
+def item_settings(item: pytest.Item, session: tuple[Level, Level, Level]) -> Settings:
+    """The settings of one test: override, then its markers, then cli, ini and the defaults."""
+    override, cli, ini = session
+    return settings.resolve([override, *marker_levels(item), cli, ini])
+
+
+def hidden_by_marker(item: pytest.Item, cli: Mapping[str, object]) -> set[str]:
+    """The settings given on the command line that this test's own markers hide."""
+    marked = {name for _, keywords in marker_levels(item) for name in keywords}
+    return {name for name in marked & set(cli) if name not in settings.UNIONS}

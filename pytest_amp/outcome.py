@@ -1,0 +1,71 @@
+"""From what pytest saw of a test to the report that the reporters get."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pytest_amp import fixtures
+from pytest_amp.results import AmpInconclusive, AmpRegression, AmpReport, Failure
+
+UNASSERTED = (
+    "the test passed although its verdict is fail: the gates were left unasserted "
+    "(check=False without result.check()), or their exception was caught"
+)
+
+# Their message is the whole story; where in our code they were raised is no part of it.
+SAID_IN_FULL = (AmpRegression, AmpInconclusive)
+
+
+def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    """Put the amp report on pytest's, from where reporters and xdist's controller read it."""
+    if call.excinfo is not None and isinstance(call.excinfo.value, SAID_IN_FULL):
+        report.longrepr = call.excinfo.getrepr(style="value")
+    if report.when == "call" or (report.when == "setup" and not report.passed):
+        amp = _report(item, call, report)
+        report.amp = amp.to_dict()  # type: ignore[attr-defined]
+
+
+def require_measurement(item: pytest.Item) -> None:
+    """Fail the test that requested amp_benchmark, passed, and never measured (AMP001)."""
+    __tracebackhide__ = True
+    benchmark = getattr(item, "funcargs", {}).get("amp_benchmark")
+    if benchmark is None or benchmark.called:
+        return
+    from pytest_amp import experiment
+
+    test = fixtures.test_of(item, lambda _: None, fixtures.device_of(item))
+    item.stash[fixtures.REPORT] = experiment.nothing_measured(test)
+    raise AmpRegression(item.stash[fixtures.REPORT])
+
+
+def _report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> AmpReport:
+    measured = item.stash.get(fixtures.REPORT, None)
+    if measured is not None:
+        del item.stash[fixtures.REPORT]
+        if measured.verdict == "fail" and report.passed and not hasattr(report, "wasxfail"):
+            measured = replace(measured, notes=(*measured.notes, UNASSERTED))
+        return measured
+    blank = AmpReport(
+        nodeid=item.nodeid,
+        verdict="skipped" if report.skipped else "error",
+        started=fixtures.now(),
+        duration_s=call.duration,
+        attempt=fixtures.attempt_of(item),
+        settings=fixtures.settings_of(item).described(),
+    )
+    if report.skipped:
+        return replace(blank, skip_reason=_skip_reason(report))
+    error = call.excinfo
+    kind = "none" if error is None else error.type.__name__
+    message = "" if error is None else str(error.value)
+    return replace(blank, error=Failure(None, report.when, None, kind, message))
+
+
+def _skip_reason(report: pytest.TestReport) -> str:
+    if hasattr(report, "wasxfail"):
+        return f"xfail: {report.wasxfail}"
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    return str(report.longrepr)

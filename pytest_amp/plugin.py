@@ -1,0 +1,71 @@
+"""pytest's hooks and nothing else: they translate, they compute nothing.
+
+Loaded in every pytest run of every project that has pytest-amp installed, so nothing here may
+import torch, numpy or pandas before an amp test runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from pytest_amp import collection, fixtures, options, outcome
+from pytest_amp.fixtures import amp_benchmark, amp_device, amp_scaler, cuda_device
+from pytest_amp.session import Session
+
+__all__ = ["amp_benchmark", "amp_device", "amp_scaler", "cuda_device"]
+
+SESSION = pytest.StashKey[Session]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    options.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", options.marker_help())
+    config.stash[fixtures.LEVELS] = options.session_levels(config)
+    config.stash[SESSION] = Session(config)
+    config.pluginmanager.register(config.stash[SESSION], "amp-session")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    collection.mark_measuring_tests(items)
+    collection.refuse_unfit(items)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    config = session.config
+    config.stash[SESSION].hidden = collection.hidden_by_markers(
+        session.items, config.stash[fixtures.LEVELS]
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    __tracebackhide__ = True
+    if not collection.is_step(pyfuncitem):
+        return None
+    fixtures.run_body(pyfuncitem)
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    __tracebackhide__ = True
+    result = yield
+    outcome.require_measurement(item)
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if collection.is_amp(item):
+        outcome.attach(item, call, report)
+    return report

@@ -1,0 +1,129 @@
+"""What the laboratory saw, as frozen values: the raw material that judge/ concludes from.
+
+Nothing here imports torch. A record holds what happened, never what it means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Losses = Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where an arm started: digests by value of its parameters and of its first module's inputs.
+
+    None where there was no optimizer, or no module, to look at.
+    """
+
+    parameters: tuple[str, ...] | None = None
+    inputs: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Operators:
+    """One inspected step, counted by dtype name.
+
+    `flops_by_dtype`: matmul, convolution and attention FLOPs by the dtype that was computed in.
+    `bytes_by_dtype`: bytes of the floating point tensors that operators made.
+    `unknown`: heavy operators without a FLOP formula. `compiled`: whether compiled graphs ran,
+    whose fused kernels are not seen. `random_dtypes`: dtypes in which random numbers were drawn.
+    `autocast_entered`: how often an enabled autocast region was entered.
+    `reduced_weights`: whether a tensor that was there before the step took part in reduced
+    precision, as weights kept in bfloat16 do.
+    """
+
+    flops_by_dtype: Mapping[str, int] = field(default_factory=dict)
+    bytes_by_dtype: Mapping[str, int] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    compiled: bool = False
+    random_dtypes: frozenset[str] = frozenset()
+    autocast_entered: int = 0
+    reduced_weights: bool = False
+
+    @property
+    def flops(self) -> int:
+        return sum(self.flops_by_dtype.values())
+
+    def reduced_flops(self) -> int:
+        return sum(self.flops_by_dtype.get(dtype, 0) for dtype in REDUCED)
+
+    def reduced_bytes(self) -> int:
+        return sum(self.bytes_by_dtype.get(dtype, 0) for dtype in REDUCED)
+
+
+REDUCED = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class ParityRun:
+    """One arm alone in memory for `steps` steps: losses, peak, scaler, and one inspected step."""
+
+    losses: Losses
+    start: Start = Start()
+    peak_bytes: int | None = None
+    reserved_bytes: int | None = None
+    scales: tuple[float, ...] = ()
+    skipped_steps: int = 0
+    operators: Operators | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A second fp32 run from the same seed, nudged by one ulp of the amp dtype on the way.
+
+    `before_nudge`: how many steps ran before the nudge; up to there it must repeat the first run.
+    `other_stream`: whether random numbers were drawn from a second stream after the nudge.
+    """
+
+    losses: Losses
+    start: Start
+    before_nudge: int
+    other_stream: bool
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Paired blocks: seconds per step of each block, fp32 and amp by pair.
+
+    `stopped`: why the sampling ended ("decided", "precise" or "budget"). `one_resident`: the arms
+    did not fit in memory together and were rebuilt for every block.
+    """
+
+    fp32_step_s: tuple[float, ...]
+    amp_step_s: tuple[float, ...]
+    block_steps: int
+    stopped: str
+    elapsed_s: float
+    one_resident: bool = False
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        return tuple(f / a for f, a in zip(self.fp32_step_s, self.amp_step_s, strict=True))
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The first operator whose output was not finite though its inputs were."""
+
+    step: int
+    op: str
+    module: str | None
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Everything that was seen of one test."""
+
+    device: str
+    dtype: str
+    native_support: bool
+    fp32: ParityRun
+    amp: ParityRun
+    floor: Floor
+    timing: Timing | None = None
+    nonfinite_origin: Origin | None = None

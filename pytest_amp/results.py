@@ -1,0 +1,394 @@
+"""What was found, as frozen values: the language that the whole plugin shares.
+
+Nothing here imports torch or pytest. Every value can be written as plain JSON
+(`AmpReport.to_dict`, schema 1) and read back (`AmpReport.from_dict`). Units are in the names;
+a summary that follows from the raw samples is a property, so that it is stored once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pytest_amp import units
+
+GateVerdict = Literal["pass", "fail", "inconclusive", "not_gated"]
+Verdict = Literal["pass", "fail", "inconclusive", "skipped", "error"]
+Severity = Literal["error", "warning"]
+
+
+class AmpError(Exception):
+    """The test can't be measured as it is written; the message names the thing and the fix."""
+
+    __module__ = "pytest_amp"
+
+
+class AmpRegression(AssertionError):
+    """Mixed precision missed a gate, or a finding of severity error stands.
+
+    `report` is the `AmpReport` with everything that was measured.
+    """
+
+    __module__ = "pytest_amp"
+
+    def __init__(self, report: AmpReport) -> None:
+        super().__init__(report.explain())
+        self.report = report
+
+
+class AmpInconclusive(AssertionError):
+    """Under ``--amp-strict``: a gate had no answer within its budget, or could not be measured.
+
+    Not a regression: measuring again may well decide, so a rerun plugin can retry this
+    exception and only it. `report` is the `AmpReport`.
+    """
+
+    __module__ = "pytest_amp"
+
+    def __init__(self, report: AmpReport) -> None:
+        super().__init__(report.explain())
+        self.report = report
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """What one arm did.
+
+    `step_times_s`: seconds per step, one value per timed block. `losses_by_key`: per name of a
+    loss its value after each step. `peak_bytes` and `reserved_bytes`: the allocator's peak above
+    its level before the arm was built. `flops_by_dtype`: of one inspected step. `scales`: the
+    GradScaler's scale after each of its updates.
+    """
+
+    step_times_s: tuple[float, ...] = ()
+    losses_by_key: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    peak_bytes: int | None = None
+    reserved_bytes: int | None = None
+    flops_by_dtype: Mapping[str, int] = field(default_factory=dict)
+    scales: tuple[float, ...] = ()
+    skipped_steps: int = 0
+
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """The sequence of the loss; of the first key, where there are several."""
+        return next(iter(self.losses_by_key.values()), ())
+
+    @property
+    def step_time_s(self) -> float | None:
+        """Median seconds per step, None where nothing was timed."""
+        return statistics.median(self.step_times_s) if self.step_times_s else None
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The speedup: fp32 step time / amp step time, pair by pair.
+
+    `low` and `high` bound the median ratio with an error of at most `error_rate` on each side,
+    at whatever moment the sampling stopped; None where there were too few pairs to say.
+    """
+
+    pair_ratios: tuple[float, ...]
+    low: float | None
+    high: float | None
+    block_steps: int
+
+    @property
+    def value(self) -> float:
+        """The median pair ratio."""
+        return statistics.median(self.pair_ratios)
+
+    @property
+    def pairs(self) -> int:
+        return len(self.pair_ratios)
+
+    def __str__(self) -> str:
+        return f"{units.ratio(self.value)} {units.interval(self.low, self.high)}".rstrip()
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One promise and whether it was kept. `reason` says in a sentence why the verdict is so."""
+
+    name: str
+    threshold: float | None
+    value: float | None
+    low: float | None
+    high: float | None
+    verdict: GateVerdict
+    reason: str
+
+    @property
+    def unmeasured(self) -> bool:
+        """A threshold was set, but there was nothing to hold against it."""
+        return self.verdict == "not_gated" and self.threshold is not None and self.value is None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One rule's word on one step. `suppressed` is the reason given in ``ignore``, or None."""
+
+    code: str
+    name: str
+    severity: Severity
+    message: str
+    module: str | None = None
+    location: str | None = None
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    confirmed: bool = False
+    suppressed: str | None = None
+
+    @property
+    def stands(self) -> bool:
+        """Whether it counts against the verdict."""
+        return self.severity == "error" and self.suppressed is None
+
+    def __str__(self) -> str:
+        place = "".join(f" ({part})" for part in (self.module, self.location) if part)
+        return f"{self.code} {self.name}{place}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where a number was measured. `flags` are the global switches that shift a baseline."""
+
+    device: str
+    device_type: str
+    torch: str
+    cuda: str | None
+    cudnn: str | None
+    driver: str | None
+    dtype: str
+    native_support: bool
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception that ended a test before it could be judged, and where it was raised."""
+
+    arm: str | None
+    phase: str | None
+    step: int | None
+    type: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting's value in force and where it came from."""
+
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True)
+class AmpReport:
+    """One test's experiment, judged. The value of ``amp_benchmark(setup)``.
+
+    Times are seconds, sizes bytes, shares fractions. `loss_diff` and `noise_floor` are relative
+    to the fp32 loss; `coverage` is the share of matmul, convolution and attention FLOPs that ran
+    in the amp dtype, None where it is unknown or there were none.
+    """
+
+    nodeid: str
+    verdict: Verdict
+    started: str
+    duration_s: float = 0.0
+    attempt: int = 1
+    worker: str | None = None
+    rank: int | None = None
+    skip_reason: str | None = None
+    error: Failure | None = None
+    environment: Environment | None = None
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    gates: tuple[Gate, ...] = ()
+    arms: Mapping[str, ArmRun] = field(default_factory=dict)
+    speedup: Estimate | None = None
+    loss_diff: float | None = None
+    noise_floor: float | None = None
+    coverage: float | None = None
+    findings: tuple[Finding, ...] = ()
+    notes: tuple[str, ...] = ()
+    phases_s: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def fp32(self) -> ArmRun:
+        return self.arms["fp32"]
+
+    @property
+    def amp(self) -> ArmRun:
+        return self.arms["amp"]
+
+    @property
+    def memory_reduction(self) -> float | None:
+        """1 - amp peak / fp32 peak; None where a peak is unknown or fp32's is zero."""
+        fp32, amp = self.arms.get("fp32"), self.arms.get("amp")
+        if fp32 is None or amp is None or not fp32.peak_bytes or amp.peak_bytes is None:
+            return None
+        return 1 - amp.peak_bytes / fp32.peak_bytes
+
+    def gate(self, name: str) -> Gate:
+        """The gate of that name; KeyError where there is none."""
+        for gate in self.gates:
+            if gate.name == name:
+                return gate
+        raise KeyError(f"no gate {name!r}; this report has {[gate.name for gate in self.gates]}")
+
+    @property
+    def strict(self) -> frozenset[str]:
+        """The kinds of missing answers that ``--amp-strict`` turns into failures."""
+        setting = self.settings.get("strict")
+        return frozenset(setting.value or ()) if setting else frozenset()
+
+    @property
+    def unanswered(self) -> tuple[Gate, ...]:
+        """Gates without an answer that are failures under the strictness in force."""
+        return tuple(
+            gate
+            for gate in self.gates
+            if (gate.verdict == "inconclusive" and "inconclusive" in self.strict)
+            or (gate.unmeasured and "unmeasured" in self.strict)
+        )
+
+    def check(self) -> None:
+        """Assert the gates.
+
+        Raises `AmpRegression` where a gate failed or an error stands, `AmpInconclusive` where
+        ``--amp-strict`` asks for an answer that is missing.
+        """
+        __tracebackhide__ = True
+        if self.verdict == "fail":
+            raise AmpRegression(self)
+        if self.unanswered:
+            raise AmpInconclusive(self)
+
+    def explain(self) -> str:
+        """The verdict for a CI log: every gate, on what evidence, and what to look at."""
+        return "\n".join(_explain(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, schema 1. What is not finite becomes None and is named in `nonfinite`."""
+        data = dataclasses.asdict(self)
+        data["settings"] = {
+            name: {"value": setting.value, "from": setting.source}
+            for name, setting in self.settings.items()
+        }
+        for arm in data["arms"].values():
+            arm["losses"] = arm.pop("losses_by_key")
+        if self.speedup is not None:
+            data["speedup"].update(value=self.speedup.value, pairs=self.speedup.pairs)
+        data["memory_reduction"] = self.memory_reduction
+        data["phases_s"] = {
+            phase: self.phases_s.get(phase, 0.0) for phase in ("parity", "inspection", "timing")
+        }
+        nonfinite: list[str] = []
+        plain: dict[str, Any] = _plain(data, "", nonfinite)
+        plain["nonfinite"] = nonfinite
+        return plain
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> AmpReport:
+        """Read what `to_dict` wrote; what was not finite comes back as NaN. Unknown keys are let by."""
+        data = _restored(data, "", frozenset(data.get("nonfinite", ())))
+        values = _fields(cls, data)
+        values["settings"] = {
+            name: Setting(entry["value"], entry["from"]) for name, entry in data["settings"].items()
+        }
+        values["arms"] = {name: _arm(arm) for name, arm in data["arms"].items()}
+        values["gates"] = tuple(Gate(**_fields(Gate, gate)) for gate in data["gates"])
+        values["findings"] = tuple(Finding(**_fields(Finding, each)) for each in data["findings"])
+        values["notes"] = tuple(data.get("notes", ()))
+        for name, kind in (("environment", Environment), ("error", Failure)):
+            if data.get(name):
+                values[name] = kind(**_fields(kind, data[name]))
+        if data.get("speedup"):
+            speedup = _fields(Estimate, data["speedup"])
+            values["speedup"] = Estimate(
+                **{**speedup, "pair_ratios": tuple(speedup["pair_ratios"])}
+            )
+        return cls(**values)
+
+
+def _fields(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data}
+
+
+def _arm(data: Mapping[str, Any]) -> ArmRun:
+    values = _fields(ArmRun, data)
+    values["losses_by_key"] = {key: tuple(series) for key, series in data["losses"].items()}
+    values["step_times_s"] = tuple(values["step_times_s"])
+    values["scales"] = tuple(values["scales"])
+    return ArmRun(**values)
+
+
+def _restored(value: Any, path: str, nonfinite: frozenset[str]) -> Any:
+    """The inverse of `_plain`: NaN at the places that are named."""
+    if isinstance(value, Mapping):
+        return {key: _restored(item, _at(path, key), nonfinite) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_restored(item, f"{path}[{i}]", nonfinite) for i, item in enumerate(value)]
+    return math.nan if value is None and path in nonfinite else value
+
+
+def _at(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _plain(value: Any, path: str, nonfinite: list[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, _at(path, key), nonfinite) for key, item in value.items()}
+    if isinstance(value, (frozenset, set)):
+        value = sorted(value)
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [_plain(item, f"{path}[{i}]", nonfinite) for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        nonfinite.append(path)
+        return None
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+_MARK: Mapping[str, str] = {
+    "pass": "ok", "fail": "FAILED", "inconclusive": "no answer", "not_gated": "not gated",
+}  # fmt: skip
+
+
+def _explain(report: AmpReport) -> Iterator[str]:
+    errors = [finding for finding in report.findings if finding.stands]
+    wrong = [gate for gate in report.gates if gate.verdict == "fail"] or report.unanswered
+    headline = [f"{gate.name} {gate.reason}" for gate in wrong]
+    headline += [f"{finding.code} {finding.name}" for finding in errors]
+    yield "; ".join(headline) or f"verdict: {report.verdict}"
+    where = report.environment
+    if where is not None:
+        yield f"on {where.device}, {where.dtype} against float32, torch {where.torch}"
+    yield ""
+    width = max((len(gate.name) for gate in report.gates), default=0)
+    for gate in report.gates:
+        if gate.verdict != "not_gated" or gate.unmeasured:
+            yield f"  {gate.name:<{width}}  {_MARK[gate.verdict]:<9}  {gate.reason}"
+    fp32, amp = report.arms.get("fp32"), report.arms.get("amp")
+    if fp32 is not None and amp is not None:
+        yield ""
+        if fp32.step_times_s and amp.step_times_s:
+            times = f"{units.duration(fp32.step_time_s)} -> {units.duration(amp.step_time_s)}"
+            yield f"  step time  fp32 -> amp  {times}"
+        if fp32.peak_bytes is not None and amp.peak_bytes is not None:
+            yield (
+                f"  peak memory fp32 -> amp {units.size(fp32.peak_bytes)}"
+                f" -> {units.size(amp.peak_bytes)}"
+            )
+        if fp32.losses and amp.losses:
+            yield f"  last loss  fp32 -> amp  {fp32.losses[-1]:.6g} -> {amp.losses[-1]:.6g}"
+    spoken = [finding for finding in report.findings if finding.suppressed is None]
+    if spoken:
+        yield ""
+    for finding in sorted(spoken, key=lambda finding: (finding.severity, finding.code)):
+        yield f"  {finding.severity}: {finding}"
+    for note in report.notes:
+        yield f"  note: {note}"

@@ -1,0 +1,1 @@
+"""The laboratory: everything that touches torch, a device or a clock."""

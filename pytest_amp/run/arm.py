@@ -1,0 +1,232 @@
+"""An arm of the experiment: what `setup` receives, and the arm once it is built."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch.optim import Optimizer
+
+from pytest_amp.results import AmpError
+from pytest_amp.run.device import Device
+from pytest_amp.run.progress import Progress
+from pytest_amp.run.scaler import AmpScaler
+from pytest_amp.run.state import GlobalState
+
+ArmName = Literal["fp32", "amp"]
+Step = Callable[[], Any]
+_SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+class Arm:
+    """One side of the comparison, handed to ``setup(arm)``.
+
+    Attributes:
+        name: ``"fp32"`` or ``"amp"``.
+        enabled: whether this is the amp arm.
+        device: the `torch.device` to build on.
+        dtype: the dtype that autocast uses here; ``torch.float32`` in the fp32 arm.
+        scaler: a `torch.amp.GradScaler`, enabled only for float16 in the amp arm.
+    """
+
+    def __init__(self, name: ArmName, device: Device, amp_dtype: torch.dtype) -> None:
+        self.name = name
+        self.enabled = name == "amp"
+        self.device = device.torch
+        self.dtype = amp_dtype if self.enabled else torch.float32
+        self.scaler: torch.amp.GradScaler = AmpScaler(
+            device.type, enabled=self.enabled and amp_dtype is torch.float16
+        )
+        self._optimizers: list[Optimizer] = []
+        self._teardown: list[Callable[[], object]] = []
+
+    def __repr__(self) -> str:
+        return f"<Arm {self.name} on {self.device}, {self.dtype}>"
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """``torch.autocast`` on this device in this dtype; does nothing in the fp32 arm."""
+        if not self.enabled:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    @property
+    def mixed_precision(self) -> str:
+        """``"no"``, ``"fp16"`` or ``"bf16"``, as Accelerate and the HF Trainer spell it."""
+        return _SHORT[self.dtype] if self.enabled else "no"
+
+    @property
+    def lightning_precision(self) -> str:
+        """``"32-true"``, ``"16-mixed"`` or ``"bf16-mixed"``, as Lightning spells it."""
+        if not self.enabled:
+            return "32-true"
+        return "16-mixed" if self.dtype is torch.float16 else "bf16-mixed"
+
+    def on_teardown(self, function: Callable[[], object]) -> None:
+        """Call `function` when the arm is done with; the last one given is called first."""
+        self._teardown.append(function)
+
+
+Setup = Callable[[Arm], Step]
+
+
+class Resident:
+    """An arm that is built and in memory, with the globals that it set for itself."""
+
+    def __init__(self, arm: Arm, bench: Workbench) -> None:
+        self.arm = arm
+        self._bench = bench
+        self._step: Step | None = None
+        self._state = bench.globals.capture()
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """The optimizers that were made during setup, in that order."""
+        return self.arm._optimizers
+
+    def parameters(self) -> list[torch.Tensor]:
+        """What the optimizers train, each tensor once."""
+        seen: dict[int, torch.Tensor] = {}
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                seen.update((id(param), param) for param in group["params"])
+        return list(seen.values())
+
+    def build(self, setup: Setup) -> None:
+        """Call `setup` and keep its step."""
+        with self.active(), _optimizers_noted(self.arm._optimizers):
+            step = setup(self.arm)
+            if not callable(step):
+                raise AmpError(
+                    f"setup(arm) returned {type(step).__name__}, not a callable: "
+                    "it must return the function that runs one training step"
+                )
+            self._step = step
+
+    def step(self) -> Any:
+        """One training step; call it inside `active`."""
+        assert self._step is not None
+        try:
+            return self._step()
+        except StopIteration as error:
+            raise AmpError(
+                f"the step ran out of data in {self._bench.progress.place()}: the experiment may "
+                "call it without limit, so wrap the loader, for example itertools.cycle(loader)"
+            ) from error
+        except Exception as error:
+            _note(error, f"pytest-amp: raised in {self._bench.progress.place()}")
+            if "Tried to step" in str(error) and "total number of steps" in str(error):
+                _note(error, "the schedule ran out: the experiment may call the step without limit")
+            raise
+        finally:
+            self._bench.steps += 1
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Put this arm's globals in force, and the caller's back afterwards."""
+        bench = self._bench
+        outer = bench.globals.capture()
+        bench.globals.apply(self._state)
+        try:
+            with bench.lending(self.arm.scaler):
+                yield
+        finally:
+            self._state = bench.globals.capture()
+            bench.globals.apply(outer)
+
+    def close(self) -> None:
+        """Run what `on_teardown` asked for, all of it, and let the arm go."""
+        errors = []
+        with self.active():
+            while self.arm._teardown:
+                try:
+                    self.arm._teardown.pop()()
+                except Exception as error:  # noqa: BLE001 - all are called, the first is raised
+                    errors.append(error)
+        self._step = None
+        self.arm._optimizers.clear()
+        gc.collect()
+        if errors:
+            raise errors[0]
+
+
+class Workbench:
+    """What all arms of one test share: the device, the dtype, the seed and the user's setup."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        device: Device,
+        dtype: torch.dtype,
+        seed: int,
+        progress: Progress,
+        fixture: AmpScaler | None = None,
+    ) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.progress = progress
+        self.globals = GlobalState(device)
+        self.builds = 0
+        self.steps = 0
+        self._setup = setup
+        self._seed = seed
+        self._fixture = fixture
+
+    @property
+    def seed(self) -> int:
+        return self._seed
+
+    @contextmanager
+    def built(self, name: ArmName) -> Iterator[Resident]:
+        """An arm, built afresh from the seed, and closed afterwards."""
+        self.builds += 1
+        with self.globals.preserved():
+            self.globals.seed(self._seed)
+            resident = Resident(Arm(name, self.device, self.dtype), self)
+        try:
+            try:
+                resident.build(self._setup)
+            except Exception as error:
+                if not isinstance(error, AmpError):
+                    _note(error, f"pytest-amp: raised in setup of the {name} arm")
+                raise
+            yield resident
+        finally:
+            resident.close()
+
+    @contextmanager
+    def lending(self, scaler: torch.amp.GradScaler) -> Iterator[None]:
+        """While an arm runs, the `amp_scaler` fixture is that arm's: both share one state."""
+        if self._fixture is None:
+            yield
+            return
+        own = self._fixture.__dict__
+        self._fixture.__dict__ = scaler.__dict__
+        try:
+            yield
+        finally:
+            self._fixture.__dict__ = own
+
+
+@contextmanager
+def _optimizers_noted(found: list[Optimizer]) -> Iterator[None]:
+    original = Optimizer.__init__
+
+    def init(self: Optimizer, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        found.append(self)
+
+    Optimizer.__init__ = init  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Optimizer.__init__ = original  # type: ignore[method-assign]
+
+
+def _note(error: BaseException, text: str) -> None:
+    if hasattr(error, "add_note"):
+        error.add_note(text)
+    else:  # Python 3.10: pytest shows the attribute all the same
+        error.__notes__ = [*getattr(error, "__notes__", []), text]

@@ -1,0 +1,62 @@
+"""Digests of tensors by value, taken on the device and without a copy of the tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def digest(values: Iterable[Any]) -> tuple[str, ...]:
+    """One text per value: dtype, shape and the wrapping sum of the elements' bits.
+
+    Equal tensors have equal digests; two random draws differ in theirs. The order of elements
+    within one tensor is not told apart.
+    """
+    return tuple(_one(value) for value in values)
+
+
+def _one(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return repr(value) if isinstance(value, (bool, int, float, str)) else type(value).__name__
+    kind = f"{value.dtype}{list(value.shape)}"
+    bits = _BITS.get(value.element_size())
+    plain = value.layout is torch.strided and not value.is_nested and not value.is_quantized
+    if not plain or value.is_meta or bits is None:
+        return kind
+    with torch.no_grad():
+        flat = value.detach()
+        if flat.is_complex():
+            flat = torch.view_as_real(flat)
+            bits = _BITS[flat.element_size()]
+        return f"{kind}:{int(flat.view(bits).sum(dtype=torch.int64))}"
+
+
+@contextmanager
+def first_inputs(seen: list[tuple[str, ...]]) -> Iterator[None]:
+    """Put the digests of the first called module's inputs into `seen`.
+
+    The class's ``__call__`` is replaced until the first call and no longer: hooks would stay, and
+    a module hook makes torch.compile warn and guard.
+    """
+    original = torch.nn.Module.__call__
+
+    def restore() -> None:
+        torch.nn.Module.__call__ = original  # type: ignore[method-assign]
+
+    def look_once(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            restore()
+            seen.append(digest(pytree.tree_leaves((args, kwargs))))
+        return original(self, *args, **kwargs)
+
+    torch.nn.Module.__call__ = look_once  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        restore()

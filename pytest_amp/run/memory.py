@@ -1,0 +1,94 @@
+"""Peak memory of one arm, above the level before it was built.
+
+Accelerators count it themselves. The CPU's allocator does not, so its alloc and free events are
+taken from torch's profiler, which must be started before the arm is built: the frees of blocks
+that are older than the profiler are not reported.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch.profiler import ProfilerActivity, profile
+
+from pytest_amp.run.device import Device
+
+# Kineto prints a line to stderr at each start and stop of a profiler, unless it is told not to.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Bytes above the level at the start; None where the device has no such counter."""
+
+    peak_bytes: int | None
+    reserved_bytes: int | None
+
+
+class PeakMemory(Protocol):
+    """Started before an arm is built, stopped while the arm is still there."""
+
+    def start(self) -> None: ...
+
+    def stop(self) -> Peak: ...
+
+
+def peak_memory(device: Device) -> PeakMemory:
+    """The way to measure a peak on `device`."""
+    if not device.is_accelerator:
+        return _CpuPeak()
+    if hasattr(device.module, "max_memory_allocated"):
+        return _AcceleratorPeak(device)
+    return _Unmeasured()
+
+
+class _AcceleratorPeak:
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._allocated = self._reserved = 0
+
+    def start(self) -> None:
+        gc.collect()
+        device, module = self._device, self._device.module
+        device.synchronize()
+        device.empty_cache()
+        module.reset_peak_memory_stats(device.torch)
+        self._allocated = module.memory_allocated(device.torch)
+        self._reserved = module.memory_reserved(device.torch)
+
+    def stop(self) -> Peak:
+        self._device.synchronize()
+        device, module = self._device.torch, self._device.module
+        return Peak(
+            module.max_memory_allocated(device) - self._allocated,
+            module.max_memory_reserved(device) - self._reserved,
+        )
+
+
+class _CpuPeak:
+    def __init__(self) -> None:
+        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+
+    def start(self) -> None:
+        gc.collect()
+        self._profile.start()
+
+    def stop(self) -> Peak:
+        self._profile.stop()
+        profiler: Any = self._profile.profiler
+        level = peak = 0
+        for event in profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                level += event.nbytes()
+                peak = max(peak, level)
+        return Peak(peak, None)
+
+
+class _Unmeasured:
+    def start(self) -> None: ...
+
+    def stop(self) -> Peak:
+        return Peak(None, None)

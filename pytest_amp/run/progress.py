@@ -1,0 +1,53 @@
+"""Where the experiment is, for the live line and for naming the place of an error."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+def _nothing(_: object) -> None: ...
+
+
+@dataclass
+class Progress:
+    """The one mutable thing that all phases share; `show` is called after each change.
+
+    `step` counts from 1. `estimate` is the running estimate as text, while timing. `seconds` is
+    what each phase took so far.
+    """
+
+    show: Callable[[Progress], None] = _nothing
+    say: Callable[[str], None] = _nothing
+    phase: str | None = None
+    arm: str | None = None
+    step: int | None = None
+    total: int | None = None
+    estimate: str | None = None
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    _since: float = field(default_factory=time.perf_counter)
+
+    def at(
+        self,
+        phase: str,
+        arm: str | None,
+        step: int | None = None,
+        total: int | None = None,
+        estimate: str | None = None,
+    ) -> None:
+        """Move on."""
+        now = time.perf_counter()
+        if self.phase is not None:
+            self.seconds[self.phase] += now - self._since
+        self._since = now
+        self.phase, self.arm, self.step, self.total = phase, arm, step, total
+        self.estimate = estimate
+        self.show(self)
+
+    def place(self) -> str:
+        """``the amp arm, step 3 (parity)``"""
+        arm = "the test" if self.arm is None else f"the {self.arm} arm"
+        step = "" if self.step is None else f", step {self.step}"
+        return f"{arm}{step}" + (f" ({self.phase})" if self.phase else "")

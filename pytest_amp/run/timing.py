@@ -1,0 +1,137 @@
+"""Timing: paired blocks of steps, fp32 and amp in random order, the device synchronized between."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from pytest_amp.records import Timing
+from pytest_amp.run.arm import ArmName, Resident, Workbench
+
+ARMS: tuple[ArmName, ArmName] = ("fp32", "amp")
+LEAST_BLOCK_S = 0.010
+MOST_BLOCK_STEPS = 10_000
+
+# (ratios so far, seconds spent) -> why to stop, or None to go on
+Stop = Callable[[Sequence[float], float], "str | None"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to sample. `warmup` steps come before anything is timed, per arm."""
+
+    warmup: int
+    stop: Stop
+    foresee: Callable[[float], None] = lambda _: None
+    show: Callable[[Sequence[float]], str] = lambda _: ""
+
+
+def run(bench: Workbench, plan: Plan) -> Timing:
+    """Time both arms, both resident; one at a time where they do not fit together."""
+    try:
+        with ExitStack() as stack:
+            residents = {name: stack.enter_context(bench.built(name)) for name in ARMS}
+            return _sample(bench, plan, _Together(bench, residents, plan.warmup))
+    except Exception as error:
+        if not bench.device.is_oom(error):
+            raise
+    bench.device.empty_cache()
+    return _sample(bench, plan, _Apart(bench, plan.warmup))
+
+
+class _Together:
+    """Both arms stay in memory."""
+
+    one_resident = False
+
+    def __init__(self, bench: Workbench, residents: dict[ArmName, Resident], warmup: int) -> None:
+        self._bench = bench
+        self._residents = residents
+        for name, resident in residents.items():
+            _warm_up(bench, resident, warmup, name)
+
+    def block(self, name: ArmName, steps: int) -> float:
+        resident = self._residents[name]
+        with resident.active():
+            return _timed(self._bench, resident, steps)
+
+
+class _Apart:
+    """Each block builds its arm, warms it up, and lets it go."""
+
+    one_resident = True
+
+    def __init__(self, bench: Workbench, warmup: int) -> None:
+        self._bench = bench
+        self._warmup = warmup
+
+    def block(self, name: ArmName, steps: int) -> float:
+        with self._bench.built(name) as resident:
+            _warm_up(self._bench, resident, self._warmup, name)
+            with resident.active():
+                return _timed(self._bench, resident, steps)
+
+
+def _warm_up(bench: Workbench, resident: Resident, steps: int, name: ArmName) -> None:
+    with resident.active():
+        for index in range(steps):
+            bench.progress.at("warm-up", name, index + 1, steps)
+            resident.step()
+        bench.device.synchronize()
+
+
+def _timed(bench: Workbench, resident: Resident, steps: int) -> float:
+    """Seconds per step of one block; its first step, on cold caches, is not timed."""
+    device = bench.device
+    resident.step()
+    device.synchronize()
+    start = device.now()
+    for _ in range(steps):
+        resident.step()
+    device.synchronize()
+    return (device.now() - start) / steps
+
+
+def _sample(bench: Workbench, plan: Plan, lab: _Together | _Apart) -> Timing:
+    began = bench.device.now()
+    steps, pair_s = _calibrate(bench, lab)
+    plan.foresee(pair_s)
+    order = random.Random(bench.seed)
+    times: dict[ArmName, list[float]] = {"fp32": [], "amp": []}
+    ratios: list[float] = []
+    while True:
+        first = order.randrange(2)
+        for name in (ARMS[first], ARMS[1 - first]):
+            bench.progress.at("timing", name, len(ratios) + 1, None, plan.show(ratios))
+            times[name].append(lab.block(name, steps))
+        ratios.append(times["fp32"][-1] / times["amp"][-1])
+        elapsed = bench.device.now() - began
+        reason = plan.stop(ratios, elapsed)
+        if reason is not None:
+            return Timing(
+                fp32_step_s=tuple(times["fp32"]),
+                amp_step_s=tuple(times["amp"]),
+                block_steps=steps,
+                stopped=reason,
+                elapsed_s=elapsed,
+                one_resident=lab.one_resident,
+            )
+
+
+def _calibrate(bench: Workbench, lab: _Together | _Apart) -> tuple[int, float]:
+    """Steps per block, and how long a pair of such blocks takes in seconds.
+
+    As many steps as make a block of the faster arm long against the timer and the sync.
+    """
+    bench.progress.at("calibration", None)
+    steps = 1
+    while True:
+        began = bench.device.now()
+        fastest = min(lab.block(name, steps) for name in ARMS)
+        pair_s = bench.device.now() - began
+        if fastest * steps >= LEAST_BLOCK_S or steps >= MOST_BLOCK_STEPS:
+            return steps, pair_s
+        wanted = LEAST_BLOCK_S / max(fastest, LEAST_BLOCK_S / MOST_BLOCK_STEPS)
+        steps = min(MOST_BLOCK_STEPS, max(steps + 1, round(1.2 * wanted)))

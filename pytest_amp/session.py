@@ -1,0 +1,107 @@
+"""One pytest run: gathers every test's report, and hands them to the reporters at the end.
+
+Reports travel on pytest's own test reports, as plain JSON, so the controller of an xdist run sees
+the same as a run in one process does.
+"""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_amp import __version__
+from pytest_amp.results import AmpReport
+
+
+class Session:
+    """Registered as a plugin of its own, so that its hooks know which run they belong to."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.reports: list[AmpReport] = []
+        self.hidden: dict[str, int] = {}
+        self._started = _now()
+        self._worker = hasattr(config, "workerinput")
+        json_path = config.getoption("amp_json")
+        self._json = None if json_path is None or self._worker else Path(json_path)
+        if self._json is not None:
+            _require_writable(self._json)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        data = getattr(report, "amp", None)
+        if data is not None:
+            self.reports.append(AmpReport.from_dict(data))
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self.reports or self._worker:
+            return
+        from pytest_amp.report.terminal import summary
+
+        writer = terminalreporter._tw
+        verbosity = self.config.get_verbosity()
+        terminalreporter.section("pytest-amp")
+        for line in summary(self.reports, writer.fullwidth, verbosity, self.hidden):
+            for span in line:
+                writer.write(span.text, **dict.fromkeys(span.markup, True))
+            writer.line()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._json is None or session.config.option.collectonly:
+            return
+        from pytest_amp.report import json
+
+        document = json.document(self.reports, self._run(), _now(), __version__)
+        try:
+            json.write(self._json, document)
+        except OSError as error:
+            session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+            sys.stderr.write(f"pytest-amp: --amp-json could not be written: {error}\n")
+
+    def _run(self) -> dict[str, Any]:
+        root = self.config.rootpath
+        status = _git(root, "status", "--porcelain")
+        return {
+            "id": uuid.uuid4().hex,
+            "commit": _git(root, "rev-parse", "HEAD"),
+            "branch": _git(root, "rev-parse", "--abbrev-ref", "HEAD"),
+            "dirty": None if status is None else bool(status),
+            "started": self._started,
+            "command": shlex.join(["pytest", *self.config.invocation_params.args]),
+        }
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    """What git says, or None where there is no git or no repository."""
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _require_writable(path: Path) -> None:
+    """Raise UsageError now rather than lose an hour of measurements at the end."""
+    from tempfile import TemporaryFile
+
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a directory")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise pytest.UsageError(f"--amp-json={path}: can't write there: {error}") from None

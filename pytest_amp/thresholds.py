@@ -1,0 +1,124 @@
+"""A threshold is one number, or a number per device: parsed once, resolved where it is used."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+DEVICE_TYPES = ("cuda", "rocm", "xpu", "mps", "cpu")
+_ARCH = re.compile(r"sm\d+")
+
+
+@dataclass(frozen=True)
+class DeviceNames:
+    """What a device answers to: ``NVIDIA H100 80GB HBM3``, ``sm90`` (or None), ``cuda``."""
+
+    name: str
+    arch: str | None
+    type: str
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Numbers by device key; a plain number stands under ``*``. None unsets it for that key."""
+
+    by_device: Mapping[str, float | None]
+
+    def on(self, device: DeviceNames) -> float | None:
+        """The threshold in force on `device`; the most specific key wins, None where none names it.
+
+        The order: a glob on the device's name (the longest that matches), then its architecture,
+        then its type, then ``*``.
+        """
+        globs = [key for key in self.by_device if _is_glob(key) and _matches(device.name, key)]
+        keys = (*sorted(globs, key=len, reverse=True), device.arch or "", device.type, "*")
+        return next((self.by_device[key] for key in keys if key in self.by_device), None)
+
+    def plain(self) -> float | dict[str, float | None] | None:
+        """As the user would write it: a number, or a mapping."""
+        if set(self.by_device) == {"*"}:
+            return self.by_device["*"]
+        return dict(self.by_device)
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that make sense, and the sentence that says so."""
+
+    low: float
+    high: float
+    low_included: bool
+    high_included: bool
+    says: str
+
+    def check(self, value: float) -> float:
+        """Return `value`, or raise ValueError with the range."""
+        above = value >= self.low if self.low_included else value > self.low
+        below = value <= self.high if self.high_included else value < self.high
+        if not (math.isfinite(value) and above and below):
+            raise ValueError(f"{value!r} is not {self.says}")
+        return value
+
+
+def number(value: object, valid: Range) -> float:
+    """A finite number in range, from a Python number or its text."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ValueError(f"{value!r} is not {valid.says}")
+    try:
+        parsed = float(value)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{value!r} is not {valid.says}") from None
+    return valid.check(parsed)
+
+
+def threshold(value: object, valid: Range) -> Threshold:
+    """Parse ``1.3``, ``{"cuda": 1.3, "*H100*": 1.6}`` or ``"cuda=1.3,*H100*=1.6"``."""
+    entries: Mapping[object, object]
+    if isinstance(value, Mapping):
+        entries = value
+        if not entries:
+            raise ValueError("an empty mapping gates nothing; write none to unset it")
+    elif isinstance(value, str) and "=" in value:
+        entries = dict(_pair(part) for part in value.split(","))
+    else:
+        entries = {"*": value}
+    return Threshold(
+        {
+            _key(key): None if _is_none(each) else number(each, valid)
+            for key, each in entries.items()
+        }
+    )
+
+
+def _pair(part: str) -> tuple[str, str]:
+    key, separator, value = part.rpartition("=")
+    if not separator:
+        raise ValueError(f"{part.strip()!r} is not DEVICE=NUMBER")
+    return key.strip(), value.strip()
+
+
+def _is_none(value: object) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().lower() == "none")
+
+
+def _key(key: object) -> str:
+    if not isinstance(key, str):
+        raise ValueError(f"the device key {key!r} is not text")
+    named = key == "*" or key in DEVICE_TYPES or _ARCH.fullmatch(key)
+    if not named and key == key.lower() and not set(key) & set("*? ["):
+        raise ValueError(
+            f"no device answers to {key!r}; valid keys are {', '.join(DEVICE_TYPES)}, an "
+            "architecture such as sm90, a glob on the device's name such as *H100*, and *"
+        )
+    return key
+
+
+def _is_glob(key: str) -> bool:
+    return key != "*" and key not in DEVICE_TYPES and not _ARCH.fullmatch(key)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name.lower(), pattern.lower())

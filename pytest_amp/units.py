@@ -1,0 +1,84 @@
+"""How numbers are written for people: one place owns units, scaling and digits."""
+
+from __future__ import annotations
+
+import math
+
+_TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
+_SIZES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
+NOTHING = "-"
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits without an exponent: 1.23, 12.3, 123."""
+    magnitude = abs(value)
+    decimals = 2 if magnitude < 9.995 else 1 if magnitude < 99.95 else 0
+    return f"{value:.{decimals}f}"
+
+
+def duration(seconds: float | None) -> str:
+    """12.3 ms"""
+    if seconds is None or not math.isfinite(seconds):
+        return NOTHING
+    scale, unit = next((pair for pair in _TIMES if abs(seconds) >= pair[0] * 0.9995), _TIMES[-1])
+    return f"{_three_digits(seconds / scale)} {unit}"
+
+
+def size(count: float | None) -> str:
+    """412 MiB"""
+    if count is None:
+        return NOTHING
+    scale, unit = next((pair for pair in _SIZES if abs(count) >= pair[0]), _SIZES[-1])
+    return f"{count:.0f} B" if scale == 1 else f"{_three_digits(count / scale)} {unit}"
+
+
+def ratio(value: float | None) -> str:
+    """1.52x"""
+    return NOTHING if value is None or not math.isfinite(value) else f"{_three_digits(value)}x"
+
+
+def interval(low: float | None, high: float | None) -> str:
+    """[1.48, 1.55]"""
+    if low is None or high is None:
+        return ""
+    return f"[{_three_digits(low)}, {_three_digits(high)}]"
+
+
+def share(fraction: float | None) -> str:
+    """Percent, with the digits that a small difference needs: 48%, 1.2%, 0.03%."""
+    if fraction is None or not math.isfinite(fraction):
+        return NOTHING
+    percent = 100 * fraction
+    if percent == 0:
+        return "0%"
+    magnitude = abs(percent)
+    if magnitude < 0.005:
+        return "<0.01%" if percent > 0 else ">-0.01%"
+    decimals = 0 if magnitude >= 9.95 else 1 if magnitude >= 0.995 else 2
+    return f"{percent:.{decimals}f}%"
+
+
+def number(value: float | None) -> str:
+    """A plain figure without needless digits."""
+    return NOTHING if value is None else f"{value:.6g}"
+
+
+def plural(count: int, noun: str) -> str:
+    """1 pair, 2 pairs"""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def change(before: str, after: str) -> str:
+    """Two written figures as one, the unit once where both have it: 16.8 -> 11.1 ms"""
+    if before == after == NOTHING:
+        return NOTHING
+    figure, _, unit = before.partition(" ")
+    return f"{figure if unit == after.partition(' ')[2] else before} -> {after}"
+
+
+def power(value: float | None) -> str:
+    """A power of two as such, as loss scales are: 2^15; other numbers as they are."""
+    if value is None:
+        return NOTHING
+    mantissa, exponent = math.frexp(value)
+    return f"2^{exponent - 1}" if mantissa == 0.5 else number(value)
