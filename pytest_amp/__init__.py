@@ -7,17 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_amp.results import (
-    AmpError,
-    AmpInconclusive,
-    AmpRegression,
-    AmpReport,
-    ArmRun,
-    Environment,
-    Estimate,
-    Finding,
-    Gate,
-)
+from pytest_amp.errors import AmpError, AmpInconclusive, AmpRegression
+from pytest_amp.results import AmpReport, ArmRun, Environment, Estimate, Finding, Gate
 
 if TYPE_CHECKING:
     from pytest_amp.run.arm import Arm

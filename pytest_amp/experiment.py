@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from pytest_amp import units
+from pytest_amp.errors import AmpError
 from pytest_amp.judge import gates, parity, rules, sequential
 from pytest_amp.judge.gates import Limits
 from pytest_amp.judge.rules.base import Case
 from pytest_amp.records import Observations, ParityRun
-from pytest_amp.results import AmpError, AmpReport, ArmRun, Environment, Failure, Verdict
+from pytest_amp.results import AmpReport, ArmRun, Environment, Failure, Verdict
 from pytest_amp.run import nonfinite, timing
 from pytest_amp.run import parity as parity_run
 from pytest_amp.run.arm import Setup, Workbench

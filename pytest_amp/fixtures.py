@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_amp import options
-from pytest_amp.results import AmpError, AmpReport
+from pytest_amp.errors import AmpError
+from pytest_amp.results import AmpReport
 from pytest_amp.settings import Level, Settings
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from pytest_amp import fixtures
-from pytest_amp.results import AmpInconclusive, AmpRegression, AmpReport, Failure
+from pytest_amp.errors import AmpInconclusive, AmpRegression
+from pytest_amp.results import AmpReport, Failure
 
 UNASSERTED = (
     "the test passed although its verdict is fail: the gates were left unasserted "

@@ -8,50 +8,19 @@ a summary that follows from the raw samples is a property, so that it is stored 
 from __future__ import annotations
 
 import dataclasses
-import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pytest_amp import units
+from pytest_amp.errors import AmpInconclusive, AmpRegression
+from pytest_amp.explanation import explanation
+from pytest_amp.plain import plain, restored
 
 GateVerdict = Literal["pass", "fail", "inconclusive", "not_gated"]
 Verdict = Literal["pass", "fail", "inconclusive", "skipped", "error"]
 Severity = Literal["error", "warning"]
-
-
-class AmpError(Exception):
-    """The test can't be measured as it is written; the message names the thing and the fix."""
-
-    __module__ = "pytest_amp"
-
-
-class AmpRegression(AssertionError):
-    """Mixed precision missed a gate, or a finding of severity error stands.
-
-    `report` is the `AmpReport` with everything that was measured.
-    """
-
-    __module__ = "pytest_amp"
-
-    def __init__(self, report: AmpReport) -> None:
-        super().__init__(report.explain())
-        self.report = report
-
-
-class AmpInconclusive(AssertionError):
-    """Under ``--amp-strict``: a gate had no answer within its budget, or could not be measured.
-
-    Not a regression: measuring again may well decide, so a rerun plugin can retry this
-    exception and only it. `report` is the `AmpReport`.
-    """
-
-    __module__ = "pytest_amp"
-
-    def __init__(self, report: AmpReport) -> None:
-        super().__init__(report.explain())
-        self.report = report
 
 
 @dataclass(frozen=True)
@@ -268,7 +237,7 @@ class AmpReport:
 
     def explain(self) -> str:
         """The verdict for a CI log: every gate, on what evidence, and what to look at."""
-        return "\n".join(_explain(self))
+        return "\n".join(explanation(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, schema 1. What is not finite becomes None and is named in `nonfinite`."""
@@ -286,14 +255,14 @@ class AmpReport:
             phase: self.phases_s.get(phase, 0.0) for phase in ("parity", "inspection", "timing")
         }
         nonfinite: list[str] = []
-        plain: dict[str, Any] = _plain(data, "", nonfinite)
-        plain["nonfinite"] = nonfinite
-        return plain
+        written: dict[str, Any] = plain(data, "", nonfinite)
+        written["nonfinite"] = nonfinite
+        return written
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> AmpReport:
-        """Read what `to_dict` wrote; what was not finite comes back as NaN. Unknown keys are let by."""
-        data = _restored(data, "", frozenset(data.get("nonfinite", ())))
+        """Read what `to_dict` wrote; what was not finite comes back as NaN."""
+        data = restored(data, "", frozenset(data.get("nonfinite", ())))
         values = _fields(cls, data)
         values["settings"] = {
             name: Setting(entry["value"], entry["from"]) for name, entry in data["settings"].items()
@@ -323,72 +292,3 @@ def _arm(data: Mapping[str, Any]) -> ArmRun:
     values["step_times_s"] = tuple(values["step_times_s"])
     values["scales"] = tuple(values["scales"])
     return ArmRun(**values)
-
-
-def _restored(value: Any, path: str, nonfinite: frozenset[str]) -> Any:
-    """The inverse of `_plain`: NaN at the places that are named."""
-    if isinstance(value, Mapping):
-        return {key: _restored(item, _at(path, key), nonfinite) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_restored(item, f"{path}[{i}]", nonfinite) for i, item in enumerate(value)]
-    return math.nan if value is None and path in nonfinite else value
-
-
-def _at(path: str, key: object) -> str:
-    return f"{path}.{key}" if path else str(key)
-
-
-def _plain(value: Any, path: str, nonfinite: list[str]) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, _at(path, key), nonfinite) for key, item in value.items()}
-    if isinstance(value, (frozenset, set)):
-        value = sorted(value)
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [_plain(item, f"{path}[{i}]", nonfinite) for i, item in enumerate(value)]
-    if isinstance(value, float) and not math.isfinite(value):
-        nonfinite.append(path)
-        return None
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)
-
-
-_MARK: Mapping[str, str] = {
-    "pass": "ok", "fail": "FAILED", "inconclusive": "no answer", "not_gated": "not gated",
-}  # fmt: skip
-
-
-def _explain(report: AmpReport) -> Iterator[str]:
-    errors = [finding for finding in report.findings if finding.stands]
-    wrong = [gate for gate in report.gates if gate.verdict == "fail"] or report.unanswered
-    headline = [f"{gate.name} {gate.reason}" for gate in wrong]
-    headline += [f"{finding.code} {finding.name}" for finding in errors]
-    yield "; ".join(headline) or f"verdict: {report.verdict}"
-    where = report.environment
-    if where is not None:
-        yield f"on {where.device}, {where.dtype} against float32, torch {where.torch}"
-    yield ""
-    width = max((len(gate.name) for gate in report.gates), default=0)
-    for gate in report.gates:
-        if gate.verdict != "not_gated" or gate.unmeasured:
-            yield f"  {gate.name:<{width}}  {_MARK[gate.verdict]:<9}  {gate.reason}"
-    fp32, amp = report.arms.get("fp32"), report.arms.get("amp")
-    if fp32 is not None and amp is not None:
-        yield ""
-        if fp32.step_times_s and amp.step_times_s:
-            times = f"{units.duration(fp32.step_time_s)} -> {units.duration(amp.step_time_s)}"
-            yield f"  step time  fp32 -> amp  {times}"
-        if fp32.peak_bytes is not None and amp.peak_bytes is not None:
-            yield (
-                f"  peak memory fp32 -> amp {units.size(fp32.peak_bytes)}"
-                f" -> {units.size(amp.peak_bytes)}"
-            )
-        if fp32.losses and amp.losses:
-            yield f"  last loss  fp32 -> amp  {fp32.losses[-1]:.6g} -> {amp.losses[-1]:.6g}"
-    spoken = [finding for finding in report.findings if finding.suppressed is None]
-    if spoken:
-        yield ""
-    for finding in sorted(spoken, key=lambda finding: (finding.severity, finding.code)):
-        yield f"  {finding.severity}: {finding}"
-    for note in report.notes:
-        yield f"  note: {note}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pytest_amp.report.terminal import ascii_only, cut, shorten
+from pytest_amp.report.text import ascii_only, cut, shorten
 
 _LEAST_NAME = 16
 

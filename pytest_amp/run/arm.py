@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch.optim import Optimizer
 
-from pytest_amp.results import AmpError
+from pytest_amp.errors import AmpError
 from pytest_amp.run.device import Device
 from pytest_amp.run.progress import Progress
 from pytest_amp.run.scaler import AmpScaler

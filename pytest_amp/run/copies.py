@@ -12,7 +12,7 @@ import torch
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pytest_amp.results import AmpError
+from pytest_amp.errors import AmpError
 from pytest_amp.run.arm import Arm, Setup, Step
 from pytest_amp.run.scaler import AmpScaler, ScalerLog
 

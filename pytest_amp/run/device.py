@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pytest_amp.results import AmpError
+from pytest_amp.errors import AmpError
 from pytest_amp.thresholds import DeviceNames
 
 _PREFERRED = ("cuda", "xpu", "mps")

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from pytest_amp.errors import AmpError
 from pytest_amp.records import Losses
-from pytest_amp.results import AmpError
 
 SINGLE = "loss"
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_amp.report.status import status_line
-from pytest_amp.report.terminal import Line, ascii_only, cut, plain, shorten, summary
+from pytest_amp.report.terminal import summary
+from pytest_amp.report.text import Line, ascii_only, cut, plain, shorten
 from pytest_amp.results import (
     AmpReport,
     ArmRun,

@@ -1,0 +1,41 @@
+"""What a test fails with, and what says that it can't be measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pytest_amp.results import AmpReport
+
+
+class AmpError(Exception):
+    """The test can't be measured as it is written; the message names the thing and the fix."""
+
+    __module__ = "pytest_amp"
+
+
+class AmpRegression(AssertionError):
+    """Mixed precision missed a gate, or a finding of severity error stands.
+
+    `report` is the `AmpReport` with everything that was measured.
+    """
+
+    __module__ = "pytest_amp"
+
+    def __init__(self, report: AmpReport) -> None:
+        super().__init__(report.explain())
+        self.report = report
+
+
+class AmpInconclusive(AssertionError):
+    """Under ``--amp-strict``: a gate had no answer within its budget, or could not be measured.
+
+    Not a regression: measuring again may well decide, so a rerun plugin can retry this
+    exception and only it. `report` is the `AmpReport`.
+    """
+
+    __module__ = "pytest_amp"
+
+    def __init__(self, report: AmpReport) -> None:
+        super().__init__(report.explain())
+        self.report = report

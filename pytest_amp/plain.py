@@ -1,0 +1,36 @@
+"""Plain JSON values, and what JSON can't say: a number that is not finite."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def plain(value: Any, path: str, nonfinite: list[str]) -> Any:
+    """`value` as JSON has it; what is not finite becomes None, and its path joins `nonfinite`."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, _at(path, key), nonfinite) for key, item in value.items()}
+    if isinstance(value, (frozenset, set)):
+        value = sorted(value)
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return [plain(item, f"{path}[{i}]", nonfinite) for i, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        nonfinite.append(path)
+        return None
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def restored(value: Any, path: str, nonfinite: frozenset[str]) -> Any:
+    """The inverse of `plain`: NaN at the places that are named."""
+    if isinstance(value, Mapping):
+        return {key: restored(item, _at(path, key), nonfinite) for key, item in value.items()}
+    if isinstance(value, list):
+        return [restored(item, f"{path}[{i}]", nonfinite) for i, item in enumerate(value)]
+    return math.nan if value is None and path in nonfinite else value
+
+
+def _at(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
