@@ -1,41 +1,100 @@
+"""The sequential sign test: after how many pairs a timing gate may be decided, and how.
+
+Each pair of blocks is a win if its ratio reaches the threshold. Under the hypothesis that the
+median ratio is below it, a win has probability at most 1/2 given the pairs before, whatever the
+noise looks like. The evidence against that is an e-value, which may be looked at after every pair:
+by Ville's inequality it ever reaches 1 / `error_rate` with probability at most `error_rate`.
+
+Source: Howard, Ramdas, McAuliffe and Sekhon, "Time-uniform, nonparametric, nonasymptotic
+confidence sequences", Annals of Statistics 49 (2021); Ville, "Etude critique de la notion de
+collectif" (1939).
+"""
+
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from math import comb
+from itertools import count, pairwise
 from typing import Literal
 
+# A term this much smaller than the sum, and falling, no longer changes it.
+_NEGLIGIBLE = 1e-17
 
-def evidence(w: int, n: int) -> float:
-    return sum(comb(n + 1, j) for j in range(w + 1)) / ((n + 1) * comb(n, w))
+
+def evidence(wins: int, pairs: int) -> float:
+    """The e-value of `wins` among `pairs` against a win's probability being at most 1/2.
+
+    The likelihood ratio of p to 1/2, mixed over a uniform prior of p on (1/2, 1). The integral has
+    a closed form: the sum over j from 0 to wins of C(pairs + 1, j), divided by
+    (pairs + 1) * C(pairs, wins). Infinite where it exceeds what a float holds.
+    """
+    # C(pairs + 1, j) / C(pairs, wins) from j = wins down, each term from the one above it.
+    term = (pairs + 1) / (pairs + 1 - wins)
+    total = term
+    for j in range(wins, 0, -1):
+        factor = j / (pairs + 2 - j)
+        term *= factor
+        total += term
+        if factor < 1 and term < _NEGLIGIBLE * total:
+            break
+    return total / (pairs + 1)
 
 
-def decide(r: Sequence[float], t: float, e: float) -> Literal["pass", "fail"] | None:
-    n = len(r)
-    if not n:
-        return None
-    w = sum(x >= t for x in r)
-    if evidence(w, n) >= 1 / e:
+def decide(
+    ratios: Sequence[float], threshold: float, error_rate: float
+) -> Literal["pass", "fail"] | None:
+    """Whether the median ratio is at least `threshold`; None while the pairs do not show it.
+
+    Ask after every pair and stop at the first answer: a wrong "pass" and a wrong "fail" then have
+    probability at most `error_rate` each.
+    """
+    pairs = len(ratios)
+    wins = sum(ratio >= threshold for ratio in ratios)
+    if evidence(wins, pairs) >= 1 / error_rate:
         return "pass"
-    if evidence(n - w, n) >= 1 / e:
+    if evidence(pairs - wins, pairs) >= 1 / error_rate:
         return "fail"
     return None
 
 
-def fewest_pairs(e: float) -> int:
-    n = 1
-    while evidence(n, n) < 1 / e:
-        n += 1
-    return n
+def fewest_pairs(error_rate: float) -> int:
+    """After how many pairs, all of them wins or none, the test can decide: 9 at 0.01."""
+    return next(pairs for pairs in count(1) if evidence(pairs, pairs) >= 1 / error_rate)
 
 
-def interval(r: Sequence[float], e: float) -> tuple[float, float] | None:
-    n = len(r)
-    s = sorted(r)
-    for w in range(n // 2, n + 1):
-        if evidence(w, n) >= 1 / e:
-            return s[n - w], s[w - 1]
-    return None
+def interval(ratios: Sequence[float], error_rate: float) -> tuple[float, float] | None:
+    """The thresholds that the pairs leave undecided: a confidence interval of the median ratio.
+
+    Each bound is wrong with probability at most `error_rate`, also where the pairs themselves
+    decided when to stop. It excludes a threshold exactly where `decide` has an answer for it. None
+    where there are too few pairs to exclude anything.
+    """
+    pairs = len(ratios)
+    needed = bisect_left(
+        range(pairs + 1), 1 / error_rate, key=lambda wins: evidence(wins, pairs)
+    )  # fmt: skip
+    if needed > pairs:
+        return None
+    ordered = sorted(ratios)
+    return ordered[pairs - needed], ordered[needed - 1]
 
 
-def autocorrelation(r: Sequence[float]) -> float:
-    return 0.0
+def autocorrelation(ratios: Sequence[float]) -> float:
+    """The correlation of the ranks of successive ratios, from -1 to 1: near 0 where pairs are fair.
+
+    Ranks, because one slow pair must not hide that all others follow each other. 0 for fewer than
+    three ratios, and where all are the same.
+
+    Source: Wald and Wolfowitz, "An exact test for randomness in the non-parametric case based on
+    serial correlation", Annals of Mathematical Statistics 14 (1943).
+    """
+    pairs = len(ratios)
+    if pairs < 3:
+        return 0.0
+    ordered = sorted(ratios)
+    # Twice the mean rank of all that are equal, from the mean of all ranks.
+    ranks = [bisect_left(ordered, ratio) + bisect_right(ordered, ratio) - pairs for ratio in ratios]
+    spread = sum(rank * rank for rank in ranks)
+    if not spread:
+        return 0.0
+    return sum(a * b for a, b in pairwise(ranks)) / spread
