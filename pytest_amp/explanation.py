@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from pytest_amp import units
 
 if TYPE_CHECKING:
-    from pytest_amp.results import AmpReport
+    from pytest_amp.results import AmpReport, ArmRun, Gate
+
+FULL_COVERAGE = 0.95
 
 _MARK: Mapping[str, str] = {
     "pass": "ok", "fail": "FAILED", "inconclusive": "no answer", "not_gated": "not gated",
@@ -17,36 +20,136 @@ _MARK: Mapping[str, str] = {
 
 def explanation(report: AmpReport) -> Iterator[str]:
     """The verdict for a CI log: every gate, on what evidence, and what to look at."""
-    errors = [finding for finding in report.findings if finding.stands]
-    wrong = [gate for gate in report.gates if gate.verdict == "fail"] or report.unanswered
-    headline = [f"{gate.name} {gate.reason}" for gate in wrong]
-    headline += [f"{finding.code} {finding.name}" for finding in errors]
-    yield "; ".join(headline) or f"verdict: {report.verdict}"
+    wrong = [gate for gate in report.gates if gate.verdict == "fail"] or list(report.unanswered)
+    yield _headline(report, wrong)
     where = report.environment
     if where is not None:
         yield f"on {where.device}, {where.dtype} against float32, torch {where.torch}"
-    yield ""
+    for part in (_gates(report), _arms(report), _findings(report), _look_at(report, wrong)):
+        lines = list(part)
+        if lines:
+            yield ""
+            yield from lines
+
+
+def _headline(report: AmpReport, wrong: list[Gate]) -> str:
+    said = [_brief(gate) for gate in wrong]
+    said += [f"{finding.code} {finding.name}" for finding in report.findings if finding.stands]
+    return "; ".join(said) or f"verdict: {report.verdict}"
+
+
+def _brief(gate: Gate) -> str:
+    """``speedup 1.12x [1.10, 1.14] is below 1.30x``; the reason where a figure can't say it."""
+    if gate.threshold is None or gate.value is None or not math.isfinite(gate.value):
+        return f"{gate.name}: {gate.reason}"
+    figure, threshold = _figure(gate.name, gate.value), _figure(gate.name, gate.threshold)
+    shown = f"{gate.name} {figure} {units.interval(gate.low, gate.high)}".rstrip()
+    if gate.verdict != "fail":
+        return f"{shown} is undecided against {threshold}"
+    return f"{shown} is {'above' if gate.value > gate.threshold else 'below'} {threshold}"
+
+
+def _figure(name: str, value: float) -> str:
+    if name == "speedup":
+        return units.ratio(value)
+    return units.number(value) if name == "skipped_steps" else units.share(value)
+
+
+def _gates(report: AmpReport) -> Iterator[str]:
     width = max((len(gate.name) for gate in report.gates), default=0)
     for gate in report.gates:
         if gate.verdict != "not_gated" or gate.unmeasured:
             yield f"  {gate.name:<{width}}  {_MARK[gate.verdict]:<9}  {gate.reason}"
+
+
+def _both(report: AmpReport) -> tuple[ArmRun, ArmRun] | None:
     fp32, amp = report.arms.get("fp32"), report.arms.get("amp")
-    if fp32 is not None and amp is not None:
-        yield ""
-        if fp32.step_times_s and amp.step_times_s:
-            times = f"{units.duration(fp32.step_time_s)} -> {units.duration(amp.step_time_s)}"
-            yield f"  step time  fp32 -> amp  {times}"
-        if fp32.peak_bytes is not None and amp.peak_bytes is not None:
-            yield (
-                f"  peak memory fp32 -> amp {units.size(fp32.peak_bytes)}"
-                f" -> {units.size(amp.peak_bytes)}"
-            )
-        if fp32.losses and amp.losses:
-            yield f"  last loss  fp32 -> amp  {fp32.losses[-1]:.6g} -> {amp.losses[-1]:.6g}"
+    return None if fp32 is None or amp is None else (fp32, amp)
+
+
+def _arms(report: AmpReport) -> Iterator[str]:
+    arms = _both(report)
+    if arms is None:
+        return
+    fp32, amp = arms
+    times = units.change(units.duration(fp32.step_time_s), units.duration(amp.step_time_s))
+    peaks = units.change(units.size(fp32.peak_bytes), units.size(amp.peak_bytes))
+    last = [f"{arm.losses[-1]:.6g}" if arm.losses else units.NOTHING for arm in arms]
+    measured = {"step time": times, "peak memory": peaks, "last loss": units.change(*last)}
+    shown = {name: change for name, change in measured.items() if change != units.NOTHING}
+    if shown:
+        yield "  fp32 -> amp"
+    for name, change in shown.items():
+        yield f"    {name:<11}  {change}"
+
+
+def _findings(report: AmpReport) -> Iterator[str]:
     spoken = [finding for finding in report.findings if finding.suppressed is None]
-    if spoken:
-        yield ""
     for finding in sorted(spoken, key=lambda finding: (finding.severity, finding.code)):
         yield f"  {finding.severity}: {finding}"
     for note in report.notes:
         yield f"  note: {note}"
+
+
+def _look_at(report: AmpReport, wrong: list[Gate]) -> Iterator[str]:
+    for gate in wrong:
+        hint = _HINTS[gate.name](report, gate) if gate.name in _HINTS else None
+        if hint:
+            yield f"  look at {hint}"
+
+
+def _speed_hint(report: AmpReport, _: Gate) -> str | None:
+    if report.coverage is None:
+        return None
+    dtype = report.environment.dtype if report.environment else "the amp dtype"
+    covered = f"{units.share(report.coverage)} of the FLOPs ran in {dtype}"
+    if report.coverage < FULL_COVERAGE:
+        return f"coverage: {covered}, and what stays in float32 gains nothing"
+    return f"what is no matrix product: {covered}; launches, casts and host code gain nothing"
+
+
+def _memory_hint(*_: object) -> str:
+    return (
+        "what is no activation: parameters, gradients and optimizer state stay float32 under "
+        "autocast, and so do the outputs of the operators that it keeps there"
+    )
+
+
+def _loss_hint(report: AmpReport, gate: Gate) -> str | None:
+    arms = _both(report)
+    if arms is None or gate.threshold is None:
+        return None
+    for key, curve in arms[0].losses_by_key.items():
+        for step, (fp32, amp) in enumerate(zip(curve, arms[1].losses_by_key[key], strict=True)):
+            if not math.isfinite(amp) or abs(amp - fp32) > gate.threshold * abs(fp32):
+                return (
+                    f"step {step + 1} of {len(curve)}, the first at which {key!r} differs by more "
+                    f"than {units.share(gate.threshold)} ({fp32:.6g} -> {amp:.6g})"
+                )
+    return None
+
+
+def _coverage_hint(report: AmpReport, _: Gate) -> str | None:
+    flops = report.arms["amp"].flops_by_dtype if "amp" in report.arms else {}
+    total = sum(flops.values())
+    if not total:
+        return None
+    shares = ", ".join(f"{dtype} {units.share(count / total)}" for dtype, count in flops.items())
+    return f"the amp arm's FLOPs by dtype: {shares}"
+
+
+def _skip_hint(report: AmpReport, _: Gate) -> str | None:
+    scales = report.arms["amp"].scales if "amp" in report.arms else ()
+    if not scales:
+        return None
+    first, last = units.power(scales[0]), units.power(scales[-1])
+    return f"the loss scale, {first} after the first update and {last} after the last"
+
+
+_HINTS: Mapping[str, Callable[[AmpReport, Gate], str | None]] = {
+    "speedup": _speed_hint,
+    "memory_reduction": _memory_hint,
+    "loss_diff": _loss_hint,
+    "coverage": _coverage_hint,
+    "skipped_steps": _skip_hint,
+}

@@ -160,7 +160,8 @@ def _loss_verdict(
             return "pass", f"{shown} is within loss_atol={limits.loss_atol:g}"
         return "pass", f"{shown} is at most {threshold}"
     floor = parity.noise_floor(seen.fp32.losses, seen.floor, worst.key)
-    drift = f"this model drifts by {units.share(floor)} from itself under rounding alone"
+    source = "another random stream" if seen.floor.other_stream else "rounding"
+    drift = f"{source} alone moves this model's loss by {units.share(floor)}"
     if worst.difference <= floor:
         return "inconclusive", f"{shown} is beyond {threshold}, but {drift}: raise max_loss_diff"
     if draws_differ(seen) and worst.difference <= OTHER_STREAM_MARGIN * floor:
