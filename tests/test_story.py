@@ -40,4 +40,6 @@ def test_a_gate_that_is_missed_fails_and_says_by_how_much(pytester: pytest.Pytes
     pytester.makepyfile(STEP)
     result = pytester.runpytest("-m", "amp", "--amp-min-speedup=50", "--amp-max-time=5")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["speedup *x [[]*[]] is below 50.0x (9 pairs of *"])
+    result.stdout.fnmatch_lines(
+        ["speedup *x [[]*[]] is below 50.0x", "*speedup * FAILED * below 50.0x (9 pairs of *"]
+    )
