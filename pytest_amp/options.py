@@ -41,18 +41,21 @@ def _kind(entry: Entry) -> dict[str, Any]:
 
 
 def _help(entry: Entry) -> str:
-    default = "" if not entry.default else f" (default: {_shown(entry.default)})"
-    return (entry.help + default).replace("%", "%%")
+    return f"{entry.help} (default: {default_shown(entry)})".replace("%", "%%")
 
 
-def _shown(default: object) -> str:
-    return (
-        "all"
-        if default == ("AMP",)
-        else f"{default:g}"
-        if isinstance(default, float)
-        else str(default)
-    )
+def default_shown(entry: Entry) -> str:
+    """A row's default as one would write it on the command line."""
+    default = entry.default
+    if entry.name == "dtype":
+        return "auto"
+    if default == ("AMP",):
+        return "all"
+    if default is False or default == frozenset():
+        return "off"
+    if isinstance(default, float):
+        return f"{default:g}"
+    return "none" if default is None or default == {} else str(default)
 
 
 def marker_help() -> str:

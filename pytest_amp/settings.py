@@ -228,7 +228,7 @@ TABLE: tuple[Entry, ...] = (
     ),
     Entry("steps", _whole(1, 1_000_000), 20, "N", "steps of the parity run, per arm"),
     Entry("warmup", _whole(0, 1_000_000), 3, "N", "steps before anything is timed, per arm"),
-    Entry("max_time", _number(_SECONDS), 30.0, "SECONDS", "time that timing one test may take"),
+    Entry("max_time", _number(_SECONDS), 30.0, "SECONDS", "seconds that timing one test may take"),
     Entry(
         "error_rate", _number(_RATE), 0.01, "P",
         "bound on each wrong decision of one timing gate in one process",

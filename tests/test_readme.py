@@ -1,0 +1,71 @@
+"""What README.md shows is true: its settings table, its examples, its options.
+
+``python tests/test_readme.py`` writes the settings table anew.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pytest_amp import options, settings
+from pytest_amp.judge.rules import NOTHING_MEASURED, RULES
+
+README = Path(__file__).parent.parent / "README.md"
+TABLE = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- /settings -->)", re.DOTALL)
+EXAMPLE = re.compile(r"<!-- example: (\S+) -->\n```python\n(.*?)```", re.DOTALL)
+
+
+def settings_table() -> str:
+    rows = ["| setting | default | meaning |", "|---|---|---|"]
+    for entry in settings.TABLE:
+        name = f"`{entry.name}`" if entry.marker else f"`{entry.flag}`"
+        rows.append(f"| {name} | {options.default_shown(entry)} | {entry.help} |")
+    return "\n".join(rows) + "\n"
+
+
+def test_the_settings_table_is_the_one_in_force() -> None:
+    found = TABLE.search(README.read_text("utf-8"))
+    assert found is not None
+    assert found[0] == settings_table(), "python tests/test_readme.py writes it anew"
+
+
+def test_the_rules_are_all_listed_by_code_name_and_level() -> None:
+    listed = re.findall(
+        r"^\| (AMP\d{3}) \| (\S+) \| (\w+) \|", README.read_text("utf-8"), re.MULTILINE
+    )
+    known = [(rule.code, rule.name, rule.severity) for rule in RULES]
+    nothing = NOTHING_MEASURED
+    assert listed == [(nothing.code, nothing.name, nothing.severity), *known]
+
+
+def test_every_option_that_is_named_exists() -> None:
+    named = set(re.findall(r"--amp-[a-z-]+", README.read_text("utf-8")))
+    known = {entry.flag for entry in settings.TABLE} | {"--amp-override", "--amp-json"}
+    assert named
+    assert named <= known
+
+
+@pytest.mark.parametrize(
+    ("file", "code"),
+    [
+        pytest.param(*example, id=example[0])
+        for example in EXAMPLE.findall(README.read_text("utf-8"))
+    ],
+)
+def test_the_examples_run_as_they_are_printed(
+    pytester: pytest.Pytester, file: str, code: str
+) -> None:
+    pytester.path.joinpath(file).write_text(code)
+    result = pytester.runpytest("-m", "amp", "--amp-static", "--amp-device=cpu")
+    result.assert_outcomes(passed=1)
+
+
+def test_both_ways_to_write_a_test_are_shown() -> None:
+    assert len(EXAMPLE.findall(README.read_text("utf-8"))) == 2
+
+
+if __name__ == "__main__":
+    README.write_text(TABLE.sub(lambda _: settings_table(), README.read_text("utf-8")), "utf-8")
