@@ -1,0 +1,210 @@
+"""The gate on a real CUDA device: speed, memory, timing and what happens when memory runs out."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from pytest_amp import AmpRegression, Arm, experiment, settings
+from pytest_amp.results import AmpReport
+from pytest_amp.run import device
+from pytest_amp.run.progress import Progress
+from tests.gpu.steps import Step, matmul_heavy, training_step, with_dropout
+
+GIB = 2**30
+
+
+def measured(setup: object, **options: object) -> AmpReport:
+    resolved = settings.resolve([("cli", options)])
+    return experiment.run(
+        experiment.Test("gpu", setup, device.choose("cuda"), resolved),  # type: ignore[arg-type]
+        Progress(),
+    )
+
+
+@pytest.fixture(autouse=True)
+def _whole_device() -> Iterator[None]:
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_matmul_heavy_step_is_faster(dtype: str) -> None:
+    report = measured(matmul_heavy, dtype=dtype, min_speedup=1.0, min_coverage=0.99)
+    report.check()
+    assert report.gate("speedup").verdict == "pass"
+    assert report.speedup is not None
+    assert report.speedup.low is not None
+    assert report.speedup.low > 1
+    assert report.coverage == 1
+    assert report.environment is not None
+    assert report.environment.native_support
+    assert report.findings == ()
+
+
+def test_the_fixture_and_the_marker_do_the_same(
+    amp_benchmark: object, cuda_device: torch.device
+) -> None:
+    result = amp_benchmark(matmul_heavy)  # type: ignore[operator]
+    assert result.environment.device == torch.cuda.get_device_name(cuda_device)
+    assert result.verdict == "pass"
+
+
+def test_peak_memory_is_the_devices_own_counter() -> None:
+    """The same steps by hand, between reset_peak_memory_stats and max_memory_allocated."""
+    steps = 5
+    report = measured(matmul_heavy, steps=steps, static=True, dtype="bfloat16")
+    where = device.choose("cuda")
+    for name, arm in report.arms.items():
+        where.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step = matmul_heavy(Arm(name, where, torch.bfloat16))  # type: ignore[arg-type]
+        for _ in range(steps):
+            step()
+        torch.cuda.synchronize()
+        by_hand = torch.cuda.max_memory_allocated() - before
+        del step
+        assert arm.peak_bytes == pytest.approx(by_hand, rel=0.01)
+        assert arm.reserved_bytes is not None
+        assert arm.peak_bytes is not None
+        assert arm.reserved_bytes >= arm.peak_bytes
+
+
+def test_peak_memory_repeats() -> None:
+    peaks = {
+        (report.fp32.peak_bytes, report.amp.peak_bytes)
+        for report in (measured(matmul_heavy, steps=3, static=True) for _ in range(3))
+    }
+    assert len(peaks) == 1
+
+
+def test_the_step_time_is_what_cuda_events_see() -> None:
+    report = measured(matmul_heavy, max_time=10)
+    step = matmul_heavy(Arm("fp32", device.choose("cuda"), torch.float16))
+    for _ in range(5):
+        step()
+    by_events = []
+    for _ in range(30):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(10):
+            step()
+        end.record()
+        torch.cuda.synchronize()
+        by_events.append(begin.elapsed_time(end) / 10 / 1000)
+    assert report.fp32.step_time_s == pytest.approx(statistics.median(by_events), rel=0.05)
+
+
+def heavy_to_hold(arm: Arm) -> Step:
+    """Holds 2 GiB beside a small model."""
+    held = torch.zeros(2 * GIB, dtype=torch.uint8, device=arm.device)
+    model = torch.nn.Linear(256, 256).to(arm.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    x = torch.randn(64, 256, device=arm.device)
+
+    def loss() -> torch.Tensor:
+        return torch.nn.functional.mse_loss(model(x), x) + 0 * held[0]
+
+    return training_step(arm, optimizer, loss)
+
+
+def limit_memory(bytes_above: int) -> None:
+    torch.cuda.empty_cache()
+    free_of_others = torch.cuda.memory_reserved() + bytes_above
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(free_of_others / total)
+
+
+def test_arms_that_do_not_fit_together_take_turns() -> None:
+    limit_memory(3 * GIB)
+    report = measured(heavy_to_hold, min_speedup=0.01, steps=3)
+    assert report.verdict == "pass"
+    assert any("did not fit in memory together" in note for note in report.notes)
+
+
+def test_an_arm_that_does_not_fit_at_all_is_named() -> None:
+    limit_memory(GIB)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        measured(heavy_to_hold, steps=3)
+    assert any("amp arm" in note for note in caught.value.__notes__)
+
+
+def test_memory_is_given_back_afterwards() -> None:
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    measured(heavy_to_hold, static=True, steps=2)
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_allocated() <= before + 64 * 2**20  # cuBLAS may keep a workspace
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_other_dropout_masks_are_not_held_against_amp(dtype: str) -> None:
+    """CUDA draws other masks in another dtype: the floor knows by how much that moves the loss."""
+    report = measured(with_dropout, dtype=dtype, static=True)
+    assert report.gate("loss_diff").verdict in ("pass", "inconclusive")
+    assert [finding for finding in report.findings if finding.severity == "error"] == []
+
+
+def test_a_threshold_by_the_devices_name_is_the_one_in_force() -> None:
+    name = torch.cuda.get_device_name().split()[-1]
+    with pytest.raises(AmpRegression, match="below 900x"):
+        measured(matmul_heavy, min_speedup={"cuda": 0.01, f"*{name}*": 900}).check()
+
+
+def test_flags_that_an_arm_sets_are_its_own() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32
+
+    def setup(arm: Arm) -> Step:
+        torch.backends.cuda.matmul.allow_tf32 = arm.enabled
+        return matmul_heavy(arm, width=256)
+
+    report = measured(setup, static=True)
+    assert "AMP005" in {finding.code for finding in report.findings}
+    assert torch.backends.cuda.matmul.allow_tf32 == before
+
+
+def test_an_overflow_in_float16_is_located() -> None:
+    def setup(arm: Arm) -> Step:
+        model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 1)).to(arm.device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-8)
+        x = torch.full((8, 64), 1e4, device=arm.device)
+
+        def loss() -> torch.Tensor:
+            return model(x * 100).float().square().mean()
+
+        return training_step(arm, optimizer, loss)
+
+    report = measured(setup, dtype="float16", static=True)
+    found = {finding.code: finding for finding in report.findings}
+    assert "AMP301" in found
+    assert found["AMP301"].module == "0"
+
+
+def test_a_compiled_model_is_timed_compiled() -> None:
+    graphs = []
+
+    def setup(arm: Arm) -> Step:
+
+        def backend(graph: torch.fx.GraphModule, _: object) -> object:
+            def run(*args: object) -> object:
+                graphs.append(arm.name)
+                return graph(*args)
+
+            return run
+
+        model = torch.nn.Linear(256, 256).to(arm.device)
+        compiled = torch.compile(model, backend=backend)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        x = torch.randn(64, 256, device=arm.device)
+        return training_step(arm, optimizer, lambda: compiled(x).square().mean())
+
+    report = measured(setup, max_time=3)
+    assert report.speedup is not None
+    least = report.speedup.pairs * report.speedup.block_steps
+    assert graphs.count("amp") > least
+    assert graphs.count("fp32") > least
