@@ -64,8 +64,7 @@ def run(test: Test, progress: Progress) -> AmpReport:
     dtype = _dtype(settings, device)
     bench = Workbench(test.setup, device, dtype, settings.seed, progress, test.fixture)
     notes: list[str] = []
-    with turn(device, progress), bench.globals.preserved():
-        device.activate()
+    with turn(device, progress), device.activated(), bench.globals.preserved():
         environment = _environment(bench)
         seen = _observe(bench, settings, limits, notes)
     gated = gates.judge(seen, limits)
@@ -135,8 +134,14 @@ def _observe(
         native_support=bench.device.native_support(bench.dtype),
         fp32=fp32,
         amp=amp,
-        floor=parity_run.floor(bench, settings.steps, skipped, _random(amp)),
+        floor=parity_run.floor(bench, settings.steps, skipped, gates.draws_differ(fp32, amp)),
     )
+    trained_on = amp.start.devices
+    if trained_on and bench.device.type not in trained_on:
+        notes.append(
+            f"the trained parameters are on {', '.join(trained_on)}, and {bench.device} was "
+            "measured: build on arm.device, or choose another with --amp-device"
+        )
     bad = parity.first_nonfinite(amp.losses, fp32.losses)
     if bad is not None:
         seen = replace(seen, nonfinite_origin=nonfinite.locate(bench, bad))
@@ -150,10 +155,6 @@ def _observe(
         )
     bench.progress.at("done", None)
     return replace(seen, timing=timed)
-
-
-def _random(amp: ParityRun) -> bool:
-    return amp.operators is not None and bool(amp.operators.random_dtypes & {"float16", "bfloat16"})
 
 
 def _plan(bench: Workbench, settings: Settings, limits: Limits, notes: list[str]) -> timing.Plan:

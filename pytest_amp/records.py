@@ -16,11 +16,13 @@ Losses = Mapping[str, tuple[float, ...]]
 class Start:
     """Where an arm started: digests by value of its parameters and of its first module's inputs.
 
-    None where there was no optimizer, or no module, to look at.
+    None where there was no optimizer, or no module, to look at. `devices`: the types of the devices
+    that the parameters are on.
     """
 
     parameters: tuple[str, ...] | None = None
     inputs: tuple[str, ...] | None = None
+    devices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Operators:
     `bytes_by_dtype`: bytes of the floating point tensors that operators made.
     `unknown`: heavy operators without a FLOP formula. `compiled`: whether compiled graphs ran,
     whose fused kernels are not seen. `random_dtypes`: dtypes in which random numbers were drawn.
+    `draws`: digests of those numbers, in order; None where they were not looked at.
     `autocast_entered`: how often an enabled autocast region was entered.
     `reduced_weights`: whether a tensor that was there before the step took part in reduced
     precision, as weights kept in bfloat16 do.
@@ -41,6 +44,7 @@ class Operators:
     unknown: tuple[str, ...] = ()
     compiled: bool = False
     random_dtypes: frozenset[str] = frozenset()
+    draws: tuple[str, ...] | None = None
     autocast_entered: int = 0
     reduced_weights: bool = False
 

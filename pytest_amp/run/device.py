@@ -6,6 +6,8 @@ import os
 import platform
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -90,7 +92,12 @@ class Device:
         )
 
     def empty_cache(self) -> None:
-        """Give cached blocks back, so that the next arm starts from the same level."""
+        """Give cached blocks back, so that the next arm starts from the same level.
+
+        cuBLAS keeps its workspaces among them: the first arm would pay for both.
+        """
+        if self.type == "cuda":
+            torch._C._cuda_clearCublasWorkspaces()
         empty = getattr(self.module, "empty_cache", None)
         if self.is_accelerator and empty is not None:
             empty()
@@ -116,10 +123,18 @@ class Device:
         else:
             torch.manual_seed(seed)
 
-    def activate(self) -> None:
-        """Make it the current device where there are several."""
-        if self.is_accelerator and self.torch.index is not None:
-            self.module.set_device(self.torch.index)
+    @contextmanager
+    def activated(self) -> Iterator[None]:
+        """Make it the current device, where there are several, and then the former one again."""
+        if not self.is_accelerator or self.torch.index is None:
+            yield
+            return
+        former = self.module.current_device()
+        self.module.set_device(self.torch.index)
+        try:
+            yield
+        finally:
+            self.module.set_device(former)
 
     def lock_name(self) -> str:
         """Measurements under the same name take turns, across processes."""

@@ -91,7 +91,8 @@ def _steps(
                 watch.next_step()
                 curves.append(resident.step())
         losses = curves.read()
-    return losses, Start(start, inputs[0] if inputs else None)
+    devices = tuple(sorted({param.device.type for param in parameters}))
+    return losses, Start(start, inputs[0] if inputs else None, devices)
 
 
 def _inspect(bench: Workbench, resident: Resident) -> Operators:
