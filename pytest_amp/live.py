@@ -21,9 +21,8 @@ class LiveLine:
         self._nodeid = nodeid
         self._last = 0.0
         self._shown = False
-        writer = self._terminal and self._terminal._tw
-        worker = hasattr(config, "workerinput")
-        self._live = bool(writer and writer._file.isatty() and not worker)
+        # Asked of pytest, since the file itself is no terminal while its output is captured.
+        self._live = bool(getattr(self._terminal, "isatty", False))
         self._quiet = config.get_verbosity() < 0
 
     def show(self, progress: Any) -> None:

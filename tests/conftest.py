@@ -5,8 +5,20 @@ from __future__ import annotations
 # A run inside this process forgets the modules that it imported, and torch can't be imported
 # twice: whatever an inner run may import of it is imported here first.
 import numpy  # noqa: F401
+import pytest
 import torch._dynamo
 import torch._inductor.compile_fx  # noqa: F401
 
 import pytest_amp.experiment
 import pytest_amp.live  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def _without_asyncio(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inner runs leave pytest-asyncio out: it warns wherever its own setting is not given.
+
+    A test of it deletes PYTEST_ADDOPTS again.
+    """
+    if "pytester" in request.fixturenames:
+        request.getfixturevalue("pytester")
+        monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:asyncio")
