@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pytest_amp import units
 from pytest_amp.judge import parity, sequential
-from pytest_amp.records import REDUCED, Observations, Timing
+from pytest_amp.records import REDUCED, Observations, ParityRun, Timing
 from pytest_amp.results import Estimate, Gate, GateVerdict
 
 # Where the arms draw other random numbers, one run with another stream is a small sample of what
@@ -62,10 +62,16 @@ def unseen(seen: Observations) -> str | None:
     return None
 
 
-def draws_differ(seen: Observations) -> bool:
-    """Whether the amp arm drew random numbers in a reduced dtype: another stream than fp32's."""
-    operators = seen.amp.operators
-    return operators is not None and bool(operators.random_dtypes & set(REDUCED))
+def draws_differ(fp32: ParityRun, amp: ParityRun) -> bool:
+    """Whether the amp arm, drawing random numbers in a reduced dtype, drew other ones than fp32.
+
+    Many kernels draw the same in every dtype (dropout on a CPU); where the draws were not looked
+    at, they count as other ones.
+    """
+    if amp.operators is None or not amp.operators.random_dtypes & set(REDUCED):
+        return False
+    draws = amp.operators.draws
+    return draws is None or fp32.operators is None or draws != fp32.operators.draws
 
 
 def judge(seen: Observations, limits: Limits) -> tuple[Gate, ...]:
@@ -164,7 +170,7 @@ def _loss_verdict(
     drift = f"{source} alone moves this model's loss by {units.share(floor)}"
     if worst.difference <= floor:
         return "inconclusive", f"{shown} is beyond {threshold}, but {drift}: raise max_loss_diff"
-    if draws_differ(seen) and worst.difference <= OTHER_STREAM_MARGIN * floor:
+    if draws_differ(seen.fp32, seen.amp) and worst.difference <= OTHER_STREAM_MARGIN * floor:
         return "inconclusive", (
             f"{shown} is beyond {threshold}, but the arms drew different random numbers, which "
             f"alone moves the loss by {units.share(floor)}"

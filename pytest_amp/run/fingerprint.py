@@ -37,6 +37,22 @@ def _one(value: Any) -> str:
         return f"{kind}:{int(flat.view(bits).sum(dtype=torch.int64))}"
 
 
+def placed_digest(tensor: torch.Tensor) -> str:
+    """Shape and values, each weighed by its place: the same in all dtypes that hold them exactly.
+
+    Needs room for a few copies of the tensor.
+    """
+    shape = str(list(tensor.shape))
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
+        return shape
+    with torch.no_grad():
+        flat = tensor.detach()
+        flat = (torch.view_as_real(flat) if flat.is_complex() else flat).float().flatten()
+        bits = flat.view(torch.int32)
+        place = torch.arange(1, bits.numel() + 1, device=bits.device)
+        return f"{shape}:{int((bits * place).sum())}"
+
+
 @contextmanager
 def first_inputs(seen: list[tuple[str, ...]]) -> Iterator[None]:
     """Put the digests of the first called module's inputs into `seen`.

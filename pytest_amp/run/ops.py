@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from pytest_amp.records import REDUCED, Operators
+from pytest_amp.run.fingerprint import placed_digest
 
 _HEAVY = re.compile(r"conv|mm\b|mm_|matmul|attention|linear|rnn|lstm|gru|bilinear")
 _NOT_HEAVY = re.compile(r"linear_combination|upsample|prepack|reorder|weight_size|convert|_like")
@@ -104,6 +105,7 @@ class OpRecord(Watching):
         self._bytes: Counter[str] = Counter()
         self._unknown: dict[str, None] = {}
         self._random: set[str] = set()
+        self._draws: list[str] = []
         self._made: set[int] = set()
         self._compiled = False
         self._autocast_entered = 0
@@ -116,6 +118,7 @@ class OpRecord(Watching):
             unknown=tuple(self._unknown),
             compiled=self._compiled,
             random_dtypes=frozenset(self._random),
+            draws=tuple(self._draws),
             autocast_entered=self._autocast_entered,
             reduced_weights=self._reduced_weights,
         )
@@ -136,8 +139,9 @@ class OpRecord(Watching):
         inputs = _floats((args, kwargs))
         outputs = _floats(out)
         self._count_flops(func, args, kwargs, out, inputs)
-        if torch.Tag.nondeterministic_seeded in func.tags:
+        if _draws(func, args, kwargs):
             self._random.update(dtype_name(t.dtype) for t in (*outputs, *inputs))
+            self._draws.append(_drawn(out))
         known = {_storage(tensor) for tensor in inputs}
         for tensor in outputs:
             storage = _storage(tensor)
@@ -207,6 +211,24 @@ def _is_heavy(name: str) -> bool:
     if namespace not in _OURS:
         return True
     return bool(_HEAVY.search(op)) and not _NOT_HEAVY.search(op)
+
+
+def _draws(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the call draws random numbers: fused attention, for one, may be told not to."""
+    if torch.Tag.nondeterministic_seeded not in func.tags:
+        return False
+    for index, argument in enumerate(func._schema.arguments):
+        if argument.name in ("dropout_p", "dropout"):
+            given = args[index] if index < len(args) else kwargs.get(argument.name)
+            return bool(argument.default_value if given is None else given)
+    return True
+
+
+def _drawn(out: Any) -> str:
+    """What was drawn, by value and place, and the same for a 0/1 mask in any dtype."""
+    tensors = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+    masks = [tensor for tensor in tensors if tensor.dtype is torch.bool]
+    return " ".join(placed_digest(tensor) for tensor in masks or tensors)
 
 
 def _floats(tree: Any) -> list[torch.Tensor]:

@@ -71,7 +71,7 @@ def arms_start_differ(case: Case) -> Iterator[Word]:
             )
             return
         if _same_kind_other_value(first, other):
-            if what == "first inputs" and draws_differ(case.seen):
+            if what == "first inputs" and draws_differ(case.seen.fp32, case.seen.amp):
                 yield Word(
                     "the arms drew different random numbers: from one seed this device draws "
                     f"other numbers in {case.seen.dtype} than in float32; draw in float32, outside "
