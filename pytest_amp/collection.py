@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import inspect
 import unittest
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 import pytest
 
 from pytest_amp import options
-from pytest_amp.settings import Level
 
 _POINTER = "request amp_benchmark and call amp_benchmark(setup), where setup(arm) returns the step"
 
 
 def is_amp(item: pytest.Item) -> bool:
-    """Whether the test is marked ``amp``."""
-    return item.get_closest_marker("amp") is not None
+    """Whether the test is marked ``amp``; what is no function, by its own marker only.
+
+    A module's ``pytestmark`` is meant for its test functions, not for its doctests.
+    """
+    if isinstance(item, pytest.Function):
+        return item.get_closest_marker("amp") is not None
+    return any(mark.name == "amp" for mark in item.own_markers)
 
 
 def _fixture_names(item: pytest.Item) -> Sequence[str]:
@@ -36,13 +40,22 @@ def mark_measuring_tests(items: Iterable[pytest.Item]) -> None:
             item.add_marker(pytest.mark.amp)
 
 
-def refuse_unfit(items: Iterable[pytest.Item]) -> None:
-    """Raise one UsageError that lists every test whose marker is wrong, or would be ignored."""
-    problems = [
-        f"{item.nodeid}: {problem}" for item in items if is_amp(item) for problem in _problems(item)
-    ]
-    if problems:
-        raise pytest.UsageError("\n".join(problems))
+def refuse_unfit(session: pytest.Session) -> None:
+    """Make a collection error of each file with tests whose marker is wrong, or would be ignored.
+
+    Only of what was selected: a mistake elsewhere must not stop ``-k other``. A collection error
+    and not a UsageError, since an xdist worker has no way to tell of one.
+    """
+    problems: defaultdict[str, list[str]] = defaultdict(list)
+    unfit = set()
+    for item in filter(is_amp, session.items):
+        for problem in _problems(item):
+            unfit.add(item)
+            problems[item.nodeid.partition("::")[0]].append(f"{item.nodeid}: {problem}")
+    for file, lines in problems.items():
+        report = pytest.CollectReport(file, "failed", "\n".join(lines), [])
+        session.config.hook.pytest_collectreport(report=report)
+    session.items[:] = [item for item in session.items if item not in unfit]
 
 
 def _problems(item: pytest.Item) -> Iterable[str]:
@@ -70,15 +83,3 @@ def _problems(item: pytest.Item) -> Iterable[str]:
             "amp_scaler together with a body that is the step: pytest-amp scales the loss itself "
             f"there; to use the scaler yourself, {_POINTER}"
         )
-
-
-def hidden_by_markers(
-    items: Iterable[pytest.Item], levels: tuple[Level, Level, Level]
-) -> dict[str, int]:
-    """Per setting given on the command line: how many tests' markers hide it."""
-    (_, override), (_, cli), _ = levels
-    counts: Counter[str] = Counter()
-    for item in items:
-        if is_amp(item):
-            counts.update(options.hidden_by_marker(item, cli) - set(override))
-    return dict(counts)

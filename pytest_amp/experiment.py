@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -173,9 +174,10 @@ def _plan(bench: Workbench, settings: Settings, limits: Limits, notes: list[str]
     def foresee(pair_s: float) -> None:
         fewest = sequential.fewest_pairs(rate)
         if wanted is not None and pair_s * fewest > budget:
+            needed = math.ceil(1.1 * pair_s * fewest)
             note = (
                 f"max_time={budget:g} s is too short: the fewest pairs that can decide "
-                f"({fewest} of {units.duration(pair_s)}) need max_time={1.1 * pair_s * fewest:.0f}"
+                f"({fewest} of {units.duration(pair_s)}) need max_time={needed}"
             )
             notes.append(note)
             bench.progress.say(note)
@@ -195,7 +197,7 @@ def _limits(settings: Settings, names: DeviceNames) -> Limits:
         return None if threshold is None else threshold.on(names)
 
     return Limits(
-        min_speedup=on(settings.min_speedup),
+        min_speedup=None if settings.static else on(settings.min_speedup),
         min_memory_reduction=on(settings.min_memory_reduction),
         max_loss_diff=on(settings.max_loss_diff),
         loss_atol=settings.loss_atol,

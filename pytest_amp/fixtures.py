@@ -109,10 +109,6 @@ class Benchmark:
             report.check()
         return report
 
-    @property
-    def called(self) -> bool:
-        return self._called
-
 
 def measure(item: pytest.Item, setup: Callable[[Arm], Any], device: Device) -> AmpReport:
     """Run the experiment of one test and keep its report for the reporters."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,26 +11,34 @@ import pytest
 from pytest_amp import settings
 from pytest_amp.settings import Entry, Level, Settings
 
-MARKER_HELP = (
-    "amp({keywords}): run the test's training step under FP32 and under autocast, and gate what "
-    "came out. {rows}"
-)
+GROUP = """\
+mixed precision (pytest-amp); settings are ini keys (amp_steps) and keywords of
+@pytest.mark.amp (steps) too, thresholds may go by device (cuda=1.3,cpu=1.0)"""
+
+MARKER = """\
+amp(setting=value, ...): run the test's training step in float32 and
+under autocast, and gate what came out. The settings, each of them an option
+(--amp-steps) and an ini key (amp_steps) too:"""
 
 
 def add_options(parser: pytest.Parser) -> None:
     """Every row of the table as an option and an ini key; both default to None, that is: unset."""
-    group = parser.getgroup("amp", "mixed precision (pytest-amp)")
+    group = parser.getgroup("amp", GROUP)
     for entry in settings.TABLE:
-        group.addoption(entry.flag, default=None, help=_help(entry), **_kind(entry))
+        group.addoption(
+            entry.flag, default=None, help=_help(entry).replace("%", "%%"), **_kind(entry)
+        )
         parser.addini(entry.ini, help=f"{entry.help} ({entry.flag})", default=None)
     group.addoption(
         "--amp-override",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a setting that beats the markers too; may be repeated",
+        help="a setting that beats the markers too; may be repeated (default: none)",
     )
-    group.addoption("--amp-json", default=None, metavar="PATH", help="write a JSON report")
+    group.addoption(
+        "--amp-json", default=None, metavar="PATH", help="write a JSON report (default: none)"
+    )
 
 
 def _kind(entry: Entry) -> dict[str, Any]:
@@ -41,7 +50,7 @@ def _kind(entry: Entry) -> dict[str, Any]:
 
 
 def _help(entry: Entry) -> str:
-    return f"{entry.help} (default: {default_shown(entry)})".replace("%", "%%")
+    return f"{entry.help} (default: {default_shown(entry)})"
 
 
 def default_shown(entry: Entry) -> str:
@@ -59,11 +68,15 @@ def default_shown(entry: Entry) -> str:
 
 
 def marker_help() -> str:
-    """The marker's line for ``pytest --markers``."""
-    entries = [entry for entry in settings.TABLE if entry.marker]
-    keywords = ", ".join(entry.name for entry in entries)
-    rows = " ".join(f"{entry.name}: {entry.help}." for entry in entries)
-    return MARKER_HELP.format(keywords=keywords, rows=rows)
+    """The marker's lines for ``pytest --markers``, which wraps nothing itself."""
+    rows = [
+        textwrap.fill(
+            _help(entry), 80, initial_indent=f"  {entry.name:<22}", subsequent_indent=" " * 24
+        )
+        for entry in settings.TABLE
+        if entry.marker
+    ]
+    return "\n".join([MARKER, *rows])
 
 
 def session_levels(config: pytest.Config) -> tuple[Level, Level, Level]:
@@ -104,7 +117,7 @@ def marker_levels(item: pytest.Item) -> Iterator[Level]:
     for mark in item.iter_markers("amp"):
         if mark.args:
             raise ValueError(
-                f"@pytest.mark.amp takes keywords only, and was given {mark.args!r}; "
+                f"takes keywords only, and was given {mark.args!r}; "
                 "write for example @pytest.mark.amp(min_speedup=1.3)"
             )
         for name, value in mark.kwargs.items():
@@ -116,9 +129,3 @@ def item_settings(item: pytest.Item, session: tuple[Level, Level, Level]) -> Set
     """The settings of one test: override, then its markers, then cli, ini and the defaults."""
     override, cli, ini = session
     return settings.resolve([override, *marker_levels(item), cli, ini])
-
-
-def hidden_by_marker(item: pytest.Item, cli: Mapping[str, object]) -> set[str]:
-    """The settings given on the command line that this test's own markers hide."""
-    marked = {name for _, keywords in marker_levels(item) for name in keywords}
-    return {name for name in marked & set(cli) if name not in settings.UNIONS}

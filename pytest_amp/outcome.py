@@ -15,6 +15,8 @@ UNASSERTED = (
     "(check=False without result.check()), or their exception was caught"
 )
 
+XFAILED = "expected to fail (xfail), so pytest does not count it as failed"
+
 # Their message is the whole story; where in our code they were raised is no part of it.
 SAID_IN_FULL = (AmpRegression, AmpInconclusive)
 
@@ -31,8 +33,7 @@ def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRe
 def require_measurement(item: pytest.Item) -> None:
     """Fail the test that requested amp_benchmark, passed, and never measured (AMP001)."""
     __tracebackhide__ = True
-    benchmark = getattr(item, "funcargs", {}).get("amp_benchmark")
-    if benchmark is None or benchmark.called:
+    if "amp_benchmark" not in getattr(item, "funcargs", {}) or fixtures.REPORT in item.stash:
         return
     from pytest_amp import experiment
 
@@ -45,9 +46,7 @@ def _report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestR
     measured = item.stash.get(fixtures.REPORT, None)
     if measured is not None:
         del item.stash[fixtures.REPORT]
-        if measured.verdict == "fail" and report.passed and not hasattr(report, "wasxfail"):
-            measured = replace(measured, notes=(*measured.notes, UNASSERTED))
-        return measured
+        return _reconciled(measured, call, report)
     blank = AmpReport(
         nodeid=item.nodeid,
         verdict="skipped" if report.skipped else "error",
@@ -58,10 +57,30 @@ def _report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestR
     )
     if report.skipped:
         return replace(blank, skip_reason=_skip_reason(report))
+    return replace(blank, error=_failure(call))
+
+
+def _reconciled(
+    measured: AmpReport, call: pytest.CallInfo[None], report: pytest.TestReport
+) -> AmpReport:
+    """What was measured, and a word where pytest's own outcome is another one."""
+    if measured.verdict == "fail":
+        if hasattr(report, "wasxfail"):
+            note = f"{XFAILED}: {report.wasxfail}" if report.wasxfail else XFAILED
+            return replace(measured, notes=(*measured.notes, note))
+        if report.passed:
+            return replace(measured, notes=(*measured.notes, UNASSERTED))
+    elif report.failed and call.excinfo is not None and not measured.unanswered:
+        # The user's own assertions, after a good measurement.
+        return replace(measured, verdict="error", error=measured.error or _failure(call))
+    return measured
+
+
+def _failure(call: pytest.CallInfo[None]) -> Failure:
     error = call.excinfo
     kind = "none" if error is None else error.type.__name__
     message = "" if error is None else str(error.value)
-    return replace(blank, error=Failure(None, report.when, None, kind, message))
+    return Failure(None, call.when, None, kind, message)
 
 
 def _skip_reason(report: pytest.TestReport) -> str:

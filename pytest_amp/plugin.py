@@ -34,14 +34,11 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     collection.mark_measuring_tests(items)
-    collection.refuse_unfit(items)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest counts the errors, and xdist sends the items
 def pytest_collection_finish(session: pytest.Session) -> None:
-    config = session.config
-    config.stash[SESSION].hidden = collection.hidden_by_markers(
-        session.items, config.stash[fixtures.LEVELS]
-    )
+    collection.refuse_unfit(session)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -7,17 +7,21 @@ the same as a run in one process does.
 from __future__ import annotations
 
 import datetime
+import os
 import shlex
 import subprocess
 import sys
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_amp import __version__
+from pytest_amp.fixtures import LEVELS
 from pytest_amp.results import AmpReport
+from pytest_amp.settings import UNIONS
 
 
 class Session:
@@ -26,11 +30,10 @@ class Session:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.reports: list[AmpReport] = []
-        self.hidden: dict[str, int] = {}
         self._started = _now()
         self._worker = hasattr(config, "workerinput")
         json_path = config.getoption("amp_json")
-        self._json = None if json_path is None or self._worker else Path(json_path)
+        self._json = None if json_path is None or self._worker else _target(json_path)
         if self._json is not None:
             _require_writable(self._json)
 
@@ -47,7 +50,7 @@ class Session:
         writer = terminalreporter._tw
         verbosity = self.config.get_verbosity()
         terminalreporter.section("pytest-amp")
-        for line in summary(self.reports, writer.fullwidth, verbosity, self.hidden):
+        for line in summary(self.reports, writer.fullwidth, verbosity, self._hidden()):
             for span in line:
                 writer.write(span.text, **dict.fromkeys(span.markup, True))
             writer.line()
@@ -64,6 +67,17 @@ class Session:
         except OSError as error:
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
             sys.stderr.write(f"pytest-amp: --amp-json could not be written: {error}\n")
+
+    def _hidden(self) -> dict[str, int]:
+        """Per setting given on the command line: how many tests' markers hid it."""
+        _, (_, cli), _ = self.config.stash[LEVELS]
+        tests = {report.nodeid: report.settings for report in self.reports}
+        return Counter(
+            name
+            for given in tests.values()
+            for name, setting in given.items()
+            if name in cli and setting.source == "marker" and name not in UNIONS
+        )
 
     def _run(self) -> dict[str, Any]:
         root = self.config.rootpath
@@ -93,6 +107,11 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def _target(path: str) -> Path:
+    """Where a report goes, whichever directory the tests change to, links resolved."""
+    return Path(os.path.realpath(Path(path).expanduser()))
+
+
 def _require_writable(path: Path) -> None:
     """Raise UsageError now rather than lose an hour of measurements at the end."""
     from tempfile import TemporaryFile
@@ -100,6 +119,8 @@ def _require_writable(path: Path) -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError("it is a directory")
+        if path.exists() and not path.is_file():  # a pipe is written to and not replaced
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=path.parent):
             pass

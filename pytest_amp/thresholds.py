@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -54,24 +55,22 @@ class Range:
     high_included: bool
     says: str
 
-    def check(self, value: float) -> float:
-        """Return `value`, or raise ValueError with the range."""
+    def holds(self, value: float) -> bool:
+        """Whether `value` is one of them."""
         above = value >= self.low if self.low_included else value > self.low
         below = value <= self.high if self.high_included else value < self.high
-        if not (math.isfinite(value) and above and below):
-            raise ValueError(f"{value!r} is not {self.says}")
-        return value
+        return math.isfinite(value) and above and below
 
 
 def number(value: object, valid: Range) -> float:
     """A finite number in range, from a Python number or its text."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    parsed = math.nan
+    if isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        with suppress(ValueError, OverflowError):
+            parsed = float(value)
+    if not valid.holds(parsed):
         raise ValueError(f"{value!r} is not {valid.says}")
-    try:
-        parsed = float(value)
-    except (ValueError, OverflowError):
-        raise ValueError(f"{value!r} is not {valid.says}") from None
-    return valid.check(parsed)
+    return parsed
 
 
 def threshold(value: object, valid: Range) -> Threshold:
@@ -108,10 +107,12 @@ def _key(key: object) -> str:
     if not isinstance(key, str):
         raise ValueError(f"the device key {key!r} is not text")
     named = key == "*" or key in DEVICE_TYPES or _ARCH.fullmatch(key)
-    if not named and key == key.lower() and not set(key) & set("*? ["):
+    # A device's full name has a space or a hyphen in it; a part of the name would match nothing.
+    if not named and not set(key) & set("*?[ -"):
+        glob = "*H100*" if key.islower() else f"*{key}*"
         raise ValueError(
             f"no device answers to {key!r}; valid keys are {', '.join(DEVICE_TYPES)}, an "
-            "architecture such as sm90, a glob on the device's name such as *H100*, and *"
+            f"architecture such as sm90, a glob on the device's name such as {glob}, and *"
         )
     return key
 
