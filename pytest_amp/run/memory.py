@@ -29,11 +29,13 @@ class Peak:
 
 
 class PeakMemory(Protocol):
-    """Started before an arm is built, stopped while the arm is still there."""
+    """Entered before an arm is built, stopped while the arm is still there."""
 
-    def start(self) -> None: ...
+    def __enter__(self) -> PeakMemory: ...
 
     def stop(self) -> Peak: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def peak_memory(device: Device) -> PeakMemory:
@@ -50,7 +52,7 @@ class _AcceleratorPeak:
         self._device = device
         self._allocated = self._reserved = 0
 
-    def start(self) -> None:
+    def __enter__(self) -> PeakMemory:
         gc.collect()
         device, module = self._device, self._device.module
         device.synchronize()
@@ -58,6 +60,7 @@ class _AcceleratorPeak:
         module.reset_peak_memory_stats(device.torch)
         self._allocated = module.memory_allocated(device.torch)
         self._reserved = module.memory_reserved(device.torch)
+        return self
 
     def stop(self) -> Peak:
         self._device.synchronize()
@@ -67,17 +70,27 @@ class _AcceleratorPeak:
             module.max_memory_reserved(device) - self._reserved,
         )
 
+    def __exit__(self, *_: object) -> None: ...
+
 
 class _CpuPeak:
     def __init__(self) -> None:
         self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+        self._running = False
 
-    def start(self) -> None:
+    def __enter__(self) -> PeakMemory:
         gc.collect()
         self._profile.start()
+        self._running = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._running:  # an arm that raised: the profiler must not go on into the next test
+            self._running = False
+            self._profile.stop()
 
     def stop(self) -> Peak:
-        self._profile.stop()
+        self.__exit__()
         profiler: Any = self._profile.profiler
         level = peak = 0
         for event in profiler.kineto_results.events():
@@ -88,7 +101,10 @@ class _CpuPeak:
 
 
 class _Unmeasured:
-    def start(self) -> None: ...
+    def __enter__(self) -> PeakMemory:
+        return self
 
     def stop(self) -> Peak:
         return Peak(None, None)
+
+    def __exit__(self, *_: object) -> None: ...

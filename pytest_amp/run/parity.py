@@ -23,15 +23,11 @@ def run(
     Returns the record and the skips that another arm has to repeat. The amp arm's own `replay` is
     None; the fp32 arm gets what the amp arm skipped.
     """
-    memory = peak_memory(bench.device)
     bench.progress.at("parity", name)
-    memory.start()
-    with bench.built(name) as resident:
+    with peak_memory(bench.device) as memory, bench.built(name) as resident:
         watch = StepWatch(replay)
-        try:
-            losses, start = _steps(bench, resident, watch, steps)
-        finally:
-            peak = memory.stop()
+        losses, start = _steps(bench, resident, watch, steps)
+        peak = memory.stop()
         skips = watch.replay(resident.optimizers)
         with resident.active():
             flags = bench.globals.flags()

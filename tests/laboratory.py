@@ -1,0 +1,94 @@
+"""What the tests of the laboratory share: a simulated clock, small steps, and runs in one line."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from pytest_amp import experiment, settings
+from pytest_amp.results import AmpReport
+from pytest_amp.run.arm import Arm, Resident, Setup, Workbench
+from pytest_amp.run.device import Device
+from pytest_amp.run.progress import Progress
+
+CPU = torch.device("cpu")
+
+
+class SimulatedDevice(Device):
+    """A CPU whose clock moves only when a step moves it."""
+
+    def __init__(self) -> None:
+        super().__init__(CPU)
+        self.time_s = 0.0
+        self.events: list[str] = []
+
+    def now(self) -> float:
+        self.events.append("now")
+        return self.time_s
+
+    def synchronize(self) -> None:
+        self.events.append("synchronize")
+
+    def native_support(self, dtype: torch.dtype) -> bool:
+        return True
+
+    def steps(
+        self, fp32_s: float, amp_s: float, noise: float = 0.0, seed: int = 0
+    ) -> Callable[[Arm], Callable[[], float]]:
+        """A setup whose steps take so long on this clock, give or take `noise`, and do nothing."""
+        draw = random.Random(seed)
+
+        def setup(arm: Arm) -> Callable[[], float]:
+            duration = amp_s if arm.enabled else fp32_s
+
+            def step() -> float:
+                self.events.append(arm.name)
+                self.time_s += duration * draw.lognormvariate(0, noise)
+                return 1.0
+
+            return step
+
+        return setup
+
+
+def workbench(
+    setup: Setup, dtype: torch.dtype = torch.bfloat16, device: Device | None = None, seed: int = 0
+) -> Workbench:
+    return Workbench(setup, device or Device(CPU), dtype, seed, Progress())
+
+
+def measure(setup: Setup, device: Device | None = None, **given: Any) -> AmpReport:
+    """The report of one experiment on the CPU; static unless it is told otherwise."""
+    options = settings.resolve([("cli", {"static": True, "steps": 8, **given})])
+    test = experiment.Test("test_step", setup, device or Device(CPU), options)
+    return experiment.run(test, Progress())
+
+
+def codes(report: AmpReport) -> list[str]:
+    return [finding.code for finding in report.findings]
+
+
+def train(arm: Arm, optimizer: torch.optim.Optimizer, loss_of: Callable[[], Any]) -> Any:
+    """The plain step: forward under autocast, backward, scaler."""
+
+    def step() -> Any:
+        optimizer.zero_grad(set_to_none=True)
+        with arm.autocast():
+            loss = loss_of()
+        arm.scaler.scale(loss).backward()
+        arm.scaler.step(optimizer)
+        arm.scaler.update()
+        return loss
+
+    return step
+
+
+@contextmanager
+def active(bench: Workbench, name: Any) -> Iterator[Resident]:
+    """An arm, built and in force."""
+    with bench.built(name) as resident, resident.active():
+        yield resident
