@@ -1,0 +1,289 @@
+"""The operator record: FLOPs by dtype against numbers worked out by hand; it only looks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pytest_amp.run.ops import OpRecord
+from tests.laboratory import active, measure, train, workbench
+
+BF16 = torch.bfloat16
+
+
+def record(step):
+    recorder = OpRecord()
+    with recorder.watching():
+        step()
+    return recorder.operators()
+
+
+def flops(step):
+    return dict(record(step).flops_by_dtype)
+
+
+def under_autocast(function, dtype=BF16):
+    def run():
+        with torch.autocast("cpu", dtype=dtype):
+            return function()
+
+    return run
+
+
+def forward_and_backward(function):
+    return lambda: function().float().sum().backward()
+
+
+def leaf(*shape):
+    return torch.randn(*shape, requires_grad=True)
+
+
+# A product of (m, k) with (k, n) is 2 m k n FLOPs; its two gradients are as much again each.
+LINEAR = 2 * 3 * 8 * 4
+CONV = 2 * (2 * 5 * 6 * 6) * (3 * 3 * 3)
+ATTENTION = 2 * 2 * (2 * 3) * 5 * 7 * 8
+LSTM = 2 * (2 * 5) * 4 * 7 * (6 + 7)
+GRU = 2 * (2 * 5) * 3 * 7 * (6 + 7)
+
+
+def linear():
+    layer, x = nn.Linear(8, 4), leaf(3, 8)
+    return lambda: layer(x)
+
+
+def conv():
+    layer, x = nn.Conv2d(3, 5, 3, padding=1), leaf(2, 3, 6, 6)
+    return lambda: layer(x)
+
+
+def attention(dropout=0.0):
+    q, k, v = leaf(2, 3, 5, 8), leaf(2, 3, 7, 8), leaf(2, 3, 7, 8)
+    return lambda: F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+
+
+def recurrent(kind):
+    layer, x = kind(6, 7, batch_first=True), leaf(2, 5, 6)
+    return lambda: layer(x)[0]
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        pytest.param(linear(), LINEAR, id="linear"),
+        pytest.param(conv(), CONV, id="conv"),
+        pytest.param(attention(), ATTENTION, id="attention"),
+        pytest.param(attention(0.5), ATTENTION, id="attention with dropout"),
+        pytest.param(recurrent(nn.LSTM), LSTM, id="lstm"),
+        pytest.param(recurrent(nn.GRU), GRU, id="gru"),
+        pytest.param(lambda: torch.mv(torch.ones(4, 6), torch.ones(6)), 2 * 4 * 6, id="mv"),
+        pytest.param(lambda: torch.dot(torch.ones(6), torch.ones(6)), 2 * 6, id="dot"),
+        pytest.param(lambda: torch.bmm(torch.ones(2, 3, 4), torch.ones(2, 4, 5)), 240, id="bmm"),
+    ],
+)
+def test_flops_of_a_forward_pass(step, expected) -> None:
+    assert flops(step) == {"float32": expected}
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        pytest.param(linear(), 3 * LINEAR, id="linear"),
+        pytest.param(conv(), 3 * CONV, id="conv"),
+        # the fused kernel's backward pass computes the scores again: five products for two
+        pytest.param(attention(), ATTENTION + 5 * ATTENTION // 2, id="attention"),
+        pytest.param(attention(0.5), 3 * ATTENTION, id="attention with dropout"),
+        pytest.param(recurrent(nn.LSTM), 3 * LSTM, id="lstm"),
+    ],
+)
+def test_the_backward_pass_is_counted(step, expected) -> None:
+    assert flops(forward_and_backward(step)) == {"float32": expected}
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float16])
+@pytest.mark.parametrize(("step", "expected"), [(linear(), LINEAR), (conv(), CONV)])
+def test_flops_count_for_the_dtype_that_autocast_runs_them_in(step, expected, dtype) -> None:
+    name = str(dtype).removeprefix("torch.")
+    assert flops(forward_and_backward(under_autocast(step, dtype))) == {name: 3 * expected}
+
+
+def test_a_part_kept_in_float32_counts_as_float32() -> None:
+    first, second, x = nn.Linear(8, 4), nn.Linear(4, 4), torch.randn(3, 8)
+
+    def step():
+        with torch.autocast("cpu", dtype=BF16):
+            h = first(x)
+            with torch.autocast("cpu", enabled=False):
+                return second(h.float())
+
+    assert flops(step) == {"bfloat16": LINEAR, "float32": 2 * 3 * 4 * 4}
+
+
+def test_an_embedding_has_no_flops_and_is_not_unknown() -> None:
+    layer = nn.Embedding(10, 4)
+    seen = record(forward_and_backward(lambda: layer(torch.tensor([1, 2, 3]))))
+    assert seen.flops == 0
+    assert seen.unknown == ()
+
+
+def test_sparse_gradients_are_no_obstacle() -> None:
+    layer, head = nn.Embedding(10, 8, sparse=True), nn.Linear(8, 4)
+    optimizer = torch.optim.SparseAdam(layer.parameters())
+
+    def step():
+        head(layer(torch.tensor([1, 2, 3]))).sum().backward()
+        optimizer.step()
+
+    assert record(step).flops == 3 * LINEAR
+    assert layer.weight.grad.is_sparse
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_counted_by_their_elements(layout) -> None:
+    layer = nn.Linear(8, 4)
+    rows = torch.nested.nested_tensor([torch.randn(1, 8), torch.randn(2, 8)], layout=layout)
+    seen = record(lambda: layer(rows))
+    assert dict(seen.flops_by_dtype) == {"float32": LINEAR}
+    assert seen.unknown == ()
+
+
+def test_gradients_of_nested_tensors_count_only_where_they_are_wanted() -> None:
+    layer = nn.Linear(8, 4)
+    rows = torch.nested.nested_tensor([torch.randn(1, 8), torch.randn(2, 8)], layout=torch.jagged)
+    assert flops(forward_and_backward(lambda: layer(rows).values())) == {"float32": 2 * LINEAR}
+
+
+@pytest.fixture
+def custom_op():
+    library = torch.library.Library("pytest_amp_test", "DEF")
+    library.define("gram(Tensor x) -> Tensor")
+    library.impl("gram", lambda x: x @ x.t(), "CPU")
+    yield torch.ops.pytest_amp_test.gram
+    library._destroy()
+
+
+def test_a_custom_operator_makes_coverage_unknown_and_is_named(custom_op) -> None:
+    def setup(arm):
+        layer = nn.Linear(8, 4)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        x = torch.randn(3, 8)
+        with torch.no_grad():
+            custom_op(x)
+        return train(arm, optimizer, lambda: layer(x).float().mean() + custom_op(x).mean())
+
+    report = measure(setup, min_coverage=0.5)
+    assert report.coverage is None
+    gate = report.gate("coverage")
+    assert gate.verdict == "not_gated"
+    assert "pytest_amp_test::gram" in gate.reason
+
+
+@pytest.mark.parametrize("name", ["fp32", "amp"])
+@pytest.mark.parametrize("dtype", [BF16, torch.float16])
+def test_losses_and_parameters_are_bit_identical_with_and_without_inspection(name, dtype) -> None:
+    def setup(arm):
+        layer = nn.TransformerEncoderLayer(16, 2, 32, 0.1, batch_first=True)
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3)
+        x = torch.randn(4, 6, 16)
+        return train(arm, optimizer, lambda: F.mse_loss(layer(x), x))
+
+    def losses_and_weights(inspected):
+        with active(workbench(setup, dtype), name) as resident:
+            losses = []
+            for index in range(5):
+                if index == inspected:
+                    with OpRecord().watching():
+                        losses.append(resident.step().item())
+                else:
+                    losses.append(resident.step().item())
+            return losses, [p.detach().clone() for p in resident.parameters()]
+
+    plain, plain_weights = losses_and_weights(None)
+    seen, seen_weights = losses_and_weights(2)
+    assert plain == seen
+    assert len(set(plain)) == 5
+    assert all(map(torch.equal, plain_weights, seen_weights))
+
+
+def test_an_exception_in_the_inspected_step_leaves_nothing_behind() -> None:
+    enter = torch.autocast.__enter__
+    apply = vars(torch.autograd.Function)["apply"]
+    with pytest.raises(ZeroDivisionError):
+        record(lambda: 1 / 0)
+    assert torch.autocast.__enter__ is enter
+    assert vars(torch.autograd.Function)["apply"] is apply
+    assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
+
+
+# Random numbers.
+
+
+def drawn(function, dtype):
+    torch.manual_seed(0)
+    x = torch.ones(4, 2, 8, 16, dtype=dtype)
+    return record(lambda: function(x))
+
+
+def test_dropout_draws_in_the_dtype_of_its_input_and_the_same_mask_on_a_cpu() -> None:
+    dropout = lambda x: F.dropout(x, 0.3)  # noqa: E731
+    fp32, amp = drawn(dropout, torch.float32), drawn(dropout, BF16)
+    assert fp32.random_dtypes == {"float32"}
+    assert amp.random_dtypes == {"bfloat16"}
+    assert fp32.draws == amp.draws
+    assert len(fp32.draws) == 1
+
+
+def test_another_mask_of_as_many_elements_is_another_draw() -> None:
+    def masks(x):
+        torch.bernoulli(torch.eye(4)[0])
+        torch.bernoulli(torch.eye(4)[1])
+
+    first, second = drawn(masks, torch.float32).draws
+    assert first != second
+
+
+def test_noise_like_a_reduced_tensor_is_another_draw() -> None:
+    assert drawn(torch.randn_like, torch.float32).draws != drawn(torch.randn_like, BF16).draws
+
+
+def test_attention_without_dropout_draws_nothing() -> None:
+    def attend(dropout):
+        return lambda x: F.scaled_dot_product_attention(x, x, x, dropout_p=dropout)
+
+    assert drawn(attend(0.0), BF16).random_dtypes == frozenset()
+    assert drawn(attend(0.5), BF16).random_dtypes != frozenset()
+
+
+def test_a_step_that_draws_nothing_has_no_random_dtypes() -> None:
+    assert record(forward_and_backward(under_autocast(linear()))).random_dtypes == frozenset()
+
+
+# What put FLOPs into reduced precision.
+
+
+def test_enabled_autocast_regions_are_counted_and_disabled_ones_are_not() -> None:
+    def step():
+        with torch.autocast("cpu", dtype=BF16), torch.autocast("cpu", enabled=False):
+            pass
+        torch.autocast("cpu", dtype=BF16)(lambda: None)()  # as a decorator
+
+    assert record(step).autocast_entered == 2
+    assert record(linear()).autocast_entered == 0
+
+
+def test_weights_kept_in_bfloat16_are_told_from_casts_of_float32_weights() -> None:
+    x = torch.randn(3, 8)
+    kept = nn.Linear(8, 4).to(BF16)
+    plain = nn.Linear(8, 4)
+    assert record(lambda: kept(x.to(BF16))).reduced_weights
+    assert not record(lambda: F.linear(x.to(BF16), plain.weight.to(BF16))).reduced_weights
+    assert not record(under_autocast(lambda: plain(x))).reduced_weights
+    assert not record(lambda: plain(x)).reduced_weights
+
+
+def test_bytes_are_those_of_the_tensors_that_operators_make() -> None:
+    x = torch.randn(1000)
+    assert dict(record(lambda: x.to(BF16).mul(2)).bytes_by_dtype) == {"bfloat16": 2 * 2 * 1000}
+    assert dict(record(lambda: x.view(10, 100).t()).bytes_by_dtype) == {}
