@@ -25,8 +25,9 @@ class ScalerLog:
 
     def stepped(self, scaler: torch.amp.GradScaler, optimizer: Any) -> None:
         """Note one ``scaler.step(optimizer)``."""
-        state = scaler._per_optimizer_states[id(optimizer)]
-        self._attempts.append((id(optimizer), list(state["found_inf_per_device"].values())))
+        found = scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values()
+        # Cloned, because update() adds those of all optimizers into the first one's.
+        self._attempts.append((id(optimizer), [tensor.clone() for tensor in found]))
 
     def updated(self, scaler: torch.amp.GradScaler) -> None:
         """Note the scale after one ``scaler.update()``."""

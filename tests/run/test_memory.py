@@ -1,0 +1,185 @@
+"""Peak memory on the CPU, against allocations whose size is known."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from pytest_amp.run import parity
+from pytest_amp.run.memory import peak_memory
+from tests.laboratory import CPU, Device, measure, train, workbench
+
+MIB = 2**20
+FLOATS = MIB // 4  # how many make a MiB
+
+
+def peaks(setup, dtype=torch.bfloat16, steps=3):
+    bench = workbench(setup, dtype)
+    return {name: parity.run(bench, name, steps)[0].peak_bytes for name in ("fp32", "amp")}
+
+
+def test_what_a_step_allocates_and_frees_is_in_the_peak() -> None:
+    def setup(arm):
+        def step():
+            first = torch.ones(3 * FLOATS)
+            second = first + first  # both are there: 6 MiB
+            return float(second[0])
+
+        return step
+
+    assert peaks(setup)["fp32"] == pytest.approx(6 * MIB, rel=0.01)
+
+
+def test_memory_that_was_freed_in_time_is_not_added_up() -> None:
+    def setup(arm):
+        def step():
+            for _ in range(5):
+                block = torch.ones(4 * FLOATS)
+                total = float(block[0])
+                del block
+            return total
+
+        return step
+
+    assert peaks(setup)["fp32"] == pytest.approx(4 * MIB, rel=0.01)
+
+
+def test_what_the_arm_keeps_resident_is_in_the_peak() -> None:
+    def setup(arm):
+        data = torch.ones(8 * FLOATS)
+
+        def step():
+            return float((data[:FLOATS] * 2)[0])
+
+        return step
+
+    assert peaks(setup)["fp32"] == pytest.approx(9 * MIB, rel=0.01)
+
+
+def test_weights_gradients_and_optimizer_state_are_in_the_peak() -> None:
+    def setup(arm):
+        layer = nn.Linear(512, 512, bias=False)  # 1 MiB; its gradient and Adam's two: 4 MiB
+        optimizer = torch.optim.Adam(layer.parameters(), foreach=False)
+        x = torch.randn(1, 512)
+        return train(arm, optimizer, lambda: layer(x).square().mean())
+
+    assert 4 * MIB <= peaks(setup)["fp32"] < 6.5 * MIB  # and temporaries of the update
+
+
+def test_what_was_there_before_the_build_is_not_counted() -> None:
+    before = torch.ones(32 * FLOATS)
+
+    def setup(arm):
+        return lambda: float((before[:FLOATS] * 2)[0])
+
+    assert peaks(setup)["fp32"] == pytest.approx(MIB, rel=0.01)
+
+
+def test_memory_from_before_that_the_arm_frees_does_not_hide_its_own() -> None:
+    before = [torch.ones(16 * FLOATS)]
+
+    def setup(arm):
+        def step():
+            before.clear()
+            return float(torch.ones(2 * FLOATS)[0])
+
+        return step
+
+    assert peaks(setup, steps=1)["fp32"] == pytest.approx(2 * MIB, rel=0.01)
+
+
+def pointwise(arm):
+    layer = nn.Linear(1, 256)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+    x = torch.linspace(-1, 1, 2048).unsqueeze(1)
+
+    def loss_of():
+        h = layer(x)
+        for _ in range(20):
+            h = nn.functional.leaky_relu(h, 0.9)
+        return h.mean()
+
+    return train(arm, optimizer, loss_of)
+
+
+def test_repeated_readings_agree() -> None:
+    readings = [peaks(pointwise) for _ in range(4)]
+    for name in ("fp32", "amp"):
+        assert max(r[name] for r in readings) <= 1.005 * min(r[name] for r in readings)
+
+
+def test_pointwise_operations_take_half_the_memory_under_amp() -> None:
+    report = measure(pointwise, min_memory_reduction=0.45, steps=3)
+    assert report.gate("memory_reduction").verdict == "pass"
+    assert report.memory_reduction == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_reduction_that_is_not_reached_fails_with_both_peaks() -> None:
+    report = measure(pointwise, min_memory_reduction=0.6, steps=3)
+    gate = report.gate("memory_reduction")
+    assert report.verdict == "fail"
+    assert gate.verdict == "fail"
+    assert "MiB -> " in gate.reason
+
+
+def test_an_arm_that_raises_leaves_no_profiler_running() -> None:
+    def setup(arm):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        parity.run(workbench(setup), "amp", 3)
+    assert not torch.autograd._profiler_enabled()
+
+    def failing(arm):
+        def step():
+            raise ZeroDivisionError
+
+        return step
+
+    with pytest.raises(ZeroDivisionError):
+        parity.run(workbench(failing), "amp", 3)
+    assert not torch.autograd._profiler_enabled()
+
+
+def test_a_device_without_a_counter_has_no_peak() -> None:
+    class Uncounted(Device):
+        is_accelerator = True
+        module = torch.cpu  # has no max_memory_allocated
+
+    with peak_memory(Uncounted(CPU)) as memory:
+        peak = memory.stop()
+    assert (peak.peak_bytes, peak.reserved_bytes) == (None, None)
+
+
+ORIGINALS = """
+import pytest, torch
+
+@pytest.fixture
+def model():
+    return torch.nn.Linear(1024, 1024, bias=False)       # 4 MiB
+
+@pytest.fixture
+def ballast():
+    return torch.ones({ballast} * 2**18)
+
+@pytest.fixture
+def optimizer(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+@pytest.mark.amp
+def test_step(model, optimizer{request}):
+    return model(torch.ones(1, 1024)).square().mean()
+"""
+
+
+@pytest.mark.parametrize(("ballast", "request_", "more"), [(0, "", 0), (64, ", ballast", 64)])
+def test_only_the_copies_of_form_1_are_counted(pytester, ballast, request_, more) -> None:
+    pytester.makepyfile(ORIGINALS.format(ballast=ballast, request=request_))
+    result = pytester.runpytest("--amp-static", "--amp-steps=3", "--amp-json=amp.json")
+    result.assert_outcomes(passed=1)
+    [test] = json.loads((pytester.path / "amp.json").read_text())["tests"]
+    # the model, its gradient, and the gradient once more before it is accumulated: no second model
+    assert test["arms"]["fp32"]["peak_bytes"] == pytest.approx((12 + more) * MIB, rel=0.01)
