@@ -16,9 +16,9 @@ mixed precision (pytest-amp); settings are ini keys (amp_steps) and keywords of
 @pytest.mark.amp (steps) too, thresholds may go by device (cuda=1.3,cpu=1.0)"""
 
 MARKER = """\
-amp(setting=value, ...): run the test's training step in float32 and
-under autocast, and gate what came out. The settings, each of them an option
-(--amp-steps) and an ini key (amp_steps) too:"""
+amp(setting=value, ...): run the test's training step in float32
+and under autocast, and gate what came out. The settings, each of them an
+option (--amp-steps) and an ini key (amp_steps) too:"""
 
 
 def add_options(parser: pytest.Parser) -> None:

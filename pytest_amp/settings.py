@@ -189,7 +189,7 @@ def _strict(value: object) -> frozenset[str]:
         return frozenset(STRICT_KINDS)
     for kind in kinds:
         if kind not in STRICT_KINDS:
-            raise ValueError(f"{kind!r} is not one of {', '.join(STRICT_KINDS)}")
+            raise ValueError(f"{kind!r} is not one of all, {', '.join(STRICT_KINDS)}")
     return frozenset(kinds)
 
 

@@ -109,7 +109,7 @@ def _key(key: object) -> str:
     named = key == "*" or key in DEVICE_TYPES or _ARCH.fullmatch(key)
     # A device's full name has a space or a hyphen in it; a part of the name would match nothing.
     if not named and not set(key) & set("*?[ -"):
-        glob = "*H100*" if key.islower() else f"*{key}*"
+        glob = "*H100*" if key == key.lower() else f"*{key}*"
         raise ValueError(
             f"no device answers to {key!r}; valid keys are {', '.join(DEVICE_TYPES)}, an "
             f"architecture such as sm90, a glob on the device's name such as {glob}, and *"

@@ -11,6 +11,15 @@ import torch._inductor.compile_fx  # noqa: F401
 
 import pytest_amp.experiment
 import pytest_amp.live  # noqa: F401
+from tests.project import CONFTEST
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A project with the fixtures model, optimizer, batch, and setup for form 2; 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    pytester.makeconftest(CONFTEST)
+    return pytester
 
 
 @pytest.fixture(autouse=True)
