@@ -114,7 +114,7 @@ def _check(where: str, name: str, value: object) -> None:
 
 def marker_levels(item: pytest.Item) -> Iterator[Level]:
     """The keywords of the item's ``amp`` markers, the closest first. ValueError if one is wrong."""
-    for mark in item.iter_markers("amp"):
+    for mark in _closest_first(item):
         if mark.args:
             raise ValueError(
                 f"takes keywords only, and was given {mark.args!r}; "
@@ -123,6 +123,14 @@ def marker_levels(item: pytest.Item) -> Iterator[Level]:
         for name, value in mark.kwargs.items():
             settings.parse(settings.entry_for(name, marker=True), value)
         yield "marker", mark.kwargs
+
+
+def _closest_first(item: pytest.Item) -> Iterator[pytest.Mark]:
+    """The item's ``amp`` marks; pytest puts a parametrized case's own behind its function's."""
+    callspec = getattr(item, "callspec", None)
+    case = [mark for mark in callspec.marks if mark.name == "amp"] if callspec else []
+    yield from case
+    yield from (mark for mark in item.iter_markers("amp") if mark not in case)
 
 
 def item_settings(item: pytest.Item, session: tuple[Level, Level, Level]) -> Settings:
