@@ -15,7 +15,10 @@ from pytest_amp.run.ops import Watching
 
 
 class _FirstNonfinite(Watching):
-    """Stops looking at the first operator that made inf or NaN from finite inputs."""
+    """Stops looking at the first operator that made inf or NaN from finite inputs.
+
+    Backward passes are left out: gradients that overflow are the GradScaler's daily bread.
+    """
 
     def __init__(self, modules: _ModuleStack) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -25,7 +28,8 @@ class _FirstNonfinite(Watching):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if self.op is None and not _finite(out) and _finite((args, kwargs)):
+        forward = torch._C._current_graph_task_id() == -1
+        if self.op is None and forward and not _finite(out) and _finite((args, kwargs)):
             self.op = str(func._overloadpacket._qualified_op_name)
             self.module = self._modules.path()
         return out

@@ -42,7 +42,7 @@ def _linear(inputs: Any, weight: Any, *_: Any, **__: Any) -> int:
 
 def _linear_backward(inputs: Any, _grad: Any, weight: Any, wanted: Any) -> int:
     """One product per gradient that is wanted: the input's and the weight's."""
-    return sum(wanted[:2]) * _linear(inputs, weight)
+    return int(sum(wanted[:2])) * _linear(inputs, weight)
 
 
 def _matrix_vector(matrix: Any, *_: Any, **__: Any) -> int:

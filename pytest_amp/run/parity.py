@@ -102,7 +102,10 @@ def _inspect(bench: Workbench, resident: Resident) -> Operators:
 
 @torch.no_grad()
 def _nudge(resident: Resident, dtype: torch.dtype, seed: int) -> None:
-    """Move every trained parameter by one ulp of `dtype`, up or down, from an own generator."""
+    """Move every trained parameter by one ulp of `dtype`, up or down, from an own generator.
+
+    Zeros stay: they are what they are in every dtype.
+    """
     generators: dict[torch.device, torch.Generator] = {}
     for param in resident.parameters():
         if not param.is_floating_point() or param.layout is not torch.strided:
@@ -114,4 +117,4 @@ def _nudge(resident: Resident, dtype: torch.dtype, seed: int) -> None:
         sign = torch.randint(0, 2, param.shape, generator=generator, device=param.device) * 2 - 1
         exponent = torch.frexp(param.detach()).exponent - 1
         ulp = torch.ldexp(torch.full_like(param, torch.finfo(dtype).eps), exponent)
-        param.add_(sign * ulp)
+        param.add_(sign * ulp * (param != 0))

@@ -91,6 +91,20 @@ def test_memory_from_before_that_the_arm_frees_does_not_hide_its_own() -> None:
     assert peaks(setup, steps=1)["fp32"] == pytest.approx(2 * MIB, rel=0.01)
 
 
+def test_a_block_at_the_address_of_one_from_an_earlier_profile_is_not_mistaken_for_it() -> None:
+    """torch remembers the sizes of blocks that were profiled and are freed unprofiled."""
+    held = []
+    with peak_memory(Device(CPU)) as earlier:
+        held.append(torch.ones(16 * FLOATS))
+        earlier.stop()
+    held.clear()
+    held.append(torch.ones(16 * FLOATS))
+    with peak_memory(Device(CPU)) as now:
+        held.clear()
+        held.append(torch.ones(2 * FLOATS))
+        assert now.stop().peak_bytes == 2 * MIB
+
+
 def pointwise(arm):
     layer = nn.Linear(1, 256)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)

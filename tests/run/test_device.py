@@ -1,0 +1,201 @@
+"""Which device is chosen, what it answers to, and what it is able to do."""
+
+from __future__ import annotations
+
+import platform
+
+import pytest
+import torch
+
+from pytest_amp.errors import AmpError
+from pytest_amp.run import device
+from pytest_amp.run.device import Device, choose
+from pytest_amp.thresholds import DeviceNames
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Say how many devices of each kind there are; this process is nobody's worker or rank."""
+    for name in ("LOCAL_RANK", "PYTEST_XDIST_WORKER", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+
+    def has(**counts):
+        monkeypatch.setattr(
+            device, "_count", lambda kind: 1 if kind == "cpu" else counts.get(kind, 0)
+        )
+
+    return has
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({}, "cpu"),
+        ({"mps": 1}, "mps"),
+        ({"mps": 1, "xpu": 1}, "xpu:0"),
+        ({"mps": 1, "xpu": 1, "cuda": 2}, "cuda:0"),
+    ],
+)
+def test_auto_prefers_cuda_then_xpu_then_mps_then_the_cpu(machine, counts, expected) -> None:
+    machine(**counts)
+    assert str(choose("auto")) == expected
+
+
+@pytest.mark.parametrize("setting", ["cpu", "cuda", "cuda:1", "xpu"])
+def test_what_is_named_is_taken(machine, setting) -> None:
+    machine(cuda=2, xpu=1)
+    assert str(choose(setting)).startswith(setting)
+
+
+def test_a_device_that_is_not_there_is_an_error_that_says_what_is(machine) -> None:
+    machine(cuda=2)
+    with pytest.raises(AmpError) as caught:
+        choose("cuda:7")
+    assert str(caught.value) == (
+        "the device 'cuda:7' is not there: this machine has cuda (device 0 to 1), cpu. "
+        "Choose another with --amp-device, or auto."
+    )
+    machine()
+    with pytest.raises(AmpError, match="this machine has cpu"):
+        choose("cuda:7")
+    with pytest.raises(AmpError, match="'mps' is not there"):
+        choose("mps")
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, "cuda:0"),
+        ({"LOCAL_RANK": "1"}, "cuda:1"),
+        ({"PYTEST_XDIST_WORKER": "gw2"}, "cuda:2"),
+        ({"PYTEST_XDIST_WORKER": "gw5"}, "cuda:2"),  # more workers than devices: they share
+        ({"PYTEST_XDIST_WORKER": "master"}, "cuda:0"),
+        ({"LOCAL_RANK": "1", "PYTEST_XDIST_WORKER": "gw2"}, "cuda:1"),
+    ],
+)
+def test_each_rank_and_each_worker_has_its_own_device(
+    machine, monkeypatch, environment, expected
+) -> None:
+    machine(cuda=3)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert str(choose("auto")) == str(choose("cuda")) == str(device.cuda()) == expected
+
+
+def test_a_device_given_by_number_is_the_same_for_all_workers(machine, monkeypatch) -> None:
+    machine(cuda=3)
+    monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw2")
+    assert str(choose("cuda:0")) == "cuda:0"
+
+
+def test_without_cuda_there_is_no_cuda_device(machine) -> None:
+    machine()
+    assert device.cuda() is None
+
+
+# What it answers to.
+
+
+def test_the_cpu_answers_to_its_model_and_its_type() -> None:
+    names = Device(CPU).names()
+    assert names == DeviceNames(Device(CPU).name(), None, "cpu")
+    assert names.name.strip()
+
+
+def test_a_cuda_device_answers_to_its_name_its_architecture_and_its_type(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    gpu = Device(torch.device("cuda", 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert gpu.names() == DeviceNames("NVIDIA H100 80GB HBM3", "sm90", "cuda")
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    assert gpu.names() == DeviceNames("NVIDIA H100 80GB HBM3", None, "rocm")
+
+
+def test_the_lock_is_the_devices_own_among_those_that_are_visible(monkeypatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    first, second = (Device(torch.device("cuda", i)).lock_name() for i in (0, 1))
+    assert first != second
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    assert Device(torch.device("cuda", 0)).lock_name() != first
+    assert all(each.isalnum() or each == "-" for each in first)
+
+
+# What it is able to do.
+
+
+@pytest.mark.parametrize(
+    ("capability", "float16", "bfloat16"),
+    [((6, 1), False, False), ((7, 0), True, False), ((7, 5), True, False), ((8, 0), True, True),
+     ((9, 0), True, True)],
+)  # fmt: skip
+def test_tensor_cores_decide_on_cuda(monkeypatch, capability, float16, bfloat16) -> None:
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    gpu = Device(torch.device("cuda", 0))
+    assert gpu.native_support(torch.float16) is float16
+    assert gpu.native_support(torch.bfloat16) is bfloat16
+
+
+def cpu_with(monkeypatch, *flags):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    for name in ("avx512_bf16", "amx_tile", "avx512_fp16", "amx_fp16"):
+        monkeypatch.setattr(
+            torch.cpu, f"_is_{name}_supported", lambda name=name: name in flags, raising=False
+        )
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: dict.fromkeys(flags, True), raising=False
+    )
+    return Device(CPU)
+
+
+@pytest.mark.parametrize(
+    ("flags", "float16", "bfloat16"),
+    [
+        ((), False, False),
+        (("avx512_bf16",), False, True),
+        (("amx_tile",), False, True),
+        (("avx512_fp16",), True, False),
+        (("avx512_bf16", "amx_tile", "amx_fp16"), True, True),
+    ],
+)
+def test_instructions_decide_on_an_x86_cpu(monkeypatch, flags, float16, bfloat16) -> None:
+    cpu = cpu_with(monkeypatch, *flags)
+    assert cpu.native_support(torch.float16) is float16
+    assert cpu.native_support(torch.bfloat16) is bfloat16
+
+
+def test_the_default_dtype_is_torchs_own_for_that_device() -> None:
+    assert Device(CPU).default_dtype() is torch.get_autocast_dtype("cpu")
+    assert Device(torch.device("cuda", 0)).default_dtype() is torch.get_autocast_dtype("cuda")
+
+
+def test_running_out_of_memory_is_told_from_other_errors() -> None:
+    cpu = Device(CPU)
+    assert cpu.is_oom(torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert cpu.is_oom(caught.value)
+    assert not cpu.is_oom(RuntimeError("shapes do not match"))
+    assert not cpu.is_oom(MemoryError())
+
+
+def test_the_cpu_needs_no_waiting_and_has_no_generator_of_its_own() -> None:
+    cpu = Device(CPU)
+    assert not cpu.is_accelerator
+    assert cpu.rng_state() is None
+    cpu.synchronize()
+    cpu.empty_cache()
+    cpu.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(2), expected)
+    assert cpu.now() <= cpu.now()
+
+
+def test_versions_of_a_cpu_run_name_torch_and_nothing_that_was_not_used() -> None:
+    assert Device(CPU).versions() == {
+        "torch": torch.__version__, "cuda": None, "cudnn": None, "driver": None,
+    }  # fmt: skip
