@@ -21,6 +21,7 @@ from pytest_amp.run import nonfinite, timing
 from pytest_amp.run import parity as parity_run
 from pytest_amp.run.arm import Setup, Workbench
 from pytest_amp.run.device import Device
+from pytest_amp.run.garbage import older_objects_set_aside
 from pytest_amp.run.lock import turn
 from pytest_amp.run.ops import dtype_name
 from pytest_amp.run.progress import Progress
@@ -65,7 +66,12 @@ def run(test: Test, progress: Progress) -> AmpReport:
     dtype = _dtype(settings, device)
     bench = Workbench(test.setup, device, dtype, settings.seed, progress, test.fixture)
     notes: list[str] = []
-    with turn(device, progress), device.activated(), bench.globals.preserved():
+    with (
+        turn(device, progress),
+        device.activated(),
+        bench.globals.preserved(),
+        older_objects_set_aside(),
+    ):
         environment = _environment(bench)
         seen = _observe(bench, settings, limits, notes)
     gated = gates.judge(seen, limits)

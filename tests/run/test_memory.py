@@ -92,15 +92,19 @@ def test_memory_from_before_that_the_arm_frees_does_not_hide_its_own() -> None:
 
 
 def test_a_block_at_the_address_of_one_from_an_earlier_profile_is_not_mistaken_for_it() -> None:
-    """torch remembers the sizes of blocks that were profiled and are freed unprofiled."""
+    """torch remembers the sizes of blocks that it saw come under a profiler and go without one."""
     held = []
     with peak_memory(Device(CPU)) as earlier:
-        held.append(torch.ones(16 * FLOATS))
+        held.extend(torch.ones(10_000) for _ in range(50))
         earlier.stop()
+    known = {block.data_ptr() for block in held}
     held.clear()
-    held.append(torch.ones(16 * FLOATS))
+    small = [torch.ones(1_000) for _ in range(2_000)]
+    same_place = [block for block in small if block.data_ptr() in known]
+    assert same_place
     with peak_memory(Device(CPU)) as now:
-        held.clear()
+        small.clear()
+        same_place.clear()
         held.append(torch.ones(2 * FLOATS))
         assert now.stop().peak_bytes == 2 * MIB
 

@@ -1,0 +1,25 @@
+"""Letting go of what an arm left behind, without looking through all of torch each time."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def older_objects_set_aside() -> Iterator[None]:
+    """Inside, the garbage collector looks only at what is made inside.
+
+    An arm is let go of by a full collection, so that its memory is not counted as the next arm's.
+    With torch imported one takes 0.1 s, nearly all of it spent on objects that stay.
+    """
+    if gc.get_freeze_count():  # somebody else's, and `unfreeze` would thaw it
+        yield
+        return
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
