@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -191,20 +192,22 @@ class OpRecord(Watching):
 
     @contextmanager
     def _watching_compiled(self) -> Iterator[None]:
-        """AOTAutograd runs each training graph as an autograd Function of this one name."""
-        apply = vars(torch.autograd.Function)["apply"]
-        record = self
+        """Each call of compiled code turns Dynamo's callback on; what follows is bound earlier."""
+        dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
+        if dynamo is None or not hasattr(dynamo, "_maybe_set_eval_frame"):
+            yield
+            return
+        turn_on = dynamo._maybe_set_eval_frame
 
-        def noted(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            if cls.__name__ == "CompiledFunction":
-                record._compiled = True
-            return apply.__func__(cls, *args, **kwargs)
+        def noted(callback: Any) -> Any:
+            self._compiled |= callback is not None
+            return turn_on(callback)
 
-        torch.autograd.Function.apply = classmethod(noted)  # type: ignore[assignment]
+        dynamo._maybe_set_eval_frame = noted
         try:
             yield
         finally:
-            torch.autograd.Function.apply = apply  # type: ignore[method-assign]
+            dynamo._maybe_set_eval_frame = turn_on
 
 
 def _is_heavy(name: str) -> bool:
