@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_amp import fixtures
-from pytest_amp.errors import AmpInconclusive, AmpRegression
+from pytest_amp import collection, fixtures
+from pytest_amp.errors import AmpError, AmpInconclusive, AmpRegression
 from pytest_amp.results import AmpReport, Failure
 
 UNASSERTED = (
@@ -23,7 +23,9 @@ SAID_IN_FULL = (AmpRegression, AmpInconclusive)
 
 def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
     """Put the amp report on pytest's, from where reporters and xdist's controller read it."""
-    if call.excinfo is not None and isinstance(call.excinfo.value, SAID_IN_FULL):
+    # In form 1 there is no line of the user's that led to an AmpError, only ours.
+    in_full = (*SAID_IN_FULL, AmpError) if collection.is_step(item) else SAID_IN_FULL
+    if call.excinfo is not None and isinstance(call.excinfo.value, in_full):
         report.longrepr = call.excinfo.getrepr(style="value")
     if report.when == "call" or (report.when == "setup" and not report.passed):
         amp = _report(item, call, report)

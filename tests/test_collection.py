@@ -110,7 +110,10 @@ def test_the_rest_runs_if_pytest_is_told_to_go_on(project: pytest.Pytester) -> N
     assert result.ret == pytest.ExitCode.TESTS_FAILED
 
 
-def test_an_async_test_is_refused_whichever_plugin_would_run_it(project: pytest.Pytester) -> None:
+def test_an_async_test_is_refused_though_a_plugin_would_run_it(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_ADDOPTS")
     project.makeini("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function")
     project.makepyfile(
         test_it="""
@@ -122,9 +125,9 @@ def test_an_async_test_is_refused_whichever_plugin_would_run_it(project: pytest.
             return model(batch[0]).sum()
         """
     )
-    result = project.runpytest_subprocess()
+    result = project.runpytest()
     assert result.ret == pytest.ExitCode.INTERRUPTED
-    result.stdout.fnmatch_lines(["test_it.py::test_step: *async test*"])
+    result.stdout.fnmatch_lines(["plugins: *asyncio*", "test_it.py::test_step: *async test*"])
 
 
 def test_an_item_that_is_no_function_is_refused_if_it_is_marked_itself(
