@@ -57,6 +57,8 @@ def placed_digest(tensor: torch.Tensor) -> str:
 def first_inputs(seen: list[tuple[str, ...]]) -> Iterator[None]:
     """Put the digests of the first called module's inputs into `seen`.
 
+    Inputs that were computed from parameters are no data, and differ by rounding: of a step that
+    calls a module only behind its own arithmetic (as ``CrossEntropyLoss``) nothing is seen.
     The class's ``__call__`` is replaced until the first call and no longer: hooks would stay, and
     a module hook makes torch.compile warn and guard.
     """
@@ -68,7 +70,9 @@ def first_inputs(seen: list[tuple[str, ...]]) -> Iterator[None]:
     def look_once(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
             restore()
-            seen.append(digest(pytree.tree_leaves((args, kwargs))))
+            inputs = pytree.tree_leaves((args, kwargs))
+            if all(getattr(each, "grad_fn", None) is None for each in inputs):
+                seen.append(digest(inputs))
         return original(self, *args, **kwargs)
 
     torch.nn.Module.__call__ = look_once  # type: ignore[method-assign]

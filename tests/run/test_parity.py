@@ -238,6 +238,13 @@ def test_only_the_first_modules_inputs_are_looked_at_and_the_call_is_put_back() 
     assert nn.Module.__call__ is original
 
 
+def test_inputs_that_come_from_parameters_are_no_data() -> None:
+    seen = []
+    with first_inputs(seen):
+        nn.ReLU()(nn.Parameter(torch.ones(2)) * 2)
+    assert seen == []
+
+
 def test_keyword_inputs_and_nested_ones_are_seen_too() -> None:
     class Model(nn.Module):
         def forward(self, batch, *, scale):
