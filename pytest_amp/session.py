@@ -7,7 +7,6 @@ the same as a run in one process does.
 from __future__ import annotations
 
 import datetime
-import os
 import shlex
 import subprocess
 import sys
@@ -33,7 +32,7 @@ class Session:
         self._started = _now()
         self._worker = hasattr(config, "workerinput")
         json_path = config.getoption("amp_json")
-        self._json = None if json_path is None or self._worker else _target(json_path)
+        self._json = None if json_path is None or self._worker else Path(json_path).expanduser()
         if self._json is not None:
             _require_writable(self._json)
 
@@ -105,11 +104,6 @@ def _git(root: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _target(path: str) -> Path:
-    """Where a report goes, whichever directory the tests change to, links resolved."""
-    return Path(os.path.realpath(Path(path).expanduser()))
 
 
 def _require_writable(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -150,19 +151,18 @@ def test_collecting_only_leaves_an_existing_report_alone(project: pytest.Pyteste
     assert project.path.joinpath("amp.json").read_text() == "measured"
 
 
-def test_the_path_is_where_the_run_was_started_whatever_a_test_does(
-    project: pytest.Pytester,
-) -> None:
-    project.makepyfile(
-        test_it="""
-        import os
+def test_missing_directories_are_made(project: pytest.Pytester) -> None:
+    project.runpytest("--amp-json=reports/today/amp.json")
+    assert project.path.joinpath("reports/today/amp.json").is_file()
 
-        def test_moves(tmp_path):
-            os.chdir(tmp_path)
-        """
-    )
-    project.runpytest("--amp-json=reports/amp.json")
-    assert project.path.joinpath("reports/amp.json").is_file()
+
+def test_a_path_may_begin_at_home(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(project.mkdir("home")))
+    monkeypatch.setenv("USERPROFILE", str(project.path / "home"))
+    project.runpytest("--amp-json=~/amp.json")
+    assert project.path.joinpath("home/amp.json").is_file()
 
 
 def test_a_write_that_fails_leaves_the_old_report_whole_and_is_no_success(
@@ -204,7 +204,13 @@ def test_a_link_is_followed(project: pytest.Pytester) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/null").exists(), reason="needs /dev/null")
-def test_a_device_file_is_written_to_and_not_replaced(project: pytest.Pytester) -> None:
+def test_a_device_file_is_written_to_where_no_file_can_be_made(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     result = project.runpytest("--amp-json=/dev/null")
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
     assert not Path("/dev/null").is_file()

@@ -61,6 +61,13 @@ def test_what_an_override_took_from_the_markers_is_not_counted_as_their_own(
     result.stdout.no_fnmatch_line("*their own*")
 
 
+def test_what_is_ignored_on_all_levels_together_is_hidden_by_none(project: pytest.Pytester) -> None:
+    project.makepyfile(test_it=THREE.replace("warmup=1", "ignore='AMP4'"))
+    result, reports = measure(project, "--amp-ignore=AMP006")
+    assert set(reports["test_own[1]"]["settings"]["ignore"]["value"]) == {"AMP4", "AMP006"}
+    result.stdout.no_fnmatch_line("*their own*")
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

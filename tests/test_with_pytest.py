@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -381,11 +382,13 @@ def test_ctrl_c_restores_what_is_global_and_reports_what_was_measured(
 ) -> None:
     project.makepyfile(test_it=INTERRUPTED)
     threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGINT)
+    drawn = random.getstate()
     run = project.inline_run("--amp-json=amp.json", *QUICK, no_reraise_ctrlc=True)
     assert run.ret == pytest.ExitCode.INTERRUPTED
     assert torch.get_default_dtype() is torch.float32
     assert not torch.is_autocast_enabled("cpu")
     assert torch.get_num_threads() == threads
+    assert random.getstate() == drawn
     assert signal.getsignal(signal.SIGINT) is handler
     document = read(project)
     jsonschema.validate(document, schema())
