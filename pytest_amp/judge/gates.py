@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pytest_amp import units
@@ -15,6 +15,8 @@ from pytest_amp.results import Estimate, Gate, GateVerdict
 # that does to a loss: up to this many times its size, a difference is not held against AMP.
 OTHER_STREAM_MARGIN = 2.0
 COMPARABLE_FLOPS = 0.01
+# Of several losses, the one with the gravest verdict speaks.
+_GRAVITY: tuple[GateVerdict, ...] = ("not_gated", "pass", "inconclusive", "fail")
 
 
 @dataclass(frozen=True)
@@ -140,50 +142,60 @@ def _memory(seen: Observations, limits: Limits) -> Gate:
 
 
 def _loss(seen: Observations, limits: Limits) -> Gate:
-    tails = parity.compare(seen.fp32.losses, seen.amp.losses)
-    relative = limits.max_loss_diff if limits.max_loss_diff is not None else 0.0
-    worst = max(tails, key=lambda tail: tail.excess(relative, limits.loss_atol))
-    name = "" if len(tails) == 1 else f" of {worst.key!r}"
-    shown = f"{units.share(worst.difference)}{name} ({worst.fp32:.5g} -> {worst.amp:.5g})"
-    if limits.max_loss_diff is None:
-        return Gate("loss_diff", None, worst.difference, None, None, "not_gated", shown)
-    verdict, reason = _loss_verdict(seen, limits, worst, shown)
+    relative = limits.max_loss_diff or 0.0
+    judged = [
+        (tail, *_loss_verdict(seen, limits, tail))
+        for tail in parity.compare(seen.fp32.losses, seen.amp.losses)
+    ]
+    worst, verdict, reason = max(
+        judged,
+        key=lambda each: (_GRAVITY.index(each[1]), each[0].excess(relative, limits.loss_atol)),
+    )
     return Gate("loss_diff", limits.max_loss_diff, worst.difference, None, None, verdict, reason)
 
 
 def _loss_verdict(
-    seen: Observations, limits: Limits, worst: parity.TailComparison, shown: str
+    seen: Observations, limits: Limits, tail: parity.TailComparison
 ) -> tuple[GateVerdict, str]:
-    assert limits.max_loss_diff is not None
-    threshold = units.share(limits.max_loss_diff)
-    bad = _first_bad(seen)
+    """The verdict on one key, and why."""
+    name = f" of {tail.key!r}" if len(seen.fp32.losses) > 1 else ""
+    bad = _first_bad(seen.amp.losses[tail.key])
     if bad is not None:
-        return "fail", f"the amp loss is not finite from step {bad + 1} on"
-    if not math.isfinite(worst.fp32):
-        return "inconclusive", "the fp32 loss is not finite, so there is nothing to compare with"
-    if worst.excess(limits.max_loss_diff, limits.loss_atol) <= 1:
-        if worst.difference > limits.max_loss_diff:
+        return "fail", f"the amp loss{name} is not finite at step {bad + 1}"
+    shown = f"{_relative(tail.absolute, tail)}{name} ({tail.fp32:.5g} -> {tail.amp:.5g})"
+    if limits.max_loss_diff is None:
+        return "not_gated", shown
+    if not math.isfinite(tail.fp32):
+        return "inconclusive", (
+            f"the fp32 loss{name} is not finite, so there is nothing to compare with"
+        )
+    threshold = units.share(limits.max_loss_diff)
+    if tail.excess(limits.max_loss_diff, limits.loss_atol) <= 1:
+        if tail.difference > limits.max_loss_diff:
             return "pass", f"{shown} is within loss_atol={limits.loss_atol:g}"
         return "pass", f"{shown} is at most {threshold}"
-    floor = parity.noise_floor(seen.fp32.losses, seen.floor, worst.key)
+    drift = parity.drift(seen.fp32.losses, seen.floor, tail.key)
+    drifts = _relative(drift, tail)
     source = "another random stream" if seen.floor.other_stream else "rounding"
-    drift = f"{source} alone moves this model's loss by {units.share(floor)}"
-    if worst.difference <= floor:
-        return "inconclusive", f"{shown} is beyond {threshold}, but {drift}: raise max_loss_diff"
-    if draws_differ(seen.fp32, seen.amp) and worst.difference <= OTHER_STREAM_MARGIN * floor:
+    alone = f"{source} alone moves this model's loss by {drifts}"
+    if tail.absolute <= drift:
+        return "inconclusive", f"{shown} is beyond {threshold}, but {alone}: raise max_loss_diff"
+    if draws_differ(seen.fp32, seen.amp) and tail.absolute <= OTHER_STREAM_MARGIN * drift:
         return "inconclusive", (
             f"{shown} is beyond {threshold}, but the arms drew different random numbers, which "
-            f"alone moves the loss by {units.share(floor)}"
+            f"alone moves the loss by {drifts}"
         )
-    return "fail", f"{shown} is beyond {threshold}; {drift}"
+    return "fail", f"{shown} is beyond {threshold}; {alone}"
 
 
-def _first_bad(seen: Observations) -> int | None:
-    curves = seen.amp.losses.values()
-    return min(
-        (i for curve in curves for i, loss in enumerate(curve) if not math.isfinite(loss)),
-        default=None,
-    )
+def _relative(difference: float, tail: parity.TailComparison) -> str:
+    """A difference as a share of the fp32 loss; as it is where that is zero."""
+    share = difference / abs(tail.fp32) if tail.fp32 else math.inf
+    return units.share(share) if math.isfinite(share) else f"{difference:.3g}"
+
+
+def _first_bad(losses: Sequence[float]) -> int | None:
+    return next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
 
 
 def _coverage(seen: Observations, limits: Limits) -> Gate:

@@ -27,10 +27,6 @@ class TailComparison:
             return 0.0
         return self.absolute / abs(self.fp32) if self.fp32 else math.inf
 
-    @property
-    def finite(self) -> bool:
-        return math.isfinite(self.amp)
-
     def excess(self, relative: float, atol: float) -> float:
         """How far beyond what is allowed, as a multiple of it: above 1 is beyond."""
         allowed = atol + relative * abs(self.fp32)
@@ -47,21 +43,36 @@ def tail_start(steps: int) -> int:
 
 
 def compare(fp32: Losses, amp: Losses) -> tuple[TailComparison, ...]:
-    """The two arms' tails, key by key."""
-    return tuple(TailComparison(key, _tail_mean(amp[key]), _tail_mean(fp32[key])) for key in fp32)
+    """The two arms' tails, key by key.
+
+    An amp curve that is anywhere not finite has no tail: what it recovered to says nothing.
+    """
+    return tuple(
+        TailComparison(
+            key,
+            _tail_mean(amp[key]) if all(map(math.isfinite, amp[key])) else math.nan,
+            _tail_mean(fp32[key]),
+        )
+        for key in fp32
+    )
+
+
+def drift(fp32: Losses, floor: Floor, key: str) -> float:
+    """How far the model drifts from itself under rounding, in units of the loss.
+
+    The largest step-by-step difference over the second half of the run: the means of two tails
+    can meet by chance, their steps do not all. Infinite where only one of the runs, or neither,
+    stays finite: a model that rounding can throw out of the range has no bound.
+    """
+    plain, nudged = fp32[key], floor.losses[key]
+    half = max(floor.before_nudge, len(plain) // 2)
+    differences = [abs(a - b) for a, b in zip(plain[half:], nudged[half:], strict=True)]
+    return max(differences, default=0.0) if all(map(math.isfinite, differences)) else math.inf
 
 
 def noise_floor(fp32: Losses, floor: Floor, key: str) -> float:
-    """How far the model drifts from itself under rounding, relative to the fp32 tail.
-
-    The largest step-by-step difference over the second half of the run: the means of two tails
-    can meet by chance, their steps do not all.
-    """
-    plain, nudged = fp32[key], floor.losses[key]
-    scale = abs(_tail_mean(plain))
-    half = max(floor.before_nudge, len(plain) // 2)
-    differences = [abs(a - b) for a, b in zip(plain[half:], nudged[half:], strict=True)]
-    largest = max(differences, default=0.0)
+    """The drift relative to the fp32 tail."""
+    largest, scale = drift(fp32, floor, key), abs(_tail_mean(fp32[key]))
     if largest == 0:
         return 0.0
     return largest / scale if scale and math.isfinite(scale) else math.inf
