@@ -6,6 +6,7 @@ import datetime
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -67,7 +68,7 @@ def run(test: Test, progress: Progress) -> AmpReport:
     bench = Workbench(test.setup, device, dtype, settings.seed, progress, test.fixture)
     notes: list[str] = []
     with (
-        turn(device, progress),
+        nullcontext() if settings.static else turn(device, progress),
         device.activated(),
         bench.globals.preserved(),
         older_objects_set_aside(),

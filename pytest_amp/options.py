@@ -89,7 +89,7 @@ def session_levels(config: pytest.Config) -> tuple[Level, Level, Level]:
         name, separator, value = pair.partition("=")
         if not separator:
             raise pytest.UsageError(f"--amp-override {pair!r} is not KEY=VALUE")
-        _check("--amp-override", name.strip(), value)
+        _check(f"--amp-override {name.strip()}", name.strip(), value)
         override[name.strip()] = value
     cli: dict[str, object] = {}
     ini: dict[str, object] = {}
@@ -109,7 +109,8 @@ def _check(where: str, name: str, value: object) -> None:
     try:
         settings.parse(settings.entry_for(name), value)
     except ValueError as error:
-        raise pytest.UsageError(f"{where}: {error}") from None
+        problem = str(error).removeprefix(f"{name}: ")  # `where` has named it
+        raise pytest.UsageError(f"{where}: {problem}") from None
 
 
 def marker_levels(item: pytest.Item) -> Iterator[Level]:

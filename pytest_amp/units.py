@@ -45,9 +45,11 @@ def interval(low: float | None, high: float | None) -> str:
 
 
 def share(fraction: float | None) -> str:
-    """Percent, with the digits that a small difference needs: 48%, 1.2%, 0.03%."""
+    """Percent, with the digits that a small difference needs: 48%, 1.2%, 0.03%; or 151x."""
     if fraction is None or not math.isfinite(fraction):
         return NOTHING
+    if abs(fraction) >= 100:
+        return f"{fraction:.3g}x"
     percent = 100 * fraction
     if percent == 0:
         return "0%"

@@ -72,9 +72,12 @@ def test_what_is_ignored_on_all_levels_together_is_hidden_by_none(project: pytes
     ("given", "message"),
     [
         ("min_speedup", "--amp-override 'min_speedup' is not KEY=VALUE"),
-        ("min_speedpu=2", "--amp-override: unknown setting 'min_speedpu' (did you mean min_speed*"),
-        ("min_speedup=-2", "--amp-override: min_speedup: '-2' is not a ratio*"),
-        ("min_speedup=gpu=2", "--amp-override: min_speedup: no device answers to 'gpu'*"),
+        (
+            "min_speedpu=2",
+            "--amp-override min_speedpu: unknown setting 'min_speedpu' (did you mean min_speed*",
+        ),
+        ("min_speedup=-2", "--amp-override min_speedup: '-2' is not a ratio*"),
+        ("min_speedup=gpu=2", "--amp-override min_speedup: no device answers to 'gpu'*"),
     ],
 )
 def test_a_wrong_override_is_a_usage_error(

@@ -280,6 +280,9 @@ def test_pytest_benchmark_may_be_switched_off(project: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["*= pytest-amp =*"])
 
 
+# Runs that time something take turns on a device; static ones need not.
+TIMED = ("--amp-steps=2", "--amp-max-time=5")
+
 # Each writes who measures when, and none measures before both have begun.
 TAKING_TURNS = """
 import os, time
@@ -289,7 +292,7 @@ import pytest
 WORKER = os.environ.get("PYTEST_XDIST_WORKER")
 HERE = Path(__file__).parent
 
-@pytest.mark.amp(min_speedup=50)
+@pytest.mark.amp(min_speedup=0.02)
 @pytest.mark.parametrize("n", [0, 1])
 def test_turn(amp_benchmark, setup, n):
     (HERE / f"ready-{n}").touch()
@@ -319,7 +322,7 @@ def test_xdist_workers_take_turns_and_share_one_table_and_one_report(
 ) -> None:
     project.makepyfile(test_it=TAKING_TURNS)
     result = project.runpytest_subprocess(
-        "-n2", "--amp-json=amp.json", "--amp-min-speedup=2", *QUICK
+        "-n2", "--amp-json=amp.json", "--amp-min-speedup=2", *TIMED
     )
     result.assert_outcomes(passed=2, failed=1)
     workers = (project.path / "log").read_text().split()
@@ -423,7 +426,7 @@ def test_a_real_signal_in_mid_measurement_leaves_a_table_a_report_and_no_lock(
     project: pytest.Pytester,
 ) -> None:
     project.makepyfile(test_it=ENDLESS)
-    command = [sys.executable, "-m", "pytest", "--amp-json=amp.json", *QUICK]
+    command = [sys.executable, "-m", "pytest", "--amp-json=amp.json", *TIMED]
     running = project.path / "running"
     with subprocess.Popen(
         command, cwd=project.path, stdout=subprocess.PIPE, text=True, start_new_session=True
@@ -440,7 +443,8 @@ def test_a_real_signal_in_mid_measurement_leaves_a_table_a_report_and_no_lock(
     assert "= pytest-amp =" in shown
     jsonschema.validate(read(project), schema())
     assert [test["nodeid"] for test in read(project)["tests"]] == ["test_it.py::test_step"]
-    result, _ = measure(project, "-k", "step")  # would wait for ever for a lock left behind
+    # It would wait for ever for a lock left behind.
+    result, _ = measure(project, "-k", "step", quick=TIMED)
     result.assert_outcomes(passed=1)
 
 

@@ -109,7 +109,7 @@ def _measured(report: AmpReport) -> Iterator[Entry]:
     if fp32 and amp and (fp32.reserved_bytes, amp.reserved_bytes) != (None, None):
         reserved = units.change(units.size(fp32.reserved_bytes), units.size(amp.reserved_bytes))
         yield Entry("reserved", FAINT, reserved)
-    if report.phases_s:
+    if any(report.phases_s.values()):
         phases = [f"{name} {units.duration(spent)}" for name, spent in report.phases_s.items()]
         whole = f"{units.duration(report.duration_s)} in all"
         yield Entry("phases", FAINT, ", ".join([*phases, whole]))

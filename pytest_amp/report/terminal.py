@@ -68,8 +68,9 @@ def _closing(reports: Sequence[AmpReport], verbosity: int) -> Iterator[Line]:
 
 
 def _counts(reports: Sequence[AmpReport]) -> Line:
-    """4 passed, 1 failed, 1 inconclusive, 2 skipped"""
-    counter = Counter(outcome_of(report) for report in reports)
+    """4 passed, 1 failed, 1 inconclusive, 2 skipped: of a test that was run again the last run."""
+    tests = {(report.nodeid, report.worker, report.rank): report for report in reports}
+    counter = Counter(outcome_of(report) for report in tests.values())
     spans: list[Span] = []
     for name, outcome in OUTCOMES.items():
         if count := counter[name]:
