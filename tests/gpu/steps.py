@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_amp import Arm
+from tests.laboratory import train
 
 Step = Callable[[], torch.Tensor]
 
@@ -18,7 +19,7 @@ def matmul_heavy(arm: Arm, width: int = 2048, layers: int = 4) -> Step:
     model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers))).to(arm.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     x = torch.randn(width, width, device=arm.device)
-    return training_step(arm, optimizer, lambda: F.mse_loss(model(x), x))
+    return train(arm, optimizer, lambda: F.mse_loss(model(x), x))
 
 
 def with_dropout(arm: Arm) -> Step:
@@ -27,19 +28,4 @@ def with_dropout(arm: Arm) -> Step:
     model = nn.Sequential(layer, nn.Linear(128, 128)).to(arm.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     x = torch.randn(16, 64, 128, device=arm.device)
-    return training_step(arm, optimizer, lambda: F.mse_loss(model(x), x))
-
-
-def training_step(
-    arm: Arm, optimizer: torch.optim.Optimizer, loss_of: Callable[[], torch.Tensor]
-) -> Step:
-    def step() -> torch.Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        with arm.autocast():
-            loss = loss_of()
-        arm.scaler.scale(loss).backward()
-        arm.scaler.step(optimizer)
-        arm.scaler.update()
-        return loss
-
-    return step
+    return train(arm, optimizer, lambda: F.mse_loss(model(x), x))

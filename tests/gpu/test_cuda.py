@@ -8,21 +8,18 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pytest_amp import AmpRegression, Arm, experiment, settings
+from pytest_amp import AmpRegression, Arm
 from pytest_amp.results import AmpReport
 from pytest_amp.run import device
-from pytest_amp.run.progress import Progress
-from tests.gpu.steps import Step, matmul_heavy, training_step, with_dropout
+from pytest_amp.run.arm import Setup
+from tests.gpu.steps import Step, matmul_heavy, with_dropout
+from tests.laboratory import measure, train
 
 GIB = 2**30
 
 
-def measured(setup: object, **options: object) -> AmpReport:
-    resolved = settings.resolve([("cli", options)])
-    return experiment.run(
-        experiment.Test("gpu", setup, device.choose("cuda"), resolved),  # type: ignore[arg-type]
-        Progress(),
-    )
+def measured(setup: Setup, **given: object) -> AmpReport:
+    return measure(setup, device.choose("cuda"), **{"static": False, "steps": 20, **given})
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +107,7 @@ def heavy_to_hold(arm: Arm) -> Step:
     def loss() -> torch.Tensor:
         return torch.nn.functional.mse_loss(model(x), x) + 0 * held[0]
 
-    return training_step(arm, optimizer, loss)
+    return train(arm, optimizer, loss)
 
 
 def limit_memory(bytes_above: int) -> None:
@@ -177,7 +174,7 @@ def test_an_overflow_in_float16_is_located() -> None:
         def loss() -> torch.Tensor:
             return model(x * 100).float().square().mean()
 
-        return training_step(arm, optimizer, loss)
+        return train(arm, optimizer, loss)
 
     report = measured(setup, dtype="float16", static=True)
     found = {finding.code: finding for finding in report.findings}
@@ -201,7 +198,7 @@ def test_a_compiled_model_is_timed_compiled() -> None:
         compiled = torch.compile(model, backend=backend)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         x = torch.randn(64, 256, device=arm.device)
-        return training_step(arm, optimizer, lambda: compiled(x).square().mean())
+        return train(arm, optimizer, lambda: compiled(x).square().mean())
 
     report = measured(setup, max_time=3)
     assert report.speedup is not None
