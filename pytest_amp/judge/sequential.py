@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from itertools import count, pairwise
 from typing import Literal
 
-# A term this much smaller than the sum, and falling, no longer changes it.
+# The terms rise, then fall: one this much smaller than the sum no longer changes it.
 _NEGLIGIBLE = 1e-17
 
 
@@ -32,10 +32,9 @@ def evidence(wins: int, pairs: int) -> float:
     term = (pairs + 1) / (pairs + 1 - wins)
     total = term
     for j in range(wins, 0, -1):
-        factor = j / (pairs + 2 - j)
-        term *= factor
+        term *= j / (pairs + 2 - j)
         total += term
-        if factor < 1 and term < _NEGLIGIBLE * total:
+        if term < _NEGLIGIBLE * total:
             break
     return total / (pairs + 1)
 

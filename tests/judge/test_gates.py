@@ -165,6 +165,7 @@ def ending(factor: float, **limits) -> tuple[str, str]:
 
 def test_the_loss_passes_up_to_the_relative_difference_and_fails_beyond() -> None:
     assert ending(1.0199) == ("pass", "2.0% (2 -> 2.0398) is at most 2.0%")
+    assert ending(1.25, max_loss_diff=0.25)[0] == "pass"  # all exact in binary
     assert ending(1.0201)[0] == "fail"
     assert ending(1.1) == (
         "fail", "10% (2 -> 2.2) is beyond 2.0%; rounding alone moves this model's loss by 0%",
@@ -259,6 +260,14 @@ def test_every_key_must_pass_and_the_worst_is_named() -> None:
     assert failed.reason.startswith("10% of 'D' (2 -> 2.2) is beyond 2.0%")
 
 
+def test_the_worst_is_measured_against_its_own_loss_not_in_absolute_terms() -> None:
+    big, small = tuple(100 * loss for loss in CURVE), CURVE
+    both = {"losses": losses(G=big, D=small)}
+    amp = {"losses": losses(G=tuple(1.03 * loss for loss in big), D=scaled(1.2))}
+    judged = gate("loss_diff", seen(fp32=both, amp=amp, floor=both))
+    assert judged.value == pytest.approx(0.2)  # 0.4 of 2, not 6 of 200
+
+
 def test_a_noisy_loss_does_not_hide_another_s_failure() -> None:
     # G is off by more, but so it is from itself; D's difference is AMP's
     judged = pair(1.5, 1.1, g_floor=1.6)
@@ -343,6 +352,7 @@ def test_where_the_arms_drew_other_numbers_twice_the_floor_is_not_held_against_a
         ({"bfloat16"}, ("1",), ("2",), True),
         ({"bfloat16"}, ("1",), ("1",), False),  # as a CPU's dropout
         ({"bfloat16"}, ("1",), None, True),  # not looked at: they may
+        ({"bfloat16"}, None, None, True),
         ({"float32"}, ("1",), ("2",), False),  # one stream, whatever was drawn from it
         (set(), (), (), False),
     ],

@@ -37,12 +37,12 @@ def dtype_substituted(case: Case) -> Iterator[Word]:
     if operators is None:
         return
     amounts = operators.flops_by_dtype if operators.flops else operators.bytes_by_dtype
-    other = [dtype for dtype in REDUCED if dtype != case.seen.dtype and amounts.get(dtype)]
-    if other and not amounts.get(case.seen.dtype):
+    ran = [dtype for dtype in REDUCED if amounts.get(dtype)]
+    if ran and case.seen.dtype not in ran:
         yield Word(
-            f"the amp arm ran in {other[0]} where {case.seen.dtype} was asked for: every figure "
-            f"here is {other[0]}'s; ask for it (dtype={other[0]!r}), or pass arm.dtype on",
-            {"asked": case.seen.dtype, "ran": other[0]},
+            f"the amp arm ran in {ran[0]} where {case.seen.dtype} was asked for: every figure "
+            f"here is {ran[0]}'s; ask for it (dtype={ran[0]!r}), or pass arm.dtype on",
+            {"asked": case.seen.dtype, "ran": ran[0]},
         )
 
 

@@ -26,7 +26,7 @@ def _first_losses_differ(case: Case) -> tuple[str, int, float, float] | None:
     for step in range(again.before_nudge):
         for key in first:
             a, b = first[key][step], again.losses[key][step]
-            if math.isfinite(a) and abs(a - b) > REPEATS_WITHIN * abs(a) + 1e-6:
+            if math.isfinite(a) and not abs(a - b) <= REPEATS_WITHIN * abs(a) + 1e-6:
                 return key, step, a, b
     return None
 
