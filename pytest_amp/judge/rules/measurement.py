@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pytest_amp import units
 from pytest_amp.judge import sequential
@@ -137,16 +137,22 @@ def baseline_flags(case: Case) -> Iterator[Word]:
         )
 
 
+def serial(ratios: Sequence[float]) -> float | None:
+    """The pairs' autocorrelation, where it is beyond what fair pairs show."""
+    found = sequential.autocorrelation(ratios)
+    return found if found > max(SERIAL, SERIAL_SPREADS / math.sqrt(len(ratios))) else None
+
+
 def noisy_machine(case: Case) -> Iterator[Word]:
     timing, gate = case.seen.timing, case.gates["speedup"]
     if timing is None:
         return
-    serial = sequential.autocorrelation(timing.ratios)
-    if serial > max(SERIAL, SERIAL_SPREADS / math.sqrt(len(timing.ratios))):
+    following = serial(timing.ratios)
+    if following is not None:
         yield Word(
-            f"the pairs follow each other (autocorrelation {serial:.2f}): one arm changes its "
+            f"the pairs follow each other (autocorrelation {following:.2f}): one arm changes its "
             "speed for seconds at a time, as under throttling, and the error rate may not hold",
-            {"autocorrelation": serial, "pairs": len(timing.ratios)},
+            {"autocorrelation": following, "pairs": len(timing.ratios)},
         )
     if gate.verdict != "inconclusive" or not gate.low or not gate.high or not gate.value:
         return
