@@ -1,16 +1,16 @@
 """pytest-amp: is mixed precision still worth it, and still safe, for this training step?
 
-Importing this package imports neither torch nor numpy; what needs them is loaded on first use.
+Importing this package imports nothing else: what it offers is loaded on first use, since pytest
+imports it in every run of every project that has it installed.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pytest_amp.errors import AmpError, AmpInconclusive, AmpRegression
-from pytest_amp.results import AmpReport, ArmRun, Environment, Estimate, Finding, Gate
-
 if TYPE_CHECKING:
+    from pytest_amp.errors import AmpError, AmpInconclusive, AmpRegression
+    from pytest_amp.results import AmpReport, ArmRun, Environment, Estimate, Finding, Gate
     from pytest_amp.run.arm import Arm
     from pytest_amp.run.scaler import AmpScaler
 
@@ -31,12 +31,18 @@ __all__ = [
     "__version__",
 ]
 
-_LAZY = {"Arm": "pytest_amp.run.arm", "AmpScaler": "pytest_amp.run.scaler"}
+_ROOMS = {
+    "errors": ("AmpError", "AmpInconclusive", "AmpRegression"),
+    "results": ("AmpReport", "ArmRun", "Environment", "Estimate", "Finding", "Gate"),
+    "run.arm": ("Arm",),
+    "run.scaler": ("AmpScaler",),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        import importlib
+    for room, names in _ROOMS.items():
+        if name in names:
+            import importlib
 
-        return getattr(importlib.import_module(_LAZY[name]), name)
+            return getattr(importlib.import_module(f"{__name__}.{room}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

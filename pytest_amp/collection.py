@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import unittest
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -59,6 +58,8 @@ def refuse_unfit(session: pytest.Session) -> None:
 
 
 def _problems(item: pytest.Item) -> Iterable[str]:
+    import unittest
+
     try:
         list(options.marker_levels(item))
     except ValueError as error:

@@ -1,6 +1,7 @@
 """The four fixtures, and what stands behind them for one test.
 
-torch is imported inside the functions: this module is loaded in every pytest run.
+Everything of ours beyond the settings is imported inside the functions, as torch is: this module
+is loaded in every pytest run.
 """
 
 from __future__ import annotations
@@ -13,20 +14,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_amp import options
-from pytest_amp.errors import AmpError
-from pytest_amp.results import AmpReport
 from pytest_amp.settings import Level, Settings
 
 if TYPE_CHECKING:
     import torch
 
     from pytest_amp.experiment import Test
+    from pytest_amp.results import AmpReport
     from pytest_amp.run.arm import Arm
     from pytest_amp.run.device import Device
     from pytest_amp.run.scaler import AmpScaler
 
 LEVELS = pytest.StashKey[tuple[Level, Level, Level]]()
-REPORT = pytest.StashKey[AmpReport]()
+REPORT = pytest.StashKey["AmpReport"]()
 _SCALER = pytest.StashKey[Any]()
 _DEVICE = pytest.StashKey[Any]()
 
@@ -94,6 +94,8 @@ class Benchmark:
             AmpError: the test can't be measured as it is written.
         """
         __tracebackhide__ = True
+        from pytest_amp.errors import AmpError
+
         if self._called:
             raise AmpError(
                 "amp_benchmark was called twice in one test: one test is one measurement; "

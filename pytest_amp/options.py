@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,8 +66,12 @@ def default_shown(entry: Entry) -> str:
     return "none" if default is None or default == {} else str(default)
 
 
-def marker_help() -> str:
-    """The marker's lines for ``pytest --markers``, which wraps nothing itself."""
+def marker_help(in_full: bool) -> str:
+    """The marker's lines for ``pytest --markers``, which wraps nothing itself; else only a name."""
+    if not in_full:
+        return MARKER
+    import textwrap
+
     rows = [
         textwrap.fill(
             _help(entry), 80, initial_indent=f"  {entry.name:<22}", subsequent_indent=" " * 24

@@ -1,7 +1,7 @@
 """pytest's hooks and nothing else: they translate, they compute nothing.
 
-Loaded in every pytest run of every project that has pytest-amp installed, so nothing here may
-import torch, numpy or pandas before an amp test runs.
+Loaded in every pytest run of every project that has pytest-amp installed, so nothing here imports
+torch, numpy or pandas, nor much of our own, before an amp test is there.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_amp import collection, fixtures, options, outcome
+from pytest_amp import collection, fixtures, options
 from pytest_amp.fixtures import amp_benchmark, amp_device, amp_scaler, cuda_device
 from pytest_amp.session import Session
 
@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", options.marker_help())
+    config.addinivalue_line("markers", options.marker_help(in_full=config.option.markers))
     config.stash[fixtures.LEVELS] = options.session_levels(config)
     config.stash[SESSION] = Session(config)
     config.pluginmanager.register(config.stash[SESSION], "amp-session")
@@ -54,7 +54,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     __tracebackhide__ = True
     result = yield
-    outcome.require_measurement(item)
+    if collection.is_amp(item):
+        from pytest_amp import outcome
+
+        outcome.require_measurement(item)
     return result
 
 
@@ -64,5 +67,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if collection.is_amp(item):
+        from pytest_amp import outcome
+
         outcome.attach(item, call, report)
     return report

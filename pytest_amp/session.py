@@ -7,20 +7,19 @@ the same as a run in one process does.
 from __future__ import annotations
 
 import datetime
-import shlex
-import subprocess
 import sys
-import uuid
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_amp import __version__
 from pytest_amp.fixtures import LEVELS
-from pytest_amp.results import AmpReport
 from pytest_amp.settings import UNIONS
+
+if TYPE_CHECKING:
+    from pytest_amp.results import AmpReport
 
 
 class Session:
@@ -39,6 +38,8 @@ class Session:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = getattr(report, "amp", None)
         if data is not None:
+            from pytest_amp.results import AmpReport
+
             self.reports.append(AmpReport.from_dict(data))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -79,6 +80,9 @@ class Session:
         )
 
     def _run(self) -> dict[str, Any]:
+        import shlex
+        import uuid
+
         root = self.config.rootpath
         status = _git(root, "status", "--porcelain")
         return {
@@ -97,6 +101,8 @@ def _now() -> str:
 
 def _git(root: Path, *arguments: str) -> str | None:
     """What git says, or None where there is no git or no repository."""
+    import subprocess
+
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=False

@@ -6,15 +6,16 @@ neither pytest nor torch; what it refuses, it refuses with a `ValueError` that s
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_amp import results, thresholds
+from pytest_amp import thresholds
 from pytest_amp.thresholds import Range, Threshold
+
+if TYPE_CHECKING:
+    from pytest_amp.results import Setting
 
 STRICT_KINDS = ("device", "inconclusive", "unmeasured", "baseline")
 DTYPES = ("float16", "bfloat16")
@@ -24,8 +25,7 @@ _CODES = re.compile(r"AMP\d{0,3}")
 UNIONS = frozenset({"ignore"})
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One row of the table. `parse` takes Python values and their text alike."""
 
     name: str
@@ -44,8 +44,7 @@ class Entry:
         return "amp_" + self.name
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """The settings of one test, parsed, with where each came from.
 
     Sources: ``marker``, ``override``, ``cli``, ``ini`` or ``default``.
@@ -70,10 +69,12 @@ class Settings:
     strict: frozenset[str]
     sources: Mapping[str, str]
 
-    def described(self) -> dict[str, results.Setting]:
+    def described(self) -> dict[str, Setting]:
         """As the report records them."""
+        from pytest_amp.results import Setting
+
         return {
-            entry.name: results.Setting(_plain(getattr(self, entry.name)), self.sources[entry.name])
+            entry.name: Setting(_plain(getattr(self, entry.name)), self.sources[entry.name])
             for entry in TABLE
         }
 
@@ -254,6 +255,8 @@ def entry_for(name: str, *, marker: bool = False) -> Entry:
     """The row of that name, or a ValueError that lists the valid names."""
     valid = [entry.name for entry in TABLE if entry.marker or not marker]
     if name not in valid:
+        import difflib
+
         close = difflib.get_close_matches(name, valid, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
         raise ValueError(f"unknown setting {name!r}{hint}; valid are {', '.join(valid)}")

@@ -6,15 +6,14 @@ import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 DEVICE_TYPES = ("cuda", "rocm", "xpu", "mps", "cpu")
 _ARCH = re.compile(r"sm\d+")
 
 
-@dataclass(frozen=True)
-class DeviceNames:
+class DeviceNames(NamedTuple):
     """What a device answers to: ``NVIDIA H100 80GB HBM3``, ``sm90`` (or None), ``cuda``."""
 
     name: str
@@ -22,8 +21,7 @@ class DeviceNames:
     type: str
 
 
-@dataclass(frozen=True)
-class Threshold:
+class Threshold(NamedTuple):
     """Numbers by device key; a plain number stands under ``*``. None unsets it for that key."""
 
     by_device: Mapping[str, float | None]
@@ -45,8 +43,7 @@ class Threshold:
         return dict(self.by_device)
 
 
-@dataclass(frozen=True)
-class Range:
+class Range(NamedTuple):
     """The numbers that make sense, and the sentence that says so."""
 
     low: float
