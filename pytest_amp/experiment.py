@@ -71,7 +71,7 @@ def run(test: Test, progress: Progress) -> AmpReport:
         nullcontext() if settings.static else turn(device, progress),
         device.activated(),
         bench.globals.preserved(),
-        older_objects_set_aside(),
+        older_objects_set_aside(device),
     ):
         environment = _environment(bench)
         seen = _observe(bench, settings, limits, notes)

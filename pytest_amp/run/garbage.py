@@ -6,9 +6,11 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pytest_amp.run.device import Device
+
 
 @contextmanager
-def older_objects_set_aside() -> Iterator[None]:
+def older_objects_set_aside(device: Device) -> Iterator[None]:
     """Inside, the garbage collector looks only at what is made inside.
 
     An arm is let go of by a full collection, so that its memory is not counted as the next arm's.
@@ -17,7 +19,8 @@ def older_objects_set_aside() -> Iterator[None]:
     if gc.get_freeze_count():  # somebody else's, and `unfreeze` would thaw it
         yield
         return
-    gc.collect()
+    if device.is_accelerator:  # whose memory is short, and may be held by what earlier tests left
+        gc.collect()
     gc.freeze()
     try:
         yield

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from pytest_amp.run.device import Device
 from pytest_amp.run.garbage import older_objects_set_aside
+from tests.laboratory import CPU
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _older_objects_set_aside() -> Iterator[None]:
     """Once for all, where an experiment does it for itself: each arm ends with a collection."""
-    with older_objects_set_aside():
+    with older_objects_set_aside(Device(CPU)):
         yield
