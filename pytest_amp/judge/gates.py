@@ -105,7 +105,7 @@ def _speedup(seen: Observations, limits: Limits) -> Gate:
     if decision == "pass":
         verdict, reason = "pass", f"{measured} is at least {threshold}"
     elif decision == "fail":
-        verdict, reason = "fail", f"{measured} is below {threshold}"
+        verdict, reason = "fail", f"{measured} is {_below(threshold, 1 - value / wanted)}"
     else:
         verdict = "inconclusive"
         reason = (
@@ -130,15 +130,23 @@ def _memory(seen: Observations, limits: Limits) -> Gate:
         reason = f"{seen.device} has no peak memory counter" if fp32 is None else "no memory used"
         return Gate("memory_reduction", wanted, None, None, None, "not_gated", reason)
     value = 1 - amp / fp32
-    peaks = f"{units.share(value)} ({units.size(fp32)} -> {units.size(amp)})"
+    shown = f"{units.share(value)} ({units.size(fp32)} -> {units.size(amp)})"
+    return _at_least("memory_reduction", wanted, value, shown)
+
+
+def _below(limit: str, missing: float) -> str:
+    """What is missing too, since rounded figures may look the same."""
+    return f"below {limit} by {units.share(missing)}"
+
+
+def _at_least(name: str, wanted: float | None, value: float, shown: str) -> Gate:
+    """The gate of a share that is counted, not sampled."""
     if wanted is None:
-        return Gate("memory_reduction", None, value, None, None, "not_gated", peaks)
+        return Gate(name, None, value, None, None, "not_gated", shown)
     passed = value >= wanted
-    relation = "is at least" if passed else "is below"
-    return Gate(
-        "memory_reduction", wanted, value, None, None, "pass" if passed else "fail",
-        f"{peaks} {relation} {units.share(wanted)}",
-    )  # fmt: skip
+    limit = units.share(wanted)
+    reason = f"{shown}, {f'at least {limit}' if passed else _below(limit, wanted - value)}"
+    return Gate(name, wanted, value, None, None, "pass" if passed else "fail", reason)
 
 
 def _loss(seen: Observations, limits: Limits) -> Gate:
@@ -203,15 +211,9 @@ def _coverage(seen: Observations, limits: Limits) -> Gate:
     if value is None:
         reason = unseen(seen) or "the step has no matmul, convolution or attention"
         return Gate("coverage", wanted, None, None, None, "not_gated", f"unknown: {reason}")
-    shown = f"{units.share(value)} of the FLOPs ran in {seen.dtype}"
-    if wanted is None:
-        return Gate("coverage", None, value, None, None, "not_gated", shown)
-    passed = value >= wanted
-    relation = "at least" if passed else "below"
-    return Gate(
-        "coverage", wanted, value, None, None, "pass" if passed else "fail",
-        f"{shown}, {relation} {units.share(wanted)}",
-    )  # fmt: skip
+    return _at_least(
+        "coverage", wanted, value, f"{units.share(value)} of the FLOPs ran in {seen.dtype}"
+    )
 
 
 def _skips(seen: Observations, limits: Limits) -> Gate:
@@ -220,8 +222,5 @@ def _skips(seen: Observations, limits: Limits) -> Gate:
     if wanted is None:
         return Gate("skipped_steps", None, value, None, None, "not_gated", shown)
     passed = value <= wanted
-    relation = "at most" if passed else "more than"
-    return Gate(
-        "skipped_steps", wanted, value, None, None, "pass" if passed else "fail",
-        f"{shown}, {relation} {wanted:g}",
-    )  # fmt: skip
+    reason = f"{shown}, {'at most' if passed else 'more than'} {wanted:g}"
+    return Gate("skipped_steps", wanted, value, None, None, "pass" if passed else "fail", reason)

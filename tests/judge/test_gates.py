@@ -58,7 +58,7 @@ def test_speed_passes_where_the_pairs_show_that_it_is_at_least_the_threshold() -
 def test_speed_fails_where_the_pairs_show_that_it_is_below() -> None:
     judged = gate("speedup", seen(), min_speedup=1.6)
     assert judged.verdict == "fail"
-    assert judged.reason == "1.50x [1.50, 1.50] is below 1.60x (12 pairs of 4-step blocks)"
+    assert judged.reason == "1.50x [1.50, 1.50] is below 1.60x by 6.2% (12 pairs of 4-step blocks)"
 
 
 def test_speed_that_the_pairs_do_not_show_is_inconclusive_with_what_would_help() -> None:
@@ -120,10 +120,10 @@ def test_a_threshold_on_what_was_not_timed_is_unmeasured() -> None:
 def test_memory_is_gated_on_the_share_that_amp_s_peak_is_below_fp32_s() -> None:
     passed = gate("memory_reduction", seen(), min_memory_reduction=0.4)
     assert (passed.verdict, passed.value) == ("pass", 0.4)
-    assert passed.reason == "40% (1000 B -> 600 B) is at least 40%"
+    assert passed.reason == "40% (1000 B -> 600 B), at least 40%"
     failed = gate("memory_reduction", seen(), min_memory_reduction=0.41)
     assert failed.verdict == "fail"
-    assert failed.reason == "40% (1000 B -> 600 B) is below 41%"
+    assert failed.reason == "40% (1000 B -> 600 B), below 41% by 1.0%"
 
 
 def test_a_negative_threshold_allows_amp_that_much_more_memory() -> None:
@@ -379,7 +379,7 @@ def test_coverage_is_the_share_of_flops_in_the_amp_dtype() -> None:
     assert passed.reason == "98% of the FLOPs ran in bfloat16, at least 98%"
     failed = gate("coverage", seen(), min_coverage=0.99)
     assert failed.verdict == "fail"
-    assert failed.reason == "98% of the FLOPs ran in bfloat16, below 99%"
+    assert failed.reason == "98% of the FLOPs ran in bfloat16, below 99% by 1.0%"
     assert gate("coverage", seen()).reason == "98% of the FLOPs ran in bfloat16"
 
 
