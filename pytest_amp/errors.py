@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_amp.results import AmpReport
@@ -39,3 +39,18 @@ class AmpInconclusive(AssertionError):
     def __init__(self, report: AmpReport) -> None:
         super().__init__(report.explain())
         self.report = report
+
+
+def none_of_ours(info: Any) -> bool:
+    """The ``__tracebackhide__`` of the modules that stand between pytest and the user's step.
+
+    `info` is pytest's ExceptionInfo. Our frames are hidden where they tell nothing: the user's code
+    raised, or the message of one of our own exceptions says it all. A bug of ours stays in sight.
+    """
+    if info is None or isinstance(info.value, (AmpError, AmpRegression, AmpInconclusive)):
+        return True
+    innermost = info.tb
+    while innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    name = str(innermost.tb_frame.f_globals.get("__name__"))
+    return name.partition(".")[0] != __package__

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pytest_amp import units
-from pytest_amp.errors import AmpError
+from pytest_amp.errors import AmpError, none_of_ours
 from pytest_amp.judge import gates, parity, rules, sequential
 from pytest_amp.judge.gates import Limits
 from pytest_amp.judge.rules.base import Case
@@ -29,6 +29,8 @@ from pytest_amp.run.progress import Progress
 from pytest_amp.run.scaler import AmpScaler
 from pytest_amp.settings import Settings
 from pytest_amp.thresholds import DeviceNames, Threshold
+
+__tracebackhide__ = none_of_ours
 
 PRECISE_HALF_WIDTH = 0.02
 UNGATED_SHARE_OF_TIME = 1 / 3

@@ -10,11 +10,13 @@ from typing import Any, Literal
 import torch
 from torch.optim import Optimizer
 
-from pytest_amp.errors import AmpError
+from pytest_amp.errors import AmpError, none_of_ours
 from pytest_amp.run.device import Device
 from pytest_amp.run.progress import Progress
 from pytest_amp.run.scaler import AmpScaler
 from pytest_amp.run.state import GlobalState
+
+__tracebackhide__ = none_of_ours
 
 ArmName = Literal["fp32", "amp"]
 Step = Callable[[], Any]

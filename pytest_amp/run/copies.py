@@ -12,9 +12,11 @@ import torch
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pytest_amp.errors import AmpError
+from pytest_amp.errors import AmpError, none_of_ours
 from pytest_amp.run.arm import Arm, Setup, Step
 from pytest_amp.run.scaler import AmpScaler, ScalerLog
+
+__tracebackhide__ = none_of_ours
 
 FORM_2 = (
     "write the whole step yourself instead: request amp_benchmark and call "

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from pytest_amp.errors import none_of_ours
+
+__tracebackhide__ = none_of_ours
+
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
-from pytest_amp.errors import AmpError
+from pytest_amp.errors import AmpError, none_of_ours
 from pytest_amp.records import Losses
+
+__tracebackhide__ = none_of_ours
 
 SINGLE = "loss"
 

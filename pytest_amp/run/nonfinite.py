@@ -9,9 +9,12 @@ import torch
 from torch.nn.modules import module as nn_module
 from torch.utils import _pytree as pytree
 
+from pytest_amp.errors import none_of_ours
 from pytest_amp.records import Origin
 from pytest_amp.run.arm import Workbench
 from pytest_amp.run.ops import Watching
+
+__tracebackhide__ = none_of_ours
 
 
 class _FirstNonfinite(Watching):

@@ -16,8 +16,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from pytest_amp.errors import none_of_ours
 from pytest_amp.records import REDUCED, Operators
 from pytest_amp.run.fingerprint import placed_digest
+
+__tracebackhide__ = none_of_ours
 
 _HEAVY = re.compile(r"conv|mm\b|mm_|matmul|attention|linear|rnn|lstm|gru|bilinear")
 _NOT_HEAVY = re.compile(r"linear_combination|upsample|prepack|reorder|weight_size|convert|_like")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from pytest_amp.errors import none_of_ours
 from pytest_amp.records import Floor, Losses, Operators, ParityRun, Start
 from pytest_amp.run.arm import ArmName, Resident, Workbench
 from pytest_amp.run.fingerprint import digest, first_inputs
@@ -11,6 +12,8 @@ from pytest_amp.run.losses import LossCurves
 from pytest_amp.run.memory import peak_memory
 from pytest_amp.run.ops import OpRecord
 from pytest_amp.run.scaler import Replay, StepWatch
+
+__tracebackhide__ = none_of_ours
 
 BEFORE_NUDGE = 2
 

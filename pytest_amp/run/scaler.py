@@ -15,6 +15,10 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pytest_amp.errors import none_of_ours
+
+__tracebackhide__ = none_of_ours
+
 
 class ScalerLog:
     """What scalers did, in order, as tensors on the device until they are read."""

@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from pytest_amp.errors import none_of_ours
 from pytest_amp.records import Timing
 from pytest_amp.run.arm import ArmName, Resident, Workbench
+
+__tracebackhide__ = none_of_ours
 
 ARMS: tuple[ArmName, ArmName] = ("fp32", "amp")
 LEAST_BLOCK_S = 0.010
