@@ -119,7 +119,7 @@ class Resident:
             ) from error
         except Exception as error:
             _note(error, f"pytest-amp: raised in {self._bench.progress.place()}")
-            if "Tried to step" in str(error) and "total number of steps" in str(error):
+            if "Tried to step" in str(error) and "total steps" in str(error):
                 _note(error, "the schedule ran out: the experiment may call the step without limit")
             raise
         finally:
