@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -13,11 +14,13 @@ import pytest
 import torch
 from torch.nn.modules import module as nn_module
 from torch.optim import optimizer as optim_module
+from torch.overrides import BaseTorchFunctionMode
 
 from pytest_amp import Arm
 from tests.laboratory import measure
 
 MATMUL = torch.backends.cuda.matmul
+OPEN: list[torch.inference_mode] = []  # one that nobody holds is over
 
 
 def handler(*_: object) -> None:
@@ -26,6 +29,15 @@ def handler(*_: object) -> None:
 
 def leave_autocast_open() -> None:
     torch.autocast("cpu", torch.bfloat16).__enter__()
+
+
+def identity(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def leave_inference_mode_open() -> None:
+    OPEN.append(torch.inference_mode())
+    OPEN[-1].__enter__()
 
 
 def nesting() -> int:
@@ -37,11 +49,24 @@ def nesting() -> int:
 LEAKS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "default dtype": (lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype),
     "default device": (lambda: torch.set_default_device("meta"), torch.get_default_device),
+    "a device region": (lambda: torch.device("meta").__enter__(), torch.get_default_device),
+    "function mode": (
+        lambda: BaseTorchFunctionMode().__enter__(),
+        torch._C._len_torch_function_stack,
+    ),
     "matmul precision": (
         lambda: torch.set_float32_matmul_precision("medium"),
         torch.get_float32_matmul_precision,
     ),
     "tf32": (lambda: setattr(MATMUL, "allow_tf32", True), lambda: MATMUL.allow_tf32),
+    "fp32_precision": (
+        lambda: setattr(MATMUL, "fp32_precision", "tf32"),
+        lambda: MATMUL.fp32_precision,
+    ),
+    "attention kernels": (
+        lambda: torch.backends.cuda.enable_flash_sdp(False),
+        torch.backends.cuda.flash_sdp_enabled,
+    ),
     "cudnn.benchmark": (
         lambda: setattr(torch.backends.cudnn, "benchmark", True),
         lambda: torch.backends.cudnn.benchmark,
@@ -54,6 +79,11 @@ LEAKS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         ),
     ),
     "grad mode": (lambda: torch._C._set_grad_enabled(False), torch.is_grad_enabled),
+    "inference mode": (leave_inference_mode_open, torch.is_inference_mode_enabled),
+    "saved tensor hooks": (
+        lambda: torch.autograd.graph.saved_tensors_hooks(identity, identity).__enter__(),
+        lambda: torch._C._autograd._top_saved_tensors_default_hooks(True),
+    ),
     "anomaly mode": (lambda: torch.autograd.set_detect_anomaly(True), torch.is_anomaly_enabled),
     "threads": (lambda: torch.set_num_threads(1), torch.get_num_threads),
     "an autocast region": (leave_autocast_open, lambda: torch.is_autocast_enabled("cpu")),
@@ -73,6 +103,15 @@ LEAKS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "signal handler": (
         lambda: signal.signal(signal.SIGINT, handler),
         lambda: signal.getsignal(signal.SIGINT),
+    ),
+    "another signal": (
+        lambda: signal.signal(signal.SIGTERM, handler),
+        lambda: signal.getsignal(signal.SIGTERM),
+    ),
+    "garbage collection": (gc.disable, gc.isenabled),
+    "kind of backward hooks": (
+        lambda: nn_module.register_module_full_backward_hook(handler),
+        lambda: nn_module._global_is_full_backward_hook,
     ),
     "module hooks": (
         lambda: nn_module.register_module_forward_hook(handler),

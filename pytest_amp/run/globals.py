@@ -1,0 +1,247 @@
+"""Everything global that a training step may touch, one row each.
+
+Writing happens only where a value differs, since some writes have effects of their own (a matmul
+precision sets those of the backends too).
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn.modules import module as nn_module
+from torch.optim import optimizer as optim_module
+from torch.utils import _device
+
+
+@dataclass(frozen=True)
+class Global:
+    """A process-wide value. `read` may raise where a mixture of old and new APIs was used."""
+
+    name: str
+    read: Callable[[], Any]
+    write: Callable[[Any], None]
+
+
+def _attribute(name: str, owner: Any, attribute: str) -> Iterator[Global]:
+    if hasattr(type(owner), attribute) or hasattr(owner, attribute):
+        yield Global(
+            name, lambda: getattr(owner, attribute), lambda value: setattr(owner, attribute, value)
+        )
+
+
+def _precision() -> Iterator[Global]:
+    """Old switches first: a write to one changes the new ones too, and not the other way round."""
+    backends: Any = torch.backends
+    yield Global(
+        "float32_matmul_precision",
+        torch.get_float32_matmul_precision,
+        torch.set_float32_matmul_precision,
+    )
+    matmul, cudnn = backends.cuda.matmul, backends.cudnn
+    yield from _attribute("cuda.matmul.allow_tf32", matmul, "allow_tf32")
+    yield from _attribute("cudnn.allow_tf32", cudnn, "allow_tf32")
+    for owner, name in (
+        (backends, "fp32_precision"),
+        (matmul, "cuda.matmul.fp32_precision"),
+        (getattr(cudnn, "conv", None), "cudnn.conv.fp32_precision"),
+        (getattr(cudnn, "rnn", None), "cudnn.rnn.fp32_precision"),
+        (getattr(backends.mkldnn, "matmul", None), "mkldnn.matmul.fp32_precision"),
+        (getattr(backends.mkldnn, "conv", None), "mkldnn.conv.fp32_precision"),
+        (getattr(backends.mkldnn, "rnn", None), "mkldnn.rnn.fp32_precision"),
+    ):
+        try:
+            if owner is not None and hasattr(owner, "fp32_precision"):
+                yield from _attribute(name, owner, "fp32_precision")
+        except (RuntimeError, AssertionError):
+            continue
+
+
+def _autocast() -> Iterator[Global]:
+    for kind in ("cpu", "cuda", "xpu", "mps"):
+        try:
+            torch.get_autocast_dtype(kind)
+        except RuntimeError:
+            continue
+        yield _autocast_on(kind)
+    yield Global(
+        "autocast.cache", torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled
+    )
+    yield Global("autocast.nesting", _nesting, _set_nesting)
+
+
+def _autocast_on(kind: str) -> Global:
+    def write(value: tuple[bool, torch.dtype]) -> None:
+        torch.set_autocast_enabled(kind, value[0])
+        torch.set_autocast_dtype(kind, value[1])
+
+    return Global(
+        f"autocast.{kind}",
+        lambda: (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)),
+        write,
+    )
+
+
+def _nesting() -> int:
+    torch.autocast_increment_nesting()
+    return int(torch.autocast_decrement_nesting())
+
+
+def _set_nesting(depth: int) -> None:
+    """Unwind what a leaked ``autocast.__enter__`` left, and its cached casts with it."""
+    while _nesting() > depth:
+        torch.autocast_decrement_nesting()
+    while _nesting() < depth:
+        torch.autocast_increment_nesting()
+    torch.clear_autocast_cache()
+
+
+def _function_modes() -> tuple[Any, ...]:
+    """All that are in force, among them ``torch.set_default_device``'s and ``with device:``."""
+    depth = torch._C._len_torch_function_stack()
+    return (
+        getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None),
+        _device.CURRENT_DEVICE,
+        *(torch._C._get_function_stack_at(index) for index in range(depth)),
+    )
+
+
+def _set_function_modes(value: tuple[Any, ...]) -> None:
+    context, current, *modes = value
+    while torch._C._len_torch_function_stack():
+        torch._C._pop_torch_function_stack()
+    for mode in modes:
+        torch._C._push_on_torch_function_stack(mode)
+    torch._GLOBAL_DEVICE_CONTEXT.device_context = context
+    _device.CURRENT_DEVICE = current
+
+
+def _saved_tensor_hooks() -> Iterator[Global]:
+    """Not in every torch: of older ones the stack can't be read."""
+    autograd: Any = torch._C._autograd
+    if not hasattr(autograd, "_top_saved_tensors_default_hooks"):
+        return
+
+    def pop() -> Iterator[Any]:
+        while (top := autograd._top_saved_tensors_default_hooks(True)) is not None:
+            autograd._pop_saved_tensors_default_hooks()
+            yield top
+
+    def read() -> tuple[Any, ...]:
+        stack = tuple(pop())[::-1]
+        push(stack)
+        return stack
+
+    def push(stack: tuple[Any, ...]) -> None:
+        for pack, unpack in stack:
+            autograd._push_saved_tensors_default_hooks(pack, unpack)
+
+    def write(stack: tuple[Any, ...]) -> None:
+        list(pop())
+        push(stack)
+
+    yield Global("saved_tensors_hooks", read, write)
+
+
+_inference_guards: list[Any] = []  # one that is let go of would bring back the mode before it
+
+
+def _set_inference_mode(enabled: bool) -> None:
+    _inference_guards.append(torch._C._InferenceMode(enabled))
+    _inference_guards[-1].__enter__()
+
+
+def _set_deterministic(value: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(value[0], warn_only=value[1])
+
+
+def _set_environment(value: Mapping[str, str]) -> None:
+    for name in set(os.environ) - set(value):
+        del os.environ[name]
+    os.environ.update(value)
+
+
+# What launchers and trainers ask for; not all of them are everywhere.
+_SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM")
+    if hasattr(signal, name)
+]
+
+
+def _signals() -> dict[int, Any]:
+    return {number: signal.getsignal(number) for number in _SIGNALS}
+
+
+def _set_signals(handlers: Mapping[int, Any]) -> None:
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number, handler in handlers.items():
+        if handler is not None:
+            signal.signal(number, handler)
+
+
+def _attention() -> Iterator[Global]:
+    """Which kernels ``scaled_dot_product_attention`` may take."""
+    cuda: Any = torch.backends.cuda
+    for kernel in ("flash", "mem_efficient", "math", "cudnn"):
+        if hasattr(cuda, f"{kernel}_sdp_enabled"):
+            read = getattr(cuda, f"{kernel}_sdp_enabled")
+            yield Global(f"attention.{kernel}", read, getattr(cuda, f"enable_{kernel}_sdp"))
+
+
+def _hooks() -> Iterator[Global]:
+    yield from _attribute("module.is_full_backward", nn_module, "_global_is_full_backward_hook")
+    for owner in (nn_module, optim_module):
+        for name, registry in vars(owner).items():
+            if name.startswith("_global_") and isinstance(registry, dict):
+                yield _registry(f"{owner.__name__}.{name}", registry)
+
+
+def _registry(name: str, registry: dict[Any, Any]) -> Global:
+    def write(value: Mapping[Any, Any]) -> None:
+        registry.clear()
+        registry.update(value)
+
+    return Global(name, lambda: dict(registry), write)
+
+
+def table() -> tuple[Global, ...]:
+    cudnn: Any = torch.backends.cudnn
+    return (
+        *_precision(),
+        *_attribute("cudnn.benchmark", cudnn, "benchmark"),
+        *_attribute("cudnn.deterministic", cudnn, "deterministic"),
+        *_attribute("cudnn.enabled", cudnn, "enabled"),
+        Global("default_dtype", torch.get_default_dtype, torch.set_default_dtype),
+        Global("function_modes", _function_modes, _set_function_modes),
+        Global(
+            "deterministic_algorithms",
+            lambda: (
+                torch.are_deterministic_algorithms_enabled(),
+                torch.is_deterministic_algorithms_warn_only_enabled(),
+            ),
+            _set_deterministic,
+        ),
+        Global("inference_mode", torch.is_inference_mode_enabled, _set_inference_mode),
+        Global("grad_enabled", torch.is_grad_enabled, torch._C._set_grad_enabled),
+        Global(
+            "anomaly",
+            lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+            lambda value: torch.set_anomaly_enabled(*value),
+        ),
+        Global("num_threads", torch.get_num_threads, torch.set_num_threads),
+        *_autocast(),
+        *_attention(),
+        *_hooks(),
+        *_saved_tensor_hooks(),
+        Global("environ", lambda: dict(os.environ), _set_environment),
+        Global("signals", _signals, _set_signals),
+        Global("gc", gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
+    )
