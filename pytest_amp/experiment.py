@@ -172,7 +172,7 @@ def _plan(bench: Workbench, settings: Settings, limits: Limits, notes: list[str]
 
     def stop(ratios: Sequence[float], elapsed_s: float) -> str | None:
         if wanted is not None:
-            if sequential.decide(ratios, wanted, rate):
+            if gates.decision(ratios, wanted, rate):
                 return "decided"
             return "budget" if elapsed_s >= budget else None
         bounds = sequential.interval(ratios, rate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pytest_amp import units
 from pytest_amp.judge import parity, sequential
@@ -15,6 +16,10 @@ from pytest_amp.results import Estimate, Gate, GateVerdict
 # that does to a loss: up to this many times its size, a difference is not held against AMP.
 OTHER_STREAM_MARGIN = 2.0
 COMPARABLE_FLOPS = 0.01
+# From one process to the next the same two steps differ by so much (where their memory lies, which
+# clock they got), even where the pairs of one process agree to the last digit: a smaller difference
+# from the threshold would be called one way today and the other way tomorrow.
+RESOLUTION = 0.005
 # Of several losses, the one with the gravest verdict speaks.
 _GRAVITY: tuple[GateVerdict, ...] = ("not_gated", "pass", "inconclusive", "fail")
 
@@ -40,6 +45,23 @@ def estimate(timing: Timing | None, error_rate: float) -> Estimate | None:
         return None
     low, high = sequential.interval(timing.ratios, error_rate) or (None, None)
     return Estimate(timing.ratios, low, high, timing.block_steps)
+
+
+def decision(
+    ratios: Sequence[float], threshold: float, error_rate: float
+) -> Literal["pass", "fail", "inconclusive"] | None:
+    """The sequential test's answer, where it is further from the threshold than `RESOLUTION`.
+
+    "inconclusive" where it is known to be nearer, so that more pairs would not help; None where
+    they would.
+    """
+    low, high = threshold * (1 - RESOLUTION), threshold * (1 + RESOLUTION)
+    if sequential.decide(ratios, high, error_rate) == "pass":
+        return "pass"
+    if sequential.decide(ratios, low, error_rate) == "fail":
+        return "fail"
+    bounds = sequential.interval(ratios, error_rate)
+    return "inconclusive" if bounds and low <= bounds[0] and bounds[1] < high else None
 
 
 def coverage(seen: Observations) -> float | None:
@@ -100,12 +122,18 @@ def _speedup(seen: Observations, limits: Limits) -> Gate:
     if wanted is None:
         return Gate("speedup", None, value, low, high, "not_gated", f"{measured} ({sample})")
     verdict: GateVerdict
-    decision = sequential.decide(measured.pair_ratios, wanted, limits.error_rate)
+    answer = decision(measured.pair_ratios, wanted, limits.error_rate)
     threshold = units.ratio(wanted)
-    if decision == "pass":
+    if answer == "pass":
         verdict, reason = "pass", f"{measured} is at least {threshold}"
-    elif decision == "fail":
+    elif answer == "fail":
         verdict, reason = "fail", f"{measured} is {_below(threshold, 1 - value / wanted)}"
+    elif answer == "inconclusive":
+        verdict = "inconclusive"
+        reason = (
+            f"{measured} is {threshold} to within {units.share(RESOLUTION)}, which the next "
+            "process may see otherwise; set a threshold further from the truth"
+        )
     else:
         verdict = "inconclusive"
         reason = (

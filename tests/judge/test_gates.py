@@ -49,10 +49,17 @@ def test_all_gates_at_once_can_pass_and_can_fail() -> None:
 
 
 def test_speed_passes_where_the_pairs_show_that_it_is_at_least_the_threshold() -> None:
-    judged = gate("speedup", seen(), min_speedup=1.5)
+    judged = gate("speedup", seen(), min_speedup=1.49)
     assert judged.verdict == "pass"
-    assert (judged.value, judged.low, judged.high, judged.threshold) == (1.5, 1.5, 1.5, 1.5)
-    assert judged.reason == "1.50x [1.50, 1.50] is at least 1.50x (12 pairs of 4-step blocks)"
+    assert (judged.value, judged.low, judged.high, judged.threshold) == (1.5, 1.5, 1.5, 1.49)
+    assert judged.reason == "1.50x [1.50, 1.50] is at least 1.49x (12 pairs of 4-step blocks)"
+
+
+@pytest.mark.parametrize("threshold", [1.494, 1.5, 1.506])
+def test_speed_within_half_a_percent_of_the_threshold_is_not_called(threshold) -> None:
+    judged = gate("speedup", seen(), min_speedup=threshold)
+    assert judged.verdict == "inconclusive"
+    assert "x to within 0.50%, which the next process may see otherwise" in judged.reason
 
 
 def test_speed_fails_where_the_pairs_show_that_it_is_below() -> None:
