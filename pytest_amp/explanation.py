@@ -46,7 +46,8 @@ def _brief(gate: Gate) -> str:
     shown = f"{gate.name} {figure} {units.interval(gate.low, gate.high)}".rstrip()
     if gate.verdict != "fail":
         return f"{shown} is undecided against {threshold}"
-    return f"{shown} is {'above' if gate.value > gate.threshold else 'below'} {threshold}"
+    just = "just " if figure == threshold else ""
+    return f"{shown} is {just}{'above' if gate.value > gate.threshold else 'below'} {threshold}"
 
 
 def _figure(name: str, value: float) -> str:
@@ -116,17 +117,23 @@ def _memory_hint(*_: object) -> str:
 
 
 def _loss_hint(report: AmpReport, gate: Gate) -> str | None:
-    arms = _both(report)
+    """The first step at which a loss leaves the range that its last steps are gated on."""
+    arms, atol = _both(report), report.settings.get("loss_atol")
     if arms is None or gate.threshold is None:
         return None
+    parted = []
     for key, curve in arms[0].losses_by_key.items():
         for step, (fp32, amp) in enumerate(zip(curve, arms[1].losses_by_key[key], strict=True)):
-            if not math.isfinite(amp) or abs(amp - fp32) > gate.threshold * abs(fp32):
-                return (
-                    f"step {step + 1} of {len(curve)}, the first at which {key!r} differs by more "
-                    f"than {units.share(gate.threshold)} ({fp32:.6g} -> {amp:.6g})"
+            allowed = (atol.value if atol else 0) + gate.threshold * abs(fp32)
+            if not abs(amp - fp32) <= allowed:
+                parted.append(
+                    (step, f"of {len(curve)}, where {key!r} parts: {fp32:.6g}, {amp:.6g}")
                 )
-    return None
+                break
+    if not parted:
+        return None
+    step, where = min(parted)
+    return f"step {step + 1} {where}"
 
 
 def _coverage_hint(report: AmpReport, _: Gate) -> str | None:
