@@ -82,7 +82,9 @@ class Settings(NamedTuple):
 def _plain(value: Any) -> Any:
     if isinstance(value, Threshold):
         return value.plain()
-    return sorted(value) if isinstance(value, frozenset) else value
+    if isinstance(value, frozenset):
+        return sorted(value)
+    return list(value) if isinstance(value, tuple) else value
 
 
 _POSITIVE_RATIO = Range(0, 1000, False, True, "a ratio above 0 and at most 1000")

@@ -138,20 +138,19 @@ class Resident:
             self._state = bench.globals.capture()
             bench.globals.apply(outer)
 
-    def close(self) -> None:
-        """Run what `on_teardown` asked for, all of it, and let the arm go."""
-        errors = []
+    def close(self) -> list[Exception]:
+        """Run what `on_teardown` asked for, all of it, and let the arm go; what was raised."""
+        errors: list[Exception] = []
         with self.active():
             while self.arm._teardown:
                 try:
                     self.arm._teardown.pop()()
-                except Exception as error:  # noqa: BLE001 - all are called, the first is raised
+                except Exception as error:  # noqa: BLE001 - all are called
                     errors.append(error)
         self._step = None
         self.arm._optimizers.clear()
         gc.collect()
-        if errors:
-            raise errors[0]
+        return errors
 
 
 class Workbench:
@@ -195,8 +194,13 @@ class Workbench:
                     _note(error, f"pytest-amp: raised in setup of the {name} arm")
                 raise
             yield resident
-        finally:
-            resident.close()
+        except BaseException as error:  # Ctrl-C too: a teardown that fails then must not hide it
+            _note_all(error, resident.close())
+            raise
+        if errors := resident.close():
+            first, *others = errors
+            _note_all(first, others)
+            raise first
 
     @contextmanager
     def lending(self, scaler: torch.amp.GradScaler) -> Iterator[None]:
@@ -225,6 +229,11 @@ def _optimizers_noted(found: list[Optimizer]) -> Iterator[None]:
         yield
     finally:
         Optimizer.__init__ = original  # type: ignore[method-assign]
+
+
+def _note_all(error: BaseException, others: list[Exception]) -> None:
+    for other in others:
+        _note(error, f"pytest-amp: and raised in on_teardown: {type(other).__name__}: {other}")
 
 
 def _note(error: BaseException, text: str) -> None:
