@@ -131,6 +131,54 @@ def test_inside_amp_benchmark_the_scaler_is_the_running_arms(project: pytest.Pyt
     project.runpytest(*QUICK).assert_outcomes(passed=1)
 
 
+RUNNING_ARM = """
+import pytest, torch
+
+def setup_with(amp_scaler, before_step):
+    def setup(arm):
+        model = torch.nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        numbers = iter(range(99))
+
+        def step():
+            number = next(numbers)
+            if arm.enabled and number == 1:
+                before_step()
+            optimizer.zero_grad()
+            with arm.autocast():
+                loss = model(torch.ones(2, 4)).float().square().mean() / 16
+            amp_scaler.scale(loss).backward()
+            amp_scaler.step(optimizer)
+            amp_scaler.update()
+            return loss
+        return step
+    return setup
+
+@pytest.mark.amp(dtype="float16")
+def test_float16(amp_benchmark, amp_scaler):
+    result = amp_benchmark(setup_with(amp_scaler, amp_scaler.overflow_next))
+    assert result.amp.skipped_steps == 1
+    assert result.amp.scales == (65536.0, 32768.0, 32768.0, 32768.0)
+    assert result.amp.losses[1] == result.amp.losses[2]
+    assert result.fp32.losses[1] == result.fp32.losses[2]
+
+@pytest.mark.amp(dtype="bfloat16")
+def test_bfloat16(amp_benchmark, amp_scaler):
+    def refused():
+        with pytest.raises(RuntimeError, match="disabled GradScaler"):
+            amp_scaler.overflow_next()
+    assert amp_benchmark(setup_with(amp_scaler, refused)).amp.skipped_steps == 0
+"""
+
+
+def test_overflow_next_inside_amp_benchmark_is_the_running_arms_overflow(
+    project: pytest.Pytester,
+) -> None:
+    """Its skip is counted and repeated in fp32; where the arm needs no scaler, it is refused."""
+    project.makepyfile(RUNNING_ARM)
+    project.runpytest("--amp-static", "--amp-steps=4").assert_outcomes(passed=2)
+
+
 def test_the_device_is_the_option_s(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """

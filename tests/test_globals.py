@@ -59,10 +59,6 @@ LEAKS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         torch.get_float32_matmul_precision,
     ),
     "tf32": (lambda: setattr(MATMUL, "allow_tf32", True), lambda: MATMUL.allow_tf32),
-    "fp32_precision": (
-        lambda: setattr(MATMUL, "fp32_precision", "tf32"),
-        lambda: MATMUL.fp32_precision,
-    ),
     "attention kernels": (
         lambda: torch.backends.cuda.enable_flash_sdp(False),
         torch.backends.cuda.flash_sdp_enabled,
@@ -80,10 +76,6 @@ LEAKS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     ),
     "grad mode": (lambda: torch._C._set_grad_enabled(False), torch.is_grad_enabled),
     "inference mode": (leave_inference_mode_open, torch.is_inference_mode_enabled),
-    "saved tensor hooks": (
-        lambda: torch.autograd.graph.saved_tensors_hooks(identity, identity).__enter__(),
-        lambda: torch._C._autograd._top_saved_tensors_default_hooks(True),
-    ),
     "anomaly mode": (lambda: torch.autograd.set_detect_anomaly(True), torch.is_anomaly_enabled),
     "threads": (lambda: torch.set_num_threads(1), torch.get_num_threads),
     "an autocast region": (leave_autocast_open, lambda: torch.is_autocast_enabled("cpu")),
@@ -122,6 +114,18 @@ LEAKS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: len(optim_module._global_optimizer_pre_hooks),
     ),
 }
+
+# What older versions of torch do not have.
+if hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):
+    LEAKS["saved tensor hooks"] = (
+        lambda: torch.autograd.graph.saved_tensors_hooks(identity, identity).__enter__(),
+        lambda: torch._C._autograd._top_saved_tensors_default_hooks(True),
+    )
+if hasattr(MATMUL, "fp32_precision"):
+    LEAKS["fp32_precision"] = (
+        lambda: setattr(MATMUL, "fp32_precision", "tf32"),
+        lambda: MATMUL.fp32_precision,
+    )
 
 
 @pytest.fixture(autouse=True)
