@@ -44,7 +44,12 @@ def _loss_diff(report: AmpReport) -> str:
     amp = report.arms.get("amp")
     losses = [loss for series in amp.losses_by_key.values() for loss in series] if amp else []
     strange = next((loss for loss in losses if not math.isfinite(loss)), None)
-    return units.share(report.loss_diff) if strange is None else f"{strange}"
+    if strange is not None:
+        return f"{strange}"
+    passed = [gate for gate in report.gates if (gate.name, gate.verdict) == ("loss_diff", "pass")]
+    if passed and report.loss_diff is not None and report.loss_diff > (passed[0].threshold or 0):
+        return "<atol"  # of a loss near zero, a relative difference says nothing
+    return units.share(report.loss_diff)
 
 
 def _scaler(report: AmpReport) -> str:

@@ -531,3 +531,11 @@ def test_shortening_keeps_to_the_width(text: str, width: int) -> None:
     assert len(shorten(text, width)) <= width
     assert len(cut(ascii_only(text), width)) <= width
     assert len(status_line(text, text, None, 1, None, text, width)) <= width
+
+
+def test_a_difference_that_only_loss_atol_accepts_is_shown_as_such() -> None:
+    gate = Gate("loss_diff", 0.02, 150.0, None, None, "pass", "within loss_atol=0.005")
+    near_zero = replace(PASSING, loss_diff=150.0, gates=(gate,))
+    text = "\n".join(plain(line) for line in summary([near_zero], 140, 0))
+    assert "<atol" in text
+    assert "150" not in text
