@@ -17,12 +17,13 @@ class Start:
     """Where an arm started: digests by value of its parameters and of its first module's inputs.
 
     None where there was no optimizer, or no module, to look at. `devices`: the types of the devices
-    that the parameters are on.
+    that the parameters are on. `shared`: whether it trained with an optimizer of a former arm.
     """
 
     parameters: tuple[str, ...] | None = None
     inputs: tuple[str, ...] | None = None
     devices: tuple[str, ...] = ()
+    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,10 @@ REDUCED = ("float16", "bfloat16")
 
 @dataclass(frozen=True)
 class ParityRun:
-    """One arm alone in memory for `steps` steps: losses, peak, scaler, and one inspected step."""
+    """One arm alone in memory for `steps` steps: losses, peak, scaler, and one inspected step.
+
+    `moved`: whether the trained parameters ended elsewhere than they started; None without any.
+    """
 
     losses: Losses
     start: Start = Start()
@@ -72,6 +76,7 @@ class ParityRun:
     reserved_bytes: int | None = None
     scales: tuple[float, ...] = ()
     skipped_steps: int = 0
+    moved: bool | None = None
     operators: Operators | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)
 

@@ -13,6 +13,9 @@ from types import SimpleNamespace
 import pytest, torch
 import torch.nn.functional as F
 from torch import nn
+
+class Output(dict):
+    loss = property(lambda self: self["loss"])
 """
 
 
@@ -48,6 +51,14 @@ BODIES = {
     "returns a model's output": (
         "return SimpleNamespace(loss=model(batch[0]).mean())",
         "returned a SimpleNamespace (return its .loss), not a loss",
+    ),
+    "returns a model's output that is a mapping": (
+        "return Output(logits=model(batch[0]), loss=model(batch[0]).mean())",
+        "the test returned a Output, not a loss: return its .loss",
+    ),
+    "calls backward": (
+        "loss = model(batch[0]).mean(); loss.backward(); return loss",
+        "the body called backward itself: end it with `return loss` and leave backward",
     ),
     "returns an empty dict": ("return {}", "the test returned an empty dict"),
     "detaches the loss": (
@@ -208,6 +219,10 @@ STEPS = {
         "return SimpleNamespace(loss=loss)",
         "the loss is a SimpleNamespace (return its .loss)",
     ),
+    "returns a model's output that is a mapping": (
+        "return Output(logits=model(x), loss=loss)",
+        "the loss is a Output (return its .loss)",
+    ),
     "returns an empty dict": ("return {}", "the step returned an empty dict"),
     "a key without a loss": (
         "return {'g': loss, 'd': None}",
@@ -323,7 +338,7 @@ def test_a_device_that_is_not_there(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     error = error_of(told(project, steps("return loss"), "--amp-device=cuda:7"))
     assert "the device 'cuda:7' is not there: this machine has cpu" in error
-    assert "Choose another with --amp-device, or auto." in error
+    assert "Choose another with --amp-device, or auto; where a marker names it" in error
 
 
 BUG = """

@@ -111,7 +111,7 @@ LEAKS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     ),
     "optimizer hooks": (
         lambda: optim_module.register_optimizer_step_pre_hook(handler),
-        lambda: len(optim_module._global_optimizer_pre_hooks),
+        lambda: handler in optim_module._global_optimizer_pre_hooks.values(),
     ),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
@@ -155,6 +156,27 @@ def test_amp003_speaks_of_arms_that_start_apart(setup, what) -> None:
     assert finding(report, "AMP003").severity == "error"
     assert finding(report, "AMP003").evidence["what"] == what
     assert report.verdict == "fail"
+
+
+def test_amp003_speaks_of_an_optimizer_that_all_arms_share() -> None:
+    model, (x, y) = net(), batch()
+    optimizer = sgd(model, 1e-4)
+
+    report = measure(lambda arm: train(arm, optimizer, lambda: F.cross_entropy(model(x), y)))
+    assert codes(report) == ["AMP003"]
+    assert finding(report, "AMP003").evidence["what"] == "optimizer"
+    assert "was made outside setup(arm)" in finding(report, "AMP003").message
+
+
+def test_amp003_is_silent_on_optimizers_that_setup_copies() -> None:
+    model, (x, y) = net(), batch()
+    originals = model, sgd(model)
+
+    def setup(arm):
+        model, optimizer = copy.deepcopy(originals)
+        return train(arm, optimizer, lambda: F.cross_entropy(model(x), y))
+
+    assert codes(measure(setup)) == []
 
 
 def test_amp003_goes_by_the_first_losses_where_there_is_nothing_to_look_at() -> None:

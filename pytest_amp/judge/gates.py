@@ -197,7 +197,9 @@ def _loss_verdict(
     name = f" of {tail.key!r}" if len(seen.fp32.losses) > 1 else ""
     bad = _first_bad(seen.amp.losses[tail.key])
     if bad is not None:
-        return "fail", f"the amp loss{name} is not finite at step {bad + 1}"
+        fp32_bad = _first_bad(seen.fp32.losses[tail.key])
+        too = "" if fp32_bad is None else f", nor is fp32's at step {fp32_bad + 1}: both diverge"
+        return "fail", f"the amp loss{name} is not finite at step {bad + 1}{too}"
     shown = f"{_relative(tail.absolute, tail)}{name} ({tail.fp32:.5g} -> {tail.amp:.5g})"
     if limits.max_loss_diff is None:
         return "not_gated", shown
@@ -205,6 +207,16 @@ def _loss_verdict(
         return "inconclusive", (
             f"the fp32 loss{name} is not finite, so there is nothing to compare with"
         )
+    moved = (seen.fp32.moved, seen.amp.moved)
+    if moved == (False, False):
+        skips = f" (the GradScaler skipped {seen.amp.skipped_steps})" * bool(seen.amp.skipped_steps)
+        return "inconclusive", (
+            f"no trained parameter moved in {units.plural(len(seen.amp.losses[tail.key]), 'step')}"
+            f"{skips}: nothing was trained, so the curves say nothing"
+        )
+    if False in moved:
+        still, other = ("amp", "fp32") if moved[0] else ("fp32", "amp")
+        return "fail", f"the {still} arm's parameters never moved, where the {other} arm's did"
     threshold = units.share(limits.max_loss_diff)
     if tail.excess(limits.max_loss_diff, limits.loss_atol) <= 1:
         if tail.difference > limits.max_loss_diff:

@@ -110,7 +110,9 @@ def _measured(report: AmpReport) -> Iterator[Entry]:
         reserved = units.change(units.size(fp32.reserved_bytes), units.size(amp.reserved_bytes))
         yield Entry("reserved", FAINT, reserved)
     if any(report.phases_s.values()):
-        phases = [f"{name} {units.duration(spent)}" for name, spent in report.phases_s.items()]
+        phases = [
+            f"{name} {units.duration(spent)}" for name, spent in report.phases_s.items() if spent
+        ]
         whole = f"{units.duration(report.duration_s)} in all"
         yield Entry("phases", FAINT, ", ".join([*phases, whole]))
     chosen = [

@@ -63,7 +63,11 @@ def _closing(reports: Sequence[AmpReport], verbosity: int) -> Iterator[Line]:
     )
     if open_questions:
         what = f"{units.plural(open_questions, 'test')} without an answer"
-        yield (Span(f"{what}; --amp-strict would fail it", UNSURE),)
+        yield (
+            Span(
+                f"{what}; --amp-strict would fail {'it' if open_questions == 1 else 'them'}", UNSURE
+            ),
+        )
     yield _counts(reports)
 
 

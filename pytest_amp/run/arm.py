@@ -6,9 +6,11 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
+from weakref import WeakSet
 
 import torch
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pytest_amp.errors import AmpError, none_of_ours
 from pytest_amp.run.device import Device
@@ -100,12 +102,12 @@ class Resident:
         """Call `setup` and keep its step."""
         with self.active(), _optimizers_noted(self.arm._optimizers):
             step = setup(self.arm)
-            if not callable(step):
-                raise AmpError(
-                    f"setup(arm) returned {type(step).__name__}, not a callable: "
-                    "it must return the function that runs one training step"
-                )
-            self._step = step
+        if not callable(step):
+            raise AmpError(
+                f"setup(arm) returned {type(step).__name__}, not a callable: "
+                "it must return the function that runs one training step"
+            )
+        self._step = step
 
     def step(self) -> Any:
         """One training step; call it inside `active`."""
@@ -120,7 +122,11 @@ class Resident:
         except Exception as error:
             _note(error, f"pytest-amp: raised in {self._bench.progress.place()}")
             if "Tried to step" in str(error) and "total steps" in str(error):
-                _note(error, "the schedule ran out: the experiment may call the step without limit")
+                _note(
+                    error,
+                    "the schedule ran out: the experiment may call the step without limit, so "
+                    "plan it for many more, for example total_steps=1_000_000",
+                )
             raise
         finally:
             self._bench.steps += 1
@@ -169,6 +175,8 @@ class Workbench:
         self.dtype = dtype
         self.progress = progress
         self.globals = GlobalState(device)
+        # Weakly, because an arm that is gone takes its optimizers with it, and ids come again.
+        self.optimizers_before: WeakSet[Optimizer] = WeakSet()
         self.builds = 0
         self.steps = 0
         self._setup = setup
@@ -234,6 +242,17 @@ def _optimizers_noted(found: list[Optimizer]) -> Iterator[None]:
 def _note_all(error: BaseException, others: list[Exception]) -> None:
     for other in others:
         _note(error, f"pytest-amp: and raised in on_teardown: {type(other).__name__}: {other}")
+
+
+@contextmanager
+def optimizers_stepping() -> Iterator[set[Optimizer]]:
+    """The optimizers that make a step inside, whoever made them."""
+    found: set[Optimizer] = set()
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: found.add(optimizer))
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 def _note(error: BaseException, text: str) -> None:

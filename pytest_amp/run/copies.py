@@ -118,7 +118,15 @@ def form_one(body: Callable[..., Any], fixtures: CopiedFixtures) -> Setup:
             with arm.autocast():
                 returned = body(*instance, **values)
             total = _differentiable(returned)
-            torch.autograd.backward(arm.scaler.scale(total))
+            try:
+                torch.autograd.backward(arm.scaler.scale(total))
+            except RuntimeError as error:
+                if "backward through the graph a second time" not in str(error):
+                    raise
+                raise AmpError(
+                    "the body called backward itself: end it with `return loss` and leave "
+                    f"backward and the optimizer to pytest-amp, or {FORM_2}"
+                ) from error
             if check is not None:
                 check()
                 check = None
@@ -151,6 +159,10 @@ def _advance(scheduler: LRScheduler, loss: torch.Tensor) -> None:
 
 def _differentiable(returned: Any) -> torch.Tensor:
     """The loss to call backward on: the sum, where there are several."""
+    if isinstance(returned, Mapping) and hasattr(returned, "loss"):
+        raise AmpError(
+            f"the test returned a {type(returned).__name__}, not a loss: return its .loss"
+        )
     losses = list(returned.values()) if isinstance(returned, Mapping) else [returned]
     for loss in losses:
         if loss is None:

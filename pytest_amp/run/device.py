@@ -165,7 +165,8 @@ def choose(setting: str) -> Device:
     if (index and int(index) >= count) or not count:
         raise AmpError(
             f"the device {setting!r} is not there: this machine has {_inventory()}. "
-            "Choose another with --amp-device, or auto."
+            "Choose another with --amp-device, or auto; where a marker names it, with "
+            "--amp-override device=..."
         )
     return Device(torch.device(kind, int(index))) if index else _nth(kind)
 

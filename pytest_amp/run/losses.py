@@ -24,7 +24,8 @@ class LossCurves:
 
     def append(self, returned: Any) -> None:
         """Add one step's loss or losses. `AmpError` where it is not a loss."""
-        losses = returned if isinstance(returned, Mapping) else {SINGLE: returned}
+        output = hasattr(returned, "loss")  # a model's, which may be a mapping too
+        losses = returned if isinstance(returned, Mapping) and not output else {SINGLE: returned}
         if not losses:
             raise AmpError("the step returned an empty dict: there is no loss to compare")
         if self._values and set(map(str, losses)) != set(self._values):

@@ -6,7 +6,7 @@ import torch
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import Floor, Losses, Operators, ParityRun, Start
-from pytest_amp.run.arm import ArmName, Resident, Workbench
+from pytest_amp.run.arm import ArmName, Resident, Workbench, optimizers_stepping
 from pytest_amp.run.fingerprint import digest, first_inputs
 from pytest_amp.run.losses import LossCurves
 from pytest_amp.run.memory import peak_memory
@@ -31,6 +31,9 @@ def run(
         watch = StepWatch(replay)
         losses, start = _steps(bench, resident, watch, steps)
         peak = memory.stop()
+        moved = None
+        if start.parameters is not None:
+            moved = digest(resident.parameters()) != start.parameters
         skips = watch.replay(resident.optimizers)
         with resident.active():
             flags = bench.globals.flags()
@@ -42,6 +45,7 @@ def run(
         reserved_bytes=peak.reserved_bytes,
         scales=watch.log.scales,
         skipped_steps=len(watch.log.skipped),
+        moved=moved,
         operators=operators,
         flags=flags,
     )
@@ -76,7 +80,11 @@ def _steps(
     curves = LossCurves()
     inputs: list[tuple[str, ...]] = []
     name = resident.arm.name
-    with resident.active(), watch.installed(resident.optimizers):
+    with (
+        resident.active(),
+        watch.installed(resident.optimizers),
+        optimizers_stepping() as stepping,
+    ):
         parameters = resident.parameters()
         start = digest(parameters) if parameters else None
         for index in range(steps):
@@ -91,7 +99,9 @@ def _steps(
                 curves.append(resident.step())
         losses = curves.read()
     devices = tuple(sorted({param.device.type for param in parameters}))
-    return losses, Start(start, inputs[0] if inputs else None, devices)
+    shared = any(optimizer in bench.optimizers_before for optimizer in stepping)
+    bench.optimizers_before.update(stepping)
+    return losses, Start(start, inputs[0] if inputs else None, devices, shared)
 
 
 def _inspect(bench: Workbench, resident: Resident) -> Operators:

@@ -235,8 +235,28 @@ def test_an_amp_loss_that_is_not_finite_always_fails(limit, bad, step, fp32_too)
     observed = seen(amp={"losses": curve}, fp32={"losses": curve} if fp32_too else {})
     judged = gate("loss_diff", observed, max_loss_diff=limit)
     assert judged.verdict == "fail"
-    assert judged.reason == f"the amp loss is not finite at step {step + 1}"
+    both = f", nor is fp32's at step {step + 1}: both diverge" * fp32_too
+    assert judged.reason == f"the amp loss is not finite at step {step + 1}{both}"
     assert math.isnan(judged.value)
+
+
+def test_curves_of_parameters_that_never_moved_say_nothing() -> None:
+    observed = seen(amp={"moved": False, "skipped_steps": 8}, fp32={"moved": False})
+    judged = gate("loss_diff", observed)
+    assert judged.verdict == "inconclusive"
+    assert judged.reason.startswith(
+        "no trained parameter moved in 8 steps (the GradScaler skipped 8): nothing was trained"
+    )
+
+
+@pytest.mark.parametrize(("amp", "fp32"), [(False, True), (True, False)])
+def test_parameters_that_move_in_one_arm_only_fail(amp, fp32) -> None:
+    judged = gate("loss_diff", seen(amp={"moved": amp}, fp32={"moved": fp32}))
+    still, other = ("fp32", "amp") if amp else ("amp", "fp32")
+    assert judged.verdict == "fail"
+    assert judged.reason == (
+        f"the {still} arm's parameters never moved, where the {other} arm's did"
+    )
 
 
 def test_an_fp32_loss_that_is_not_finite_leaves_nothing_to_compare_with() -> None:

@@ -55,7 +55,8 @@ def test_a_device_that_is_not_there_is_an_error_that_says_what_is(machine) -> No
         choose("cuda:7")
     assert str(caught.value) == (
         "the device 'cuda:7' is not there: this machine has cuda (device 0 to 1), cpu. "
-        "Choose another with --amp-device, or auto."
+        "Choose another with --amp-device, or auto; where a marker names it, with "
+        "--amp-override device=..."
     )
     machine()
     with pytest.raises(AmpError, match="this machine has cpu"):

@@ -319,4 +319,14 @@ def test_more_skips_than_allowed_fail_with_the_number() -> None:
     report = measure(skipping(7), dtype="bfloat16", max_skipped_steps=1)
     assert report.gate("skipped_steps").verdict == "fail"
     assert report.verdict == "fail"
-    assert measure(skipping(7), dtype="bfloat16", max_skipped_steps=12).verdict == "pass"
+    lax = measure(skipping(7), dtype="bfloat16", max_skipped_steps=12, steps=20)
+    assert lax.verdict == "pass"
+
+
+def test_a_run_that_skips_every_step_compared_nothing() -> None:
+    report = measure(skipping(7), dtype="bfloat16", steps=3)
+    assert report.amp.skipped_steps == 3
+    assert report.verdict == "inconclusive"
+    assert "no trained parameter moved in 3 steps (the GradScaler skipped 3)" in (
+        report.gate("loss_diff").reason
+    )

@@ -21,9 +21,14 @@ def amp_no_op(case: Case) -> Iterator[Word]:
         if operators.reduced_bytes() or not sum(operators.bytes_by_dtype.values()):
             return
         what = "byte of activations"
+    why = (
+        "autocast was not in force; run the forward pass and the loss under arm.autocast()"
+        if not operators.autocast_entered
+        else "autocast was entered, but around nothing that it casts; see that arm.autocast() "
+        "covers the forward pass, on the device that the model is on"
+    )
     yield Word(
-        f"not one {what} of the amp arm ran in {case.seen.dtype}: autocast was not in force; "
-        "run the forward pass and the loss under arm.autocast()",
+        f"not one {what} of the amp arm ran in {case.seen.dtype}: {why}",
         {
             "flops_by_dtype": dict(operators.flops_by_dtype),
             "bytes_by_dtype": dict(operators.bytes_by_dtype),

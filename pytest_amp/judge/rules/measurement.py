@@ -62,6 +62,13 @@ def arms_start_differ(case: Case) -> Iterator[Word]:
         "seed what you draw from, and make models and loaders inside setup(arm), so that both "
         "arms start alike"
     )
+    if fp32.shared or amp.shared or again.shared:
+        yield Word(
+            "an optimizer was made outside setup(arm), so every arm goes on training the same "
+            f"weights: nothing below is comparable; {fix}",
+            {"what": "optimizer"},
+        )
+        return
     for what, first, other, second in (
         ("weights", fp32.parameters, amp.parameters, again.parameters),
         ("first inputs", fp32.inputs, amp.inputs, again.inputs),
@@ -154,14 +161,19 @@ def noisy_machine(case: Case) -> Iterator[Word]:
             "speed for seconds at a time, as under throttling, and the error rate may not hold",
             {"autocorrelation": following, "pairs": len(timing.ratios)},
         )
-    if gate.verdict != "inconclusive" or not gate.low or not gate.high or not gate.value:
+    if (
+        gate.verdict not in ("inconclusive", "fail")
+        or not gate.low
+        or not gate.high
+        or not gate.value
+    ):
         return
     half = (gate.high - gate.low) / 2 / gate.value
     if half > WIDE:
         yield Word(
             f"the pairs spread so widely (the interval is {units.share(half)} to either side) that "
-            f"max_time={case.limits.max_time:g} s can't overcome it: stop other work on the "
-            "machine, lock its clocks, or raise max_time",
+            "the figure is the machine's as much as the step's: stop other work on it, lock its "
+            "clocks, or raise max_time",
             {"half_width": half, "pairs": len(timing.ratios)},
         )
 
