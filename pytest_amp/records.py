@@ -67,7 +67,8 @@ REDUCED = ("float16", "bfloat16")
 class ParityRun:
     """One arm alone in memory for `steps` steps: losses, peak, scaler, and one inspected step.
 
-    `moved`: whether the trained parameters ended elsewhere than they started; None without any.
+    `stalled`: whether a GradScaler skipped every step of the last quarter. `moved`: whether the
+    trained parameters ended elsewhere than they started; None without any.
     """
 
     losses: Losses
@@ -76,6 +77,7 @@ class ParityRun:
     reserved_bytes: int | None = None
     scales: tuple[float, ...] = ()
     skipped_steps: int = 0
+    stalled: bool = False
     moved: bool | None = None
     operators: Operators | None = None
     flags: Mapping[str, Any] = field(default_factory=dict)

@@ -764,3 +764,28 @@ def test_noise_in_the_amp_dtype_is_at_most_a_warning() -> None:
         report = measure(setup, dtype=dtype, steps=20)
         assert not [each for each in report.findings if each.severity == "error"]
         assert report.verdict in ("pass", "inconclusive")
+
+
+# What the GradScaler skips, fp32 skips too: curves that agree because nothing moves are no parity.
+
+
+def test_training_that_dies_half_way_is_no_parity() -> None:
+    def setup(arm):
+        model, (x, y) = net(), batch()
+        calls = itertools.count()
+
+        def loss_of():
+            loss = F.cross_entropy(model(x), y)
+            return loss if next(calls) < 3 else poisoned(loss)
+
+        def poisoned(loss):
+            if arm.enabled:
+                loss.register_hook(lambda grad: grad * float("nan"))
+            return loss
+
+        return train(arm, sgd(model), loss_of)
+
+    report = measure(setup, dtype="float16", steps=12)
+    assert report.amp.skipped_steps >= 8
+    assert report.gate("loss_diff").verdict == "inconclusive"
+    assert "training stands still" in report.gate("loss_diff").reason

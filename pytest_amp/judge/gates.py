@@ -214,6 +214,11 @@ def _loss_verdict(
             f"no trained parameter moved in {units.plural(len(seen.amp.losses[tail.key]), 'step')}"
             f"{skips}: nothing was trained, so the curves say nothing"
         )
+    if seen.amp.stalled:
+        return "inconclusive", (
+            f"the GradScaler skipped {units.plural(seen.amp.skipped_steps, 'step')}, all of the "
+            "last quarter among them: training stands still, so the curves say nothing"
+        )
     if False in moved:
         still, other = ("amp", "fp32") if moved[0] else ("fp32", "amp")
         return "fail", f"the {still} arm's parameters never moved, where the {other} arm's did"

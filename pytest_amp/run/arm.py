@@ -47,6 +47,11 @@ class Arm:
         self._optimizers: list[Optimizer] = []
         self._teardown: list[Callable[[], object]] = []
 
+    def pause_scaler_record(self) -> None:
+        """Let the scaler keep no record of its scales and skips from here on."""
+        if isinstance(self.scaler, AmpScaler):
+            self.scaler.recording = False
+
     def __repr__(self) -> str:
         return f"<Arm {self.name} on {self.device}, {self.dtype}>"
 

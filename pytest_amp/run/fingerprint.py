@@ -13,6 +13,7 @@ from pytest_amp.errors import none_of_ours
 
 __tracebackhide__ = none_of_ours
 
+_PIECE = 2**18
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -38,7 +39,10 @@ def _one(value: Any) -> str:
         if flat.is_complex():
             flat = torch.view_as_real(flat)
             bits = _BITS[flat.element_size()]
-        return f"{kind}:{int(flat.view(bits).sum(dtype=torch.int64))}"
+        total = torch.zeros((), dtype=torch.int64, device=flat.device)
+        for piece in flat.reshape(-1).view(bits).split(_PIECE):  # whose sum takes a copy on a CPU
+            total += piece.sum(dtype=torch.int64)
+        return f"{kind}:{int(total)}"
 
 
 def placed_digest(tensor: torch.Tensor) -> str:

@@ -30,7 +30,11 @@ class Global:
 
 
 def _attribute(name: str, owner: Any, attribute: str) -> Iterator[Global]:
-    if hasattr(type(owner), attribute) or hasattr(owner, attribute):
+    try:
+        there = hasattr(type(owner), attribute) or hasattr(owner, attribute)
+    except RuntimeError:  # it is, and can't be read while old and new switches are mixed
+        there = True
+    if there:
         yield Global(
             name, lambda: getattr(owner, attribute), lambda value: setattr(owner, attribute, value)
         )
@@ -47,6 +51,12 @@ def _precision() -> Iterator[Global]:
     matmul, cudnn = backends.cuda.matmul, backends.cudnn
     yield from _attribute("cuda.matmul.allow_tf32", matmul, "allow_tf32")
     yield from _attribute("cudnn.allow_tf32", cudnn, "allow_tf32")
+    for name in (
+        "allow_fp16_reduced_precision_reduction",
+        "allow_bf16_reduced_precision_reduction",
+        "allow_fp16_accumulation",
+    ):
+        yield from _attribute(f"cuda.matmul.{name}", matmul, name)
     for owner, name in (
         (backends, "fp32_precision"),
         (matmul, "cuda.matmul.fp32_precision"),

@@ -45,6 +45,7 @@ def run(
         reserved_bytes=peak.reserved_bytes,
         scales=watch.log.scales,
         skipped_steps=len(watch.log.skipped),
+        stalled=watch.log.stalled,
         moved=moved,
         operators=operators,
         flags=flags,

@@ -61,6 +61,12 @@ class ScalerLog:
         return any(bool(t) for _, found in self._attempts[mark:] for t in found)
 
     @property
+    def stalled(self) -> bool:
+        """Whether every step of the last quarter was skipped: the training stands still."""
+        tail = self._attempts[-max(1, len(self._attempts) // 4) :]
+        return bool(tail) and all(any(bool(t) for t in found) for _, found in tail)
+
+    @property
     def attempts(self) -> int:
         return len(self._attempts)
 

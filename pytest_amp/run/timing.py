@@ -78,6 +78,7 @@ class _Apart:
 
 
 def _warm_up(bench: Workbench, resident: Resident, steps: int, name: ArmName) -> None:
+    resident.arm.pause_scaler_record()  # it would cost the amp arm alone
     with resident.active():
         for index in range(steps):
             bench.progress.at("warm-up", name, index + 1, steps)

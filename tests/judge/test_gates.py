@@ -249,6 +249,13 @@ def test_curves_of_parameters_that_never_moved_say_nothing() -> None:
     )
 
 
+def test_curves_that_end_in_skipped_steps_say_nothing() -> None:
+    observed = seen(amp={"moved": True, "stalled": True, "skipped_steps": 5}, fp32={"moved": True})
+    judged = gate("loss_diff", observed)
+    assert judged.verdict == "inconclusive"
+    assert judged.reason.startswith("the GradScaler skipped 5 steps, all of the last quarter")
+
+
 @pytest.mark.parametrize(("amp", "fp32"), [(False, True), (True, False)])
 def test_parameters_that_move_in_one_arm_only_fail(amp, fp32) -> None:
     judged = gate("loss_diff", seen(amp={"moved": amp}, fp32={"moved": fp32}))
