@@ -18,6 +18,8 @@ from pytest_amp.errors import AmpError
 from pytest_amp.thresholds import DeviceNames
 
 _PREFERRED = ("cuda", "xpu", "mps")
+# What libraries below torch say instead of raising its OutOfMemoryError.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "_ALLOC_FAILED", "out of memory")
 
 
 class Device:
@@ -88,7 +90,7 @@ class Device:
     def is_oom(self, error: BaseException) -> bool:
         """Whether `error` says that memory ran out."""
         return isinstance(error, torch.OutOfMemoryError) or (
-            isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+            isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
         )
 
     def empty_cache(self) -> None:

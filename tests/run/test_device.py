@@ -200,3 +200,17 @@ def test_versions_of_a_cpu_run_name_torch_and_nothing_that_was_not_used() -> Non
     assert Device(CPU).versions() == {
         "torch": torch.__version__, "cuda": None, "cudnn": None, "driver": None,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "is_oom"),
+    [
+        ("DefaultCPUAllocator: can't allocate memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate", True),
+        ("MPS backend out of memory", True),
+        ("expected scalar type Float", False),
+    ],
+)
+def test_memory_that_ran_out_is_known_by_what_the_libraries_say(text, is_oom) -> None:
+    assert choose("cpu").is_oom(RuntimeError(text)) is is_oom
+    assert not choose("cpu").is_oom(ValueError(text))
