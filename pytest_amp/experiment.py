@@ -147,10 +147,15 @@ def _observe(
         floor=parity_run.floor(bench, settings.steps, skipped, gates.draws_differ(fp32, amp)),
     )
     trained_on = amp.start.devices
-    if trained_on and bench.device.type not in trained_on:
+    if trained_on and not any(_is(bench.device, name) for name in trained_on):
         notes.append(
             f"the trained parameters are on {', '.join(trained_on)}, and {bench.device} was "
             "measured: build on arm.device, or choose another with --amp-device"
+        )
+    elif sum(name.startswith(bench.device.type) for name in trained_on) > 1:
+        notes.append(
+            f"the trained parameters are on {', '.join(trained_on)}: {bench.device} alone was "
+            "waited for and its memory counted"
         )
     bad = parity.first_nonfinite(amp.losses, fp32.losses)
     if bad is not None:
@@ -159,12 +164,23 @@ def _observe(
         return seen
     bench.progress.at("timing", None)
     timed = timing.run(bench, _plan(bench, settings, limits, notes))
+    if timed.skipping_pairs:
+        notes.append(
+            f"{units.plural(timed.skipping_pairs, 'pair')} of blocks left out, because the "
+            "GradScaler skipped steps in them"
+        )
     if timed.one_resident:
         notes.append(
             "both arms did not fit in memory together: each was rebuilt for every timed block"
         )
     bench.progress.at("done", None)
     return replace(seen, timing=timed)
+
+
+def _is(device: Device, name: str) -> bool:
+    kind, _, index = name.partition(":")
+    ours = device.torch.index
+    return kind == device.type and (not index or ours is None or int(index) == ours)
 
 
 def _plan(bench: Workbench, settings: Settings, limits: Limits, notes: list[str]) -> timing.Plan:

@@ -16,8 +16,8 @@ Losses = Mapping[str, tuple[float, ...]]
 class Start:
     """Where an arm started: digests by value of its parameters and of its first module's inputs.
 
-    None where there was no optimizer, or no module, to look at. `devices`: the types of the devices
-    that the parameters are on. `shared`: whether it trained with an optimizer of a former arm.
+    None where there was no optimizer, or no module, to look at. `devices`: those that the trained
+    parameters are on. `shared`: whether it trained with an optimizer of a former arm.
     """
 
     parameters: tuple[str, ...] | None = None
@@ -32,18 +32,19 @@ class Operators:
 
     `flops_by_dtype`: matmul, convolution and attention FLOPs by the dtype that was computed in.
     `bytes_by_dtype`: bytes of the floating point tensors that operators made.
-    `unknown`: heavy operators without a FLOP formula. `compiled`: whether compiled graphs ran,
-    whose fused kernels are not seen. `random_dtypes`: dtypes in which random numbers were drawn.
+    `unknown`: heavy operators without a FLOP formula. `hidden`: what ran out of sight altogether.
+    `hidden_reduced`: whether any of these may have computed in reduced precision.
+    `random_dtypes`: dtypes in which random numbers were drawn.
     `draws`: digests of those numbers, in order; None where they were not looked at.
     `autocast_entered`: how often an enabled autocast region was entered.
-    `reduced_weights`: whether a tensor that was there before the step took part in reduced
-    precision, as weights kept in bfloat16 do.
+    `reduced_weights`: whether weights that are kept in reduced precision took part.
     """
 
     flops_by_dtype: Mapping[str, int] = field(default_factory=dict)
     bytes_by_dtype: Mapping[str, int] = field(default_factory=dict)
     unknown: tuple[str, ...] = ()
-    compiled: bool = False
+    hidden: tuple[str, ...] = ()
+    hidden_reduced: bool = False
     random_dtypes: frozenset[str] = frozenset()
     draws: tuple[str, ...] | None = None
     autocast_entered: int = 0
@@ -88,6 +89,7 @@ class Floor:
     """A second fp32 run from the same seed, nudged by one ulp of the amp dtype on the way.
 
     `before_nudge`: how many steps ran before the nudge; up to there it must repeat the first run.
+    All of them, where no optimizer said in time what there is to nudge.
     `other_stream`: whether random numbers were drawn from a second stream after the nudge.
     """
 
@@ -102,7 +104,8 @@ class Timing:
     """Paired blocks: seconds per step of each block, fp32 and amp by pair.
 
     `stopped`: why the sampling ended ("decided", "precise" or "budget"). `one_resident`: the arms
-    did not fit in memory together and were rebuilt for every block.
+    did not fit in memory together and were rebuilt for every block. `skipping_pairs`: how many
+    pairs were left out because a GradScaler skipped steps in them.
     """
 
     fp32_step_s: tuple[float, ...]
@@ -111,6 +114,7 @@ class Timing:
     stopped: str
     elapsed_s: float
     one_resident: bool = False
+    skipping_pairs: int = 0
 
     @property
     def ratios(self) -> tuple[float, ...]:

@@ -15,7 +15,6 @@ from pytest_amp.results import Estimate, Gate, GateVerdict
 # Where the arms draw other random numbers, one run with another stream is a small sample of what
 # that does to a loss: up to this many times its size, a difference is not held against AMP.
 OTHER_STREAM_MARGIN = 2.0
-COMPARABLE_FLOPS = 0.01
 # From one process to the next the same two steps differ by so much (where their memory lies, which
 # clock they got), even where the pairs of one process agree to the last digit: a smaller difference
 # from the threshold would be called one way today and the other way tomorrow.
@@ -40,8 +39,8 @@ class Limits:
 
 
 def estimate(timing: Timing | None, error_rate: float) -> Estimate | None:
-    """The speedup that the pairs show."""
-    if timing is None:
+    """The speedup that the pairs show; None where there are none."""
+    if timing is None or not timing.ratios:
         return None
     low, high = sequential.interval(timing.ratios, error_rate) or (None, None)
     return Estimate(timing.ratios, low, high, timing.block_steps)
@@ -74,15 +73,13 @@ def coverage(seen: Observations) -> float | None:
 
 def unseen(seen: Observations) -> str | None:
     """Why part of the FLOPs may have gone unseen, or None."""
-    fp32, amp = seen.fp32.operators, seen.amp.operators
-    if amp is None or fp32 is None:
+    amp = seen.amp.operators
+    if amp is None:
         return "no step was inspected"
+    if amp.hidden:
+        return f"not seen: {', '.join(amp.hidden)}"
     if amp.unknown:
         return f"no FLOP formula for {', '.join(amp.unknown)}"
-    if amp.compiled and not amp.flops:
-        return "compiled graphs ran, and fused kernels are not seen"
-    if amp.compiled and abs(amp.flops - fp32.flops) > COMPARABLE_FLOPS * fp32.flops:
-        return "compiled graphs ran, and the FLOPs seen in the two arms differ"
     return None
 
 
@@ -114,14 +111,17 @@ def _gates(seen: Observations, limits: Limits) -> Iterator[Gate]:
 def _speedup(seen: Observations, limits: Limits) -> Gate:
     wanted = limits.min_speedup
     measured = estimate(seen.timing, limits.error_rate)
-    if measured is None or seen.timing is None:
+    verdict: GateVerdict
+    if seen.timing is None:
         reason = "static run: nothing was timed" if limits.static else "nothing was timed"
         return Gate("speedup", wanted, None, None, None, "not_gated", reason)
+    if measured is None:
+        verdict = "not_gated" if wanted is None else "inconclusive"
+        return Gate("speedup", wanted, None, None, None, verdict, _left_out(seen.timing))
     value, low, high = measured.value, measured.low, measured.high
     sample = f"{units.plural(measured.pairs, 'pair')} of {measured.block_steps}-step blocks"
     if wanted is None:
         return Gate("speedup", None, value, low, high, "not_gated", f"{measured} ({sample})")
-    verdict: GateVerdict
     answer = decision(measured.pair_ratios, wanted, limits.error_rate)
     threshold = units.ratio(wanted)
     if answer == "pass":
@@ -143,7 +143,14 @@ def _speedup(seen: Observations, limits: Limits) -> Gate:
     return Gate("speedup", wanted, value, low, high, verdict, f"{reason} ({sample})")
 
 
+def _left_out(timing: Timing) -> str:
+    pairs = units.plural(timing.skipping_pairs, "pair")
+    return f"the GradScaler skipped steps in {pairs} of blocks, and a skipped step has no speed"
+
+
 def _advice(timing: Timing, limits: Limits) -> str:
+    if timing.skipping_pairs >= len(timing.ratios):
+        return _left_out(timing)
     needed = sequential.fewest_pairs(limits.error_rate)
     if len(timing.ratios) < needed:
         seconds = math.ceil(needed * timing.elapsed_s / len(timing.ratios) * 1.1)

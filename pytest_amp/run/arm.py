@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
@@ -10,7 +11,6 @@ from weakref import WeakSet
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pytest_amp.errors import AmpError, none_of_ours
 from pytest_amp.run.device import Device
@@ -44,7 +44,6 @@ class Arm:
         self.scaler: torch.amp.GradScaler = AmpScaler(
             device.type, enabled=self.enabled and amp_dtype is torch.float16
         )
-        self._optimizers: list[Optimizer] = []
         self._teardown: list[Callable[[], object]] = []
 
     def pause_scaler_record(self) -> None:
@@ -90,22 +89,9 @@ class Resident:
         self._step: Step | None = None
         self._state = bench.globals.capture()
 
-    @property
-    def optimizers(self) -> list[Optimizer]:
-        """The optimizers that were made during setup, in that order."""
-        return self.arm._optimizers
-
-    def parameters(self) -> list[torch.Tensor]:
-        """What the optimizers train, each tensor once."""
-        seen: dict[int, torch.Tensor] = {}
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                seen.update((id(param), param) for param in group["params"])
-        return list(seen.values())
-
     def build(self, setup: Setup) -> None:
         """Call `setup` and keep its step."""
-        with self.active(), _optimizers_noted(self.arm._optimizers):
+        with self.active():
             step = setup(self.arm)
         if not callable(step):
             raise AmpError(
@@ -159,7 +145,6 @@ class Resident:
                 except Exception as error:  # noqa: BLE001 - all are called
                     errors.append(error)
         self._step = None
-        self.arm._optimizers.clear()
         gc.collect()
         return errors
 
@@ -184,6 +169,7 @@ class Workbench:
         self.optimizers_before: WeakSet[Optimizer] = WeakSet()
         self.builds = 0
         self.steps = 0
+        self._alive = 0
         self._setup = setup
         self._seed = seed
         self._fixture = fixture
@@ -196,9 +182,12 @@ class Workbench:
     def built(self, name: ArmName) -> Iterator[Resident]:
         """An arm, built afresh from the seed, and closed afterwards."""
         self.builds += 1
+        if not self._alive:
+            _forget_compiled_code()
         with self.globals.preserved():
             self.globals.seed(self._seed)
             resident = Resident(Arm(name, self.device, self.dtype), self)
+        self._alive += 1
         try:
             try:
                 resident.build(self._setup)
@@ -210,6 +199,8 @@ class Workbench:
         except BaseException as error:  # Ctrl-C too: a teardown that fails then must not hide it
             _note_all(error, resident.close())
             raise
+        finally:
+            self._alive -= 1
         if errors := resident.close():
             first, *others = errors
             _note_all(first, others)
@@ -229,35 +220,20 @@ class Workbench:
             self._fixture.__dict__ = own
 
 
-@contextmanager
-def _optimizers_noted(found: list[Optimizer]) -> Iterator[None]:
-    original = Optimizer.__init__
+def _forget_compiled_code() -> None:
+    """Let an arm compile like a process of its own.
 
-    def init(self: Optimizer, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        found.append(self)
-
-    Optimizer.__init__ = init  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        Optimizer.__init__ = original  # type: ignore[method-assign]
+    What earlier arms and tests compiled of the same class counts towards Dynamo's recompile limit,
+    beyond which it runs eagerly without a word.
+    """
+    dynamo: Any = sys.modules.get("torch._dynamo")
+    if dynamo is not None:
+        dynamo.reset()
 
 
 def _note_all(error: BaseException, others: list[Exception]) -> None:
     for other in others:
         _note(error, f"pytest-amp: and raised in on_teardown: {type(other).__name__}: {other}")
-
-
-@contextmanager
-def optimizers_stepping() -> Iterator[set[Optimizer]]:
-    """The optimizers that make a step inside, whoever made them."""
-    found: set[Optimizer] = set()
-    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: found.add(optimizer))
-    try:
-        yield found
-    finally:
-        hook.remove()
 
 
 def _note(error: BaseException, text: str) -> None:

@@ -108,7 +108,6 @@ def form_one(body: Callable[..., Any], fixtures: CopiedFixtures) -> Setup:
             {id(leaf): leaf for leaf in found if isinstance(leaf, Optimizer)}.values()
         )
         schedulers = {id(leaf): leaf for leaf in found if isinstance(leaf, LRScheduler)}
-        arm._optimizers.extend(optimizers)
         check: Callable[[], None] | None = fixtures.untouched()
 
         def step() -> Any:
@@ -135,7 +134,7 @@ def form_one(body: Callable[..., Any], fixtures: CopiedFixtures) -> Setup:
             for optimizer in optimizers:
                 arm.scaler.step(optimizer)
             arm.scaler.update()
-            if schedulers and not log.skipped_since(mark):
+            if schedulers and not any(log.skipped(mark)):
                 for scheduler in schedulers.values():
                     _advance(scheduler, total)
             return returned

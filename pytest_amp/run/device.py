@@ -93,6 +93,13 @@ class Device:
             isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
         )
 
+    def allocation_retries(self) -> int:
+        """How often the allocator gave its cache back to find room; 0 where it does not tell."""
+        stats = getattr(self.module, "memory_stats", None)
+        if not self.is_accelerator or stats is None:
+            return 0
+        return int(stats(self.torch).get("num_alloc_retries", 0))
+
     def empty_cache(self) -> None:
         """Give cached blocks back, so that the next arm starts from the same level.
 

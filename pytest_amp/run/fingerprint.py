@@ -1,8 +1,8 @@
-"""Digests of tensors by value, taken on the device and without a copy of the tensor."""
+"""Digests of tensors by value, taken on the device, piece by piece."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,15 +13,15 @@ from pytest_amp.errors import none_of_ours
 
 __tracebackhide__ = none_of_ours
 
-_PIECE = 2**18
+_LEAST_PIECE = 2**12
+_MOST_PIECES = 2**8
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def digest(values: Iterable[Any]) -> tuple[str, ...]:
-    """One text per value: dtype, shape and the wrapping sum of the elements' bits.
+    """One text per value: dtype, shape and the wrapping sum of bits times places.
 
-    Equal tensors have equal digests; two random draws differ in theirs. The order of elements
-    within one tensor is not told apart.
+    Equal tensors have equal digests; two random draws differ in theirs, and so do two orders.
     """
     return tuple(_one(value) for value in values)
 
@@ -30,35 +30,45 @@ def _one(value: Any) -> str:
     if not isinstance(value, torch.Tensor):
         return repr(value) if isinstance(value, (bool, int, float, str)) else type(value).__name__
     kind = f"{value.dtype}{list(value.shape)}"
-    bits = _BITS.get(value.element_size())
-    plain = value.layout is torch.strided and not value.is_nested and not value.is_quantized
-    if not plain or value.is_meta or bits is None:
+    real = _real(value)
+    if real is None or (bits := _BITS.get(real.element_size())) is None:
         return kind
-    with torch.no_grad():
-        flat = value.detach()
-        if flat.is_complex():
-            flat = torch.view_as_real(flat)
-            bits = _BITS[flat.element_size()]
-        total = torch.zeros((), dtype=torch.int64, device=flat.device)
-        for piece in flat.reshape(-1).view(bits).split(_PIECE):  # whose sum takes a copy on a CPU
-            total += piece.sum(dtype=torch.int64)
-        return f"{kind}:{int(total)}"
+    return f"{kind}:{_sum(real, lambda piece: piece.view(bits))}"
 
 
-def placed_digest(tensor: torch.Tensor) -> str:
-    """Shape and values, each weighed by its place: the same in all dtypes that hold them exactly.
-
-    Needs room for a few copies of the tensor.
-    """
+def digest_in_any_dtype(tensor: torch.Tensor) -> str:
+    """Shape and values, the same in all dtypes that hold the values exactly."""
     shape = str(list(tensor.shape))
-    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
+    real = _real(tensor)
+    if real is None:
         return shape
-    with torch.no_grad():
-        flat = tensor.detach()
-        flat = (torch.view_as_real(flat) if flat.is_complex() else flat).float().flatten()
-        bits = flat.view(torch.int32)
-        place = torch.arange(1, bits.numel() + 1, device=bits.device)
-        return f"{shape}:{int((bits * place).sum())}"
+    return f"{shape}:{_sum(real, lambda piece: piece.float().view(torch.int32))}"
+
+
+def pieces(flat: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """A one-dimensional tensor in views so short that a few copies of one need no room."""
+    size = max(_LEAST_PIECE, flat.numel() // _MOST_PIECES)
+    for start in range(0, flat.numel(), size):
+        yield start, flat[start : start + size]
+
+
+def _real(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The tensor, of real numbers, in one dimension; None where it has no plain values."""
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
+        return None
+    if tensor.is_meta:
+        return None
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    return (torch.view_as_real(plain) if plain.is_complex() else plain).reshape(-1)
+
+
+@torch.no_grad()
+def _sum(flat: torch.Tensor, bits_of: Callable[[torch.Tensor], torch.Tensor]) -> int:
+    total = torch.zeros((), dtype=torch.int64, device=flat.device)
+    for start, piece in pieces(flat):
+        places = torch.arange(start + 1, start + 1 + piece.numel(), device=flat.device)
+        total += places.mul_(bits_of(piece)).sum()
+    return int(total)
 
 
 @contextmanager

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from math import prod
 from typing import Any
 
@@ -18,13 +18,20 @@ from torch.utils.flop_counter import flop_registry
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import REDUCED, Operators
-from pytest_amp.run.fingerprint import placed_digest
+from pytest_amp.run.fingerprint import digest_in_any_dtype
+from pytest_amp.run.modules import ModuleStack
 
 __tracebackhide__ = none_of_ours
 
 _HEAVY = re.compile(r"conv|mm\b|mm_|matmul|attention|linear|rnn|lstm|gru|bilinear")
 _NOT_HEAVY = re.compile(r"linear_combination|upsample|prepack|reorder|weight_size|convert|_like")
 _OURS = frozenset({"aten", "prim", "prims", "profiler", "c10d", "_c10d_functional", "inductor"})
+
+# Work that no dispatch mode sees: what to call it, and the module, class and method that launch it.
+_OUT_OF_SIGHT = (
+    ("a CUDA graph", "torch.cuda.graphs", "CUDAGraph", "replay"),
+    ("a Triton kernel", "triton.runtime.jit", "JITFunction", "run"),
+)
 
 Formula = Callable[..., int]
 
@@ -78,50 +85,38 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def eager_if_needed() -> AbstractContextManager[Any]:
-    """Where a dispatch mode would switch compiled code off for good, inspect it eagerly instead.
+class OpRecord(TorchDispatchMode):
+    """Counts one step. Read `operators()` after the step.
 
-    Torch releases that let a mode declare itself infrastructure leave compiled code alone.
+    Compiled code is run eagerly meanwhile, since fused kernels are not seen, and since a dispatch
+    mode would switch the compiling of what runs under it off for good.
+    `trained` are parameters that are known beforehand; those of the modules that run are found.
     """
-    if hasattr(TorchDispatchMode, "ignore_compile_internals"):
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
 
+    supports_higher_order_operators = True
 
-class Watching(TorchDispatchMode):
-    """A dispatch mode that looks on and changes nothing, compiled code included."""
-
-    @classmethod
-    def is_infra_mode(cls) -> bool:
-        return True
-
-    @classmethod
-    def ignore_compile_internals(cls) -> bool:
-        return True
-
-
-class OpRecord(Watching):
-    """Counts one step. Read `operators()` after the step."""
-
-    def __init__(self) -> None:
+    def __init__(self, trained: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._flops: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
         self._unknown: dict[str, None] = {}
+        self._hidden: dict[str, None] = {}
+        self._hidden_reduced = False
         self._random: set[str] = set()
         self._draws: list[str] = []
+        self._weights = {_storage(tensor) for tensor in trained}
         self._made: set[int] = set()
-        self._compiled = False
         self._autocast_entered = 0
         self._reduced_weights = False
 
-    def operators(self) -> Operators:
+    def operators(self, hidden: str | None = None) -> Operators:
+        """What was seen; `hidden` is why the rest was not."""
         return Operators(
             flops_by_dtype=dict(self._flops),
             bytes_by_dtype=dict(self._bytes),
             unknown=tuple(self._unknown),
-            compiled=self._compiled,
+            hidden=(*self._hidden, hidden) if hidden else tuple(self._hidden),
+            hidden_reduced=self._hidden_reduced or hidden is not None,
             random_dtypes=frozenset(self._random),
             draws=tuple(self._draws),
             autocast_entered=self._autocast_entered,
@@ -132,9 +127,11 @@ class OpRecord(Watching):
     def watching(self) -> Iterator[OpRecord]:
         """Record what runs inside."""
         with ExitStack() as stack:
-            stack.enter_context(eager_if_needed())
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(self._watching_autocast())
-            stack.enter_context(self._watching_compiled())
+            for what, module, cls, method in _OUT_OF_SIGHT:
+                stack.enter_context(self._noting(what, module, cls, method))
+            stack.enter_context(ModuleStack(self._note_weights))
             stack.enter_context(self)
             yield self
 
@@ -143,7 +140,7 @@ class OpRecord(Watching):
         out = func(*args, **kwargs)
         inputs = _floats((args, kwargs))
         outputs = _floats(out)
-        self._count_flops(func, args, kwargs, out, inputs)
+        self._count_flops(func, args, kwargs, inputs, outputs, out)
         if _draws(func, args, kwargs):
             self._random.update(dtype_name(t.dtype) for t in (*outputs, *inputs))
             self._draws.append(_drawn(out))
@@ -156,10 +153,16 @@ class OpRecord(Watching):
         return out
 
     def _count_flops(
-        self, func: Any, args: Any, kwargs: Any, out: Any, inputs: list[torch.Tensor]
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        inputs: list[torch.Tensor],
+        outputs: list[torch.Tensor],
+        out: Any,
     ) -> None:
-        packet = func._overloadpacket
-        name = str(packet._qualified_op_name)
+        packet = getattr(func, "_overloadpacket", func)  # a higher-order operator has none
+        name = operator_name(func)
         formula = flop_registry.get(packet)
         if formula is not None:
             count = formula(*args, **kwargs, out_val=out)
@@ -168,15 +171,22 @@ class OpRecord(Watching):
         else:
             if inputs and _is_heavy(name):
                 self._unknown[name] = None
+                self._hidden_reduced |= any(_is_reduced(t) for t in (*inputs, *outputs))
             return
         if not inputs:
             return
-        dtype = dtype_name(inputs[0].dtype)
-        self._flops[dtype] += int(count)
-        if dtype in REDUCED and any(
-            _storage(t) not in self._made for t in inputs if dtype_name(t.dtype) == dtype
-        ):
-            self._reduced_weights = True
+        self._flops[dtype_name(inputs[0].dtype)] += int(count)
+        if _is_reduced(inputs[0]):
+            self._reduced_weights |= any(map(self._is_weight, filter(_is_reduced, inputs)))
+
+    def _is_weight(self, tensor: torch.Tensor) -> bool:
+        """Where neither modules nor optimizers tell, what was there before the step counts."""
+        storage = _storage(tensor)
+        return storage in self._weights if self._weights else storage not in self._made
+
+    def _note_weights(self, module: torch.nn.Module) -> None:
+        held = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        self._weights.update(map(_storage, held))
 
     @contextmanager
     def _watching_autocast(self) -> Iterator[None]:
@@ -194,23 +204,34 @@ class OpRecord(Watching):
             autocast.__enter__ = enter  # type: ignore[method-assign]
 
     @contextmanager
-    def _watching_compiled(self) -> Iterator[None]:
-        """Each call of compiled code turns Dynamo's callback on; what follows is bound earlier."""
-        dynamo: Any = sys.modules.get("torch._dynamo.eval_frame")
-        if dynamo is None or not hasattr(dynamo, "_maybe_set_eval_frame"):
+    def _noting(self, what: str, module: str, cls: str, method: str) -> Iterator[None]:
+        """Note that work was launched past the dispatcher, where that module is loaded."""
+        owner: Any = getattr(sys.modules.get(module), cls, None)
+        if owner is None:
             yield
             return
-        turn_on = dynamo._maybe_set_eval_frame
+        original = getattr(owner, method)
 
-        def noted(callback: Any) -> Any:
-            self._compiled |= callback is not None
-            return turn_on(callback)
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            self._hidden[what] = None
+            self._hidden_reduced = True
+            return original(*args, **kwargs)
 
-        dynamo._maybe_set_eval_frame = noted
+        setattr(owner, method, noted)
         try:
             yield
         finally:
-            dynamo._maybe_set_eval_frame = turn_on
+            setattr(owner, method, original)
+
+
+def operator_name(func: Any) -> str:
+    """``aten::mm`` for any of its overloads; a higher-order operator has none."""
+    packet = getattr(func, "_overloadpacket", None)
+    return str(packet._qualified_op_name) if packet else f"higher_order::{func}"
+
+
+def _is_reduced(tensor: torch.Tensor) -> bool:
+    return dtype_name(tensor.dtype) in REDUCED
 
 
 def _is_heavy(name: str) -> bool:
@@ -222,7 +243,7 @@ def _is_heavy(name: str) -> bool:
 
 def _draws(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether the call draws random numbers: fused attention, for one, may be told not to."""
-    if torch.Tag.nondeterministic_seeded not in func.tags:
+    if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
         return False
     for index, argument in enumerate(func._schema.arguments):
         if argument.name in ("dropout_p", "dropout"):
@@ -235,7 +256,7 @@ def _drawn(out: Any) -> str:
     """What was drawn, by value and place, and the same for a 0/1 mask in any dtype."""
     tensors = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
     masks = [tensor for tensor in tensors if tensor.dtype is torch.bool]
-    return " ".join(placed_digest(tensor) for tensor in masks or tensors)
+    return " ".join(digest_in_any_dtype(tensor) for tensor in masks or tensors)
 
 
 def _floats(tree: Any) -> list[torch.Tensor]:

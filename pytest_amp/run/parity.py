@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import Floor, Losses, Operators, ParityRun, Start
-from pytest_amp.run.arm import ArmName, Resident, Workbench, optimizers_stepping
-from pytest_amp.run.fingerprint import digest, first_inputs
+from pytest_amp.run.arm import ArmName, Resident, Workbench
+from pytest_amp.run.fingerprint import first_inputs, pieces
 from pytest_amp.run.losses import LossCurves
 from pytest_amp.run.memory import peak_memory
 from pytest_amp.run.ops import OpRecord
-from pytest_amp.run.scaler import Replay, StepWatch
+from pytest_amp.run.skips import Replay, StepWatch
 
 __tracebackhide__ = none_of_ours
 
@@ -31,43 +34,46 @@ def run(
         watch = StepWatch(replay)
         losses, start = _steps(bench, resident, watch, steps)
         peak = memory.stop()
-        moved = None
-        if start.parameters is not None:
-            moved = digest(resident.parameters()) != start.parameters
-        skips = watch.replay(resident.optimizers)
         with resident.active():
             flags = bench.globals.flags()
-        operators = _inspect(bench, resident)
-    record = ParityRun(
-        losses=losses,
-        start=start,
-        peak_bytes=peak.peak_bytes,
-        reserved_bytes=peak.reserved_bytes,
-        scales=watch.log.scales,
-        skipped_steps=len(watch.log.skipped),
-        stalled=watch.log.stalled,
-        moved=moved,
-        operators=operators,
-        flags=flags,
-    )
-    return record, skips
+        record = ParityRun(
+            losses=losses,
+            start=start,
+            peak_bytes=peak.peak_bytes,
+            reserved_bytes=peak.reserved_bytes,
+            scales=watch.log.scales,
+            skipped_steps=sum(watch.log.skipped()),
+            stalled=watch.log.stalled,
+            moved=watch.trained.moved,
+            operators=_inspect(bench, resident, watch.trained.parameters),
+            flags=flags,
+        )
+    return record, watch.replay()
 
 
 def floor(bench: Workbench, steps: int, replay: Replay | None, other_stream: bool) -> Floor:
-    """fp32 again: first as before, to see whether it repeats, then nudged, to see how it drifts."""
-    before = min(BEFORE_NUDGE, steps - 1)
+    """fp32 again: first as before, to see whether it repeats, then nudged, to see how it drifts.
+
+    The nudge waits for the first step of an optimizer, which tells what there is to nudge.
+    """
     bench.progress.at("noise floor", "fp32")
+    repeated = steps
     with bench.built("fp32") as resident:
         watch = StepWatch(replay)
 
         def nudge(step: int) -> None:
-            if step == before:
-                _nudge(resident, bench.dtype, bench.seed)
-                if other_stream:
-                    bench.device.manual_seed(bench.seed + 1)
+            nonlocal repeated
+            if step < min(BEFORE_NUDGE, steps - 1) or repeated < steps:
+                return
+            if other_stream:
+                bench.device.manual_seed(bench.seed + 1)
+            elif not watch.trained.parameters:
+                return
+            _nudge(watch.trained.parameters, bench.dtype, bench.seed)
+            repeated = step
 
         losses, start = _steps(bench, resident, watch, steps, "noise floor", nudge)
-    return Floor(losses, start, before, other_stream)
+    return Floor(losses, start, repeated, other_stream)
 
 
 def _steps(
@@ -76,22 +82,15 @@ def _steps(
     watch: StepWatch,
     steps: int,
     phase: str = "parity",
-    before_step: object = None,
+    before_step: Callable[[int], None] = lambda _: None,
 ) -> tuple[Losses, Start]:
     curves = LossCurves()
     inputs: list[tuple[str, ...]] = []
-    name = resident.arm.name
-    with (
-        resident.active(),
-        watch.installed(resident.optimizers),
-        optimizers_stepping() as stepping,
-    ):
-        parameters = resident.parameters()
-        start = digest(parameters) if parameters else None
+    name, trained = resident.arm.name, watch.trained
+    with resident.active(), watch.installed():
         for index in range(steps):
             bench.progress.at(phase, name, index + 1, steps)
-            if callable(before_step):
-                before_step(index)
+            before_step(index)
             if index == 0:
                 with first_inputs(inputs):
                     curves.append(resident.step())
@@ -99,36 +98,51 @@ def _steps(
                 watch.next_step()
                 curves.append(resident.step())
         losses = curves.read()
-    devices = tuple(sorted({param.device.type for param in parameters}))
-    shared = any(optimizer in bench.optimizers_before for optimizer in stepping)
-    bench.optimizers_before.update(stepping)
-    return losses, Start(start, inputs[0] if inputs else None, devices, shared)
+    shared = any(optimizer in bench.optimizers_before for optimizer in trained.optimizers)
+    bench.optimizers_before.update(trained.optimizers)
+    devices = tuple(sorted({str(param.device) for param in trained.parameters}))
+    return losses, Start(trained.start, inputs[0] if inputs else None, devices, shared)
 
 
-def _inspect(bench: Workbench, resident: Resident) -> Operators:
+def _inspect(bench: Workbench, resident: Resident, trained: list[torch.Tensor]) -> Operators:
     bench.progress.at("inspection", resident.arm.name)
-    record = OpRecord()
-    with resident.active(), record.watching():
-        resident.step()
-    bench.device.synchronize()
+    record = OpRecord(trained)
+    try:
+        with resident.active(), record.watching():
+            resident.step()
+        bench.device.synchronize()
+    except Exception as error:
+        # Compiled code is inspected eagerly, which may take more memory than it ever had to.
+        if not bench.device.is_oom(error):
+            raise
+        return record.operators(hidden="memory ran out in the inspected step")
     return record.operators()
 
 
 @torch.no_grad()
-def _nudge(resident: Resident, dtype: torch.dtype, seed: int) -> None:
-    """Move every trained parameter by one ulp of `dtype`, up or down, from an own generator.
+def _nudge(parameters: list[torch.Tensor], dtype: torch.dtype, seed: int) -> None:
+    """Move every parameter by one ulp of `dtype`, up or down, from an own generator.
 
     Zeros stay: they are what they are in every dtype.
     """
     generators: dict[torch.device, torch.Generator] = {}
-    for param in resident.parameters():
+    for param in parameters:
         if not param.is_floating_point() or param.layout is not torch.strided:
             continue
-        generator = generators.get(param.device)
-        if generator is None:
-            generator = torch.Generator(param.device).manual_seed(seed)
-            generators[param.device] = generator
-        sign = torch.randint(0, 2, param.shape, generator=generator, device=param.device) * 2 - 1
-        exponent = torch.frexp(param.detach()).exponent - 1
-        ulp = torch.ldexp(torch.full_like(param, torch.finfo(dtype).eps), exponent)
-        param.add_(sign * ulp * (param != 0))
+        device = param.device
+        generator = generators.setdefault(device, torch.Generator(device).manual_seed(seed))
+        with _flat(param) as flat:
+            for _, piece in pieces(flat):
+                sign = 2 * torch.randint(2, piece.shape, generator=generator, device=device) - 1
+                # A float32's exponent bits alone are the power of two below it, and 0 for 0.
+                bits = piece.float().view(torch.int32) & 0x7F800000
+                piece.add_(sign * bits.view(torch.float32) * torch.finfo(dtype).eps)
+
+
+@contextmanager
+def _flat(param: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The parameter in one dimension: itself where its memory allows, else written back."""
+    flat = param.detach().reshape(-1)
+    yield flat
+    if not param.is_contiguous():
+        param.copy_(flat.view(param.shape))

@@ -7,15 +7,20 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import torch
+
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import Timing
 from pytest_amp.run.arm import ArmName, Resident, Workbench
+from pytest_amp.run.skips import SkipCheck
 
 __tracebackhide__ = none_of_ours
 
 ARMS: tuple[ArmName, ArmName] = ("fp32", "amp")
 LEAST_BLOCK_S = 0.010
 MOST_BLOCK_STEPS = 10_000
+# A float16 scaler starts high and skips until its scale fits: so many steps more than the warm-up.
+MOST_SETTLING_STEPS = 40
 
 # (ratios so far, seconds spent) -> why to stop, or None to go on
 Stop = Callable[[Sequence[float], float], "str | None"]
@@ -31,17 +36,26 @@ class Plan:
     show: Callable[[Sequence[float]], str] = lambda _: ""
 
 
+@dataclass(frozen=True)
+class Block:
+    """Seconds per step of one block, and whether a GradScaler skipped any of its steps."""
+
+    step_s: float
+    skipped: bool
+
+
 def run(bench: Workbench, plan: Plan) -> Timing:
     """Time both arms, both resident; one at a time where they do not fit together."""
-    try:
-        with ExitStack() as stack:
-            residents = {name: stack.enter_context(bench.built(name)) for name in ARMS}
-            return _sample(bench, plan, _Together(bench, residents, plan.warmup))
-    except Exception as error:
-        if not bench.device.is_oom(error):
-            raise
-    bench.device.empty_cache()
-    return _sample(bench, plan, _Apart(bench, plan.warmup))
+    with SkipCheck().installed() as skips:
+        try:
+            with ExitStack() as stack:
+                residents = {name: stack.enter_context(bench.built(name)) for name in ARMS}
+                return _sample(bench, plan, _Together(bench, residents, plan.warmup, skips))
+        except Exception as error:
+            if not bench.device.is_oom(error):
+                raise
+        bench.device.empty_cache()
+        return _sample(bench, plan, _Apart(bench, plan.warmup, skips))
 
 
 class _Together:
@@ -49,16 +63,23 @@ class _Together:
 
     one_resident = False
 
-    def __init__(self, bench: Workbench, residents: dict[ArmName, Resident], warmup: int) -> None:
+    def __init__(
+        self, bench: Workbench, residents: dict[ArmName, Resident], warmup: int, skips: SkipCheck
+    ) -> None:
         self._bench = bench
         self._residents = residents
+        self._skips = skips
         for name, resident in residents.items():
-            _warm_up(bench, resident, warmup, name)
+            _warm_up(bench, resident, warmup, name, skips)
+        self._retries = bench.device.allocation_retries()
 
-    def block(self, name: ArmName, steps: int) -> float:
+    def block(self, name: ArmName, steps: int) -> Block:
         resident = self._residents[name]
         with resident.active():
-            return _timed(self._bench, resident, steps)
+            block = _timed(self._bench, resident, steps, self._skips)
+        if self._bench.device.allocation_retries() > self._retries:
+            raise torch.OutOfMemoryError("so nearly full that memory was given back and taken anew")
+        return block
 
 
 class _Apart:
@@ -66,36 +87,45 @@ class _Apart:
 
     one_resident = True
 
-    def __init__(self, bench: Workbench, warmup: int) -> None:
+    def __init__(self, bench: Workbench, warmup: int, skips: SkipCheck) -> None:
         self._bench = bench
         self._warmup = warmup
+        self._skips = skips
 
-    def block(self, name: ArmName, steps: int) -> float:
+    def block(self, name: ArmName, steps: int) -> Block:
         with self._bench.built(name) as resident:
-            _warm_up(self._bench, resident, self._warmup, name)
+            _warm_up(self._bench, resident, self._warmup, name, self._skips)
             with resident.active():
-                return _timed(self._bench, resident, steps)
+                return _timed(self._bench, resident, steps, self._skips)
 
 
-def _warm_up(bench: Workbench, resident: Resident, steps: int, name: ArmName) -> None:
+def _warm_up(
+    bench: Workbench, resident: Resident, steps: int, name: ArmName, skips: SkipCheck
+) -> None:
+    """So many steps, and more while a scaler still skips them."""
     resident.arm.pause_scaler_record()  # it would cost the amp arm alone
     with resident.active():
-        for index in range(steps):
+        for index in range(steps + MOST_SETTLING_STEPS * bool(steps)):
+            before = skips.look()
             bench.progress.at("warm-up", name, index + 1, steps)
             resident.step()
+            if index + 1 >= steps and not skips.skipped_since(before):
+                break
         bench.device.synchronize()
 
 
-def _timed(bench: Workbench, resident: Resident, steps: int) -> float:
-    """Seconds per step of one block; its first step, on cold caches, is not timed."""
+def _timed(bench: Workbench, resident: Resident, steps: int, skips: SkipCheck) -> Block:
+    """One block; its first step, on cold caches, is not timed."""
     device = bench.device
     resident.step()
     device.synchronize()
+    before = skips.look()
     start = device.now()
     for _ in range(steps):
         resident.step()
     device.synchronize()
-    return (device.now() - start) / steps
+    step_s = (device.now() - start) / steps
+    return Block(step_s, skips.skipped_since(before))
 
 
 def _sample(bench: Workbench, plan: Plan, lab: _Together | _Apart) -> Timing:
@@ -105,12 +135,19 @@ def _sample(bench: Workbench, plan: Plan, lab: _Together | _Apart) -> Timing:
     order = random.Random(bench.seed)
     times: dict[ArmName, list[float]] = {"fp32": [], "amp": []}
     ratios: list[float] = []
+    retimed = 0
     while True:
         first = order.randrange(2)
+        pair: dict[ArmName, Block] = {}
         for name in (ARMS[first], ARMS[1 - first]):
             bench.progress.at("timing", name, len(ratios) + 1, None, plan.show(ratios))
-            times[name].append(lab.block(name, steps))
-        ratios.append(times["fp32"][-1] / times["amp"][-1])
+            pair[name] = lab.block(name, steps)
+        if any(block.skipped for block in pair.values()):
+            retimed += 1  # a skipped step does less than a step
+        else:
+            for name, block in pair.items():
+                times[name].append(block.step_s)
+            ratios.append(pair["fp32"].step_s / pair["amp"].step_s)
         elapsed = bench.device.now() - began
         reason = plan.stop(ratios, elapsed)
         if reason is not None:
@@ -121,6 +158,7 @@ def _sample(bench: Workbench, plan: Plan, lab: _Together | _Apart) -> Timing:
                 stopped=reason,
                 elapsed_s=elapsed,
                 one_resident=lab.one_resident,
+                skipping_pairs=retimed,
             )
 
 
@@ -133,7 +171,7 @@ def _calibrate(bench: Workbench, lab: _Together | _Apart) -> tuple[int, float]:
     steps = 1
     while True:
         began = bench.device.now()
-        fastest = min(lab.block(name, steps) for name in ARMS)
+        fastest = min(lab.block(name, steps).step_s for name in ARMS)
         pair_s = bench.device.now() - began
         if fastest * steps >= LEAST_BLOCK_S or steps >= MOST_BLOCK_STEPS:
             return steps, pair_s

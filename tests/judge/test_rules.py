@@ -354,6 +354,8 @@ POINTWISE = {"flops_by_dtype": {}, "bytes_by_dtype": {"float32": 4000}}
             "matmul, convolution or attention FLOP"),
         case("pointwise step", seen(fp32={"operators": Operators(**POINTWISE)},
             amp={"operators": Operators(**POINTWISE)}), "byte of activations"),
+        case("an unknown operator that took float32", seen(**operators("amp", **NOT_IN_FORCE,
+            unknown=("aten::mystery",))), "matmul, convolution or attention FLOP"),
     ],
 )  # fmt: skip
 def test_amp101_speaks_where_nothing_ran_in_the_amp_dtype(observed, what) -> None:
@@ -374,13 +376,11 @@ def test_amp101_speaks_where_nothing_ran_in_the_amp_dtype(observed, what) -> Non
             amp={"operators": Operators({}, {"bfloat16": 1, "float32": 3999})})),
         case("a step that makes nothing", seen(
             fp32={"operators": Operators()}, amp={"operators": Operators()})),
-        case("an operator without a formula", seen(**operators("amp", **NOT_IN_FORCE,
-            unknown=("aten::mystery",)))),
-        case("compiled, so that kernels are not seen", seen(**operators("amp", **NOT_IN_FORCE,
-            compiled=True))),
+        case("an unknown operator took reduced tensors", seen(**operators("amp", **NOT_IN_FORCE,
+            unknown=("aten::mystery",), hidden_reduced=True))),
+        case("a CUDA graph hides the rest", seen(**operators("amp", **NOT_IN_FORCE,
+            hidden=("a CUDA graph",), hidden_reduced=True))),
         case("not inspected", seen(amp={"operators": None})),
-        case("fp32 not inspected", seen(fp32={"operators": None},
-            **operators("amp", **NOT_IN_FORCE))),
     ],
 )  # fmt: skip
 def test_amp101_is_silent_where_something_ran_or_may_have_gone_unseen(observed) -> None:

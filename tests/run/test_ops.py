@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_amp.run.ops import OpRecord
-from tests.laboratory import active, measure, train, workbench
+from tests.laboratory import active, codes, measure, train, workbench
 
 BF16 = torch.bfloat16
 
 
-def record(step):
-    recorder = OpRecord()
+def record(step, trained=()):
+    recorder = OpRecord(trained)
     with recorder.watching():
         step()
     return recorder.operators()
@@ -180,11 +180,40 @@ def test_a_custom_operator_makes_coverage_unknown_and_is_named(custom_op) -> Non
     assert "pytest_amp_test::gram" in gate.reason
 
 
+@pytest.mark.parametrize(("reduced", "found"), [(True, []), (False, ["AMP101"])])
+def test_autocast_around_nothing_is_told_beside_custom_operators_in_float32(
+    custom_op, reduced, found
+) -> None:
+    """What such an operator computed in is not known, but what it was given is."""
+
+    def setup(arm):
+        layer = nn.Linear(8, 4)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        x = torch.randn(3, 8)
+
+        def step():
+            optimizer.zero_grad()
+            custom_op(x.to(arm.dtype) if reduced else x)
+            loss = layer(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return step
+
+    report = measure(setup)
+    assert report.coverage is None
+    assert codes(report) == found
+
+
 @pytest.mark.parametrize("name", ["fp32", "amp"])
 @pytest.mark.parametrize("dtype", [BF16, torch.float16])
 def test_losses_and_parameters_are_bit_identical_with_and_without_inspection(name, dtype) -> None:
+    layers = []
+
     def setup(arm):
         layer = nn.TransformerEncoderLayer(16, 2, 32, 0.1, batch_first=True)
+        layers.append(layer)
         optimizer = torch.optim.AdamW(layer.parameters(), lr=1e-3)
         x = torch.randn(4, 6, 16)
         return train(arm, optimizer, lambda: F.mse_loss(layer(x), x))
@@ -198,7 +227,7 @@ def test_losses_and_parameters_are_bit_identical_with_and_without_inspection(nam
                         losses.append(resident.step().item())
                 else:
                     losses.append(resident.step().item())
-            return losses, [p.detach().clone() for p in resident.parameters()]
+            return losses, [p.detach().clone() for p in layers[-1].parameters()]
 
     plain, plain_weights = losses_and_weights(None)
     seen, seen_weights = losses_and_weights(2)
@@ -279,6 +308,9 @@ def test_weights_kept_in_bfloat16_are_told_from_casts_of_float32_weights() -> No
     assert not record(lambda: F.linear(x.to(BF16), plain.weight.to(BF16))).reduced_weights
     assert not record(under_autocast(lambda: plain(x))).reduced_weights
     assert not record(lambda: plain(x)).reduced_weights
+    batch = x.to(BF16)  # is there before the step too, and no weight
+    cast_by_hand = lambda: F.linear(batch, plain.weight.to(BF16))  # noqa: E731
+    assert not record(cast_by_hand, plain.parameters()).reduced_weights
 
 
 def test_bytes_are_those_of_the_tensors_that_operators_make() -> None:

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from pytest_amp.run import parity
-from pytest_amp.run.fingerprint import digest, first_inputs
-from tests.laboratory import active, codes, measure, train, workbench
+from pytest_amp.run.device import Device
+from pytest_amp.run.fingerprint import digest, digest_in_any_dtype, first_inputs
+from pytest_amp.run.memory import peak_memory
+from tests.laboratory import CPU, codes, measure, train, workbench
 
 
 def mlp(arm):
@@ -82,43 +84,82 @@ def test_a_setup_that_seeds_nothing_leaves_the_callers_random_numbers_alone() ->
 # The noise floor.
 
 
-def layer_with(values):
-    def setup(arm):
-        weight = nn.Parameter(torch.tensor(values))
-        torch.optim.SGD([weight], lr=0.0)
-        setup.weight = weight
-        return lambda: float(weight.detach().abs().sum())
-
-    return setup
+def nudged(values, dtype=torch.bfloat16):
+    """How far the nudge moves each of the values."""
+    before = torch.as_tensor(values)
+    weight = nn.Parameter(before.clone())
+    parity._nudge([weight], dtype, 0)
+    return weight.detach() - before
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_nudge_moves_each_weight_by_one_ulp_of_the_amp_dtype(dtype) -> None:
     values = [1.0, -1.0, 1.5, 0.75, 3.0, -100.0, 1e-3]
-    setup = layer_with(values)
-    with active(workbench(setup, dtype), "fp32") as resident:
-        parity._nudge(resident, dtype, 0)
-    moved = (setup.weight.detach() - torch.tensor(values)).abs()
     ulps = [torch.finfo(dtype).eps * 2 ** math.floor(math.log2(abs(v))) for v in values]
-    assert moved.tolist() == pytest.approx(ulps, rel=1e-3)
+    assert nudged(values, dtype).abs().tolist() == pytest.approx(ulps, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_weights_of_every_dtype_are_nudged(dtype) -> None:
+    assert nudged(torch.tensor([1.0, 2.0], dtype=dtype)).abs().tolist() == [2**-7, 2**-6]
 
 
 def test_the_nudge_leaves_zeros_alone_since_they_round_to_themselves() -> None:
-    setup = layer_with([0.0, 1.0, 0.0])
-    with active(workbench(setup), "fp32") as resident:
-        parity._nudge(resident, torch.bfloat16, 0)
-    assert setup.weight[0] == setup.weight[2] == 0
-    assert setup.weight[1] != 1
+    moved = nudged([0.0, 1.0, 0.0])
+    assert moved[0] == moved[2] == 0
+    assert moved[1] != 0
 
 
 def test_the_nudge_goes_up_and_down_and_draws_from_a_generator_of_its_own() -> None:
-    setup = layer_with([1.0] * 200)
-    with active(workbench(setup), "fp32") as resident:
-        before = torch.get_rng_state()
-        parity._nudge(resident, torch.bfloat16, 0)
-        assert torch.equal(torch.get_rng_state(), before)
-    ups = int((setup.weight > 1).sum())
+    before = torch.get_rng_state()
+    ups = int((nudged([1.0] * 200) > 0).sum())
+    assert torch.equal(torch.get_rng_state(), before)
     assert 60 < ups < 140
+
+
+@pytest.mark.parametrize(
+    "turn", [lambda x: x, lambda x: x.t(), lambda x: x.view(64, 16, 8, 1).transpose(1, 3)]
+)
+def test_all_of_a_large_weight_is_nudged_however_it_lies_in_memory(turn) -> None:
+    moved = nudged(turn(torch.ones(128, 64)))
+    assert set(moved.abs().flatten().tolist()) == {2**-7}
+
+
+def test_looking_at_a_large_weight_and_nudging_it_take_little_room() -> None:
+    weight = nn.Parameter(torch.randn(2**22))  # 16 MiB
+    for look in (
+        lambda: digest([weight]),
+        lambda: digest_in_any_dtype(weight),
+        lambda: parity._nudge([weight], torch.bfloat16, 0),
+    ):
+        with peak_memory(Device(CPU)) as memory:
+            look()
+            assert memory.stop().peak_bytes < 2**19
+
+
+def test_the_nudge_waits_for_the_first_step_of_an_optimizer() -> None:
+    def accumulating(arm):
+        model = nn.Linear(8, 4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        x, calls = torch.randn(16, 8), iter(range(1, 99))
+
+        def step():
+            with arm.autocast():
+                loss = model(x).square().mean()
+            loss.backward()
+            if next(calls) % 4 == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+            return loss
+
+        return step
+
+    bench = workbench(accumulating)
+    fp32, _ = parity.run(bench, "fp32", 8)
+    floor = parity.floor(bench, 8, None, other_stream=False)
+    assert floor.before_nudge == 4
+    assert fp32.losses["loss"][:4] == floor.losses["loss"][:4]
+    assert fp32.losses["loss"][4] != floor.losses["loss"][4]
 
 
 def test_the_floor_repeats_the_fp32_run_up_to_the_nudge_and_drifts_after_it() -> None:
@@ -204,6 +245,22 @@ def test_a_digest_tells_values_apart(value) -> None:
     changed[first] = ~changed[first] if changed.dtype is torch.bool else changed[first] + 1
     assert digest([value]) == digest([value.clone()])
     assert digest([value]) != digest([changed])
+
+
+@pytest.mark.parametrize("take", [digest_in_any_dtype, lambda tensor: digest([tensor])])
+def test_a_digest_tells_orders_apart_also_beyond_its_first_piece(take) -> None:
+    plain = torch.arange(2**13)
+    swapped = plain.clone()
+    swapped[[5000, 6000]] = swapped[[6000, 5000]]
+    assert take(plain) != take(swapped)
+    assert take(plain.float()) != take(swapped.float())
+
+
+def test_a_digest_in_any_dtype_is_the_same_where_the_values_are() -> None:
+    mask = torch.rand(100) > 0.5
+    kinds = [torch.bool, torch.float32, torch.float16, torch.bfloat16, torch.float64]
+    assert len({digest_in_any_dtype(mask.to(kind)) for kind in kinds}) == 1
+    assert digest_in_any_dtype(mask) != digest_in_any_dtype(~mask)
 
 
 def test_a_digest_tells_types_and_shapes_apart_and_takes_what_has_no_bits() -> None:

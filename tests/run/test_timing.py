@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 from collections import Counter
 from itertools import pairwise
@@ -199,6 +201,77 @@ def test_without_a_threshold_timing_takes_at_most_a_third_of_max_time() -> None:
     assert report.verdict == "pass"
 
 
+# Steps that a GradScaler skips.
+
+
+def scaled(device, overflows, durations=TEN_TO_FIVE, skipped_s=0.001):
+    """Steps of a float16 arm that take hardly any time where `overflows(step)` has them skipped."""
+
+    def setup(arm):
+        param = torch.nn.Parameter(torch.ones(1))
+        optimizer = torch.optim.SGD([param], lr=0.0)
+        count = itertools.count()
+
+        def step():
+            overflow = arm.enabled and overflows(next(count))
+            optimizer.zero_grad()
+            loss = param.to(arm.dtype).mul(1.0).sum().float()
+            arm.scaler.scale(loss * (math.inf if overflow else 1.0)).backward()
+            arm.scaler.step(optimizer)
+            arm.scaler.update()
+            device.time_s += skipped_s if overflow else durations[arm.enabled]
+            return 1.0
+
+        return step
+
+    return setup
+
+
+def speed(device, setup, **given):
+    """The speed gate of a float16 run, and the report."""
+    options = {"min_speedup": 1.8, "dtype": "float16", "max_loss_diff": None, **given}
+    report = measure(setup, device, static=False, **options)
+    return report.gate("speedup"), report
+
+
+def test_steps_that_are_all_skipped_are_no_speed() -> None:
+    device = SimulatedDevice()
+    gate, report = speed(device, scaled(device, lambda _: True), max_time=5)
+    assert gate.verdict == "inconclusive"
+    assert gate.value is None
+    assert "skipped steps in" in gate.reason
+    assert report.verdict == "inconclusive"
+    assert report.speedup is None
+    assert report.to_dict()["speedup"] is None
+    ungated, _ = speed(device, scaled(device, lambda _: True), max_time=5, min_speedup=None)
+    assert ungated.verdict == "not_gated"
+
+
+def test_pairs_with_skipped_steps_are_left_out_and_the_rest_decides() -> None:
+    device = SimulatedDevice()
+    gate, report = speed(device, scaled(device, lambda step: step % 7 == 6), min_speedup=2.2)
+    assert gate.verdict == "fail"
+    assert report.speedup.value == pytest.approx(2)
+    assert report.speedup.pair_ratios == pytest.approx([2] * report.speedup.pairs)
+    [note] = report.notes
+    assert "left out, because the GradScaler skipped steps in them" in note
+
+
+def test_the_warm_up_goes_on_while_the_scaler_looks_for_its_scale() -> None:
+    device = SimulatedDevice()
+    gate, report = speed(device, scaled(device, lambda step: step < 12), warmup=3)
+    assert gate.verdict == "pass"
+    assert report.notes == ()
+
+
+def test_an_arm_that_skips_now_and_then_too_often_to_be_decided_says_so() -> None:
+    device = SimulatedDevice()
+    setup = scaled(device, lambda step: step % 3 == 2)
+    gate, _ = speed(device, setup, min_speedup=1.999, max_time=2)
+    assert gate.verdict == "inconclusive"
+    assert "skipped steps in" in gate.reason
+
+
 # Memory that holds one arm only.
 
 
@@ -256,6 +329,17 @@ def test_out_of_memory_in_a_step_while_both_are_there_falls_back_too() -> None:
     run = timed(device, setup, pairs(2))
     assert run.one_resident
     assert alive["now"] == 0
+
+
+def test_an_allocator_that_had_to_give_back_its_cache_counts_as_out_of_memory() -> None:
+    """What it then does to find room is no part of a step that runs alone."""
+    device = SimulatedDevice()
+    setup, alive = crowded(device, room=2)
+    retries = itertools.count()
+    device.allocation_retries = lambda: next(retries) // 5 if alive["now"] > 1 else 0
+    report = measure(setup, device, static=False, min_speedup=1.8)
+    assert report.verdict == "pass"
+    assert any("did not fit in memory together" in note for note in report.notes)
 
 
 def test_out_of_memory_in_an_arm_that_is_alone_is_the_error_with_the_arm_named() -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pytest_amp.judge.gates import unseen
 from pytest_amp.judge.rules.base import Case, Rule, Word
 from pytest_amp.records import REDUCED
 
 
 def amp_no_op(case: Case) -> Iterator[Word]:
     operators = case.seen.amp.operators
-    if operators is None or unseen(case.seen) or operators.compiled:
+    if operators is None or operators.hidden_reduced:
         return
     if operators.flops:
         if operators.reduced_flops():

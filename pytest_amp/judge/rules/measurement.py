@@ -147,7 +147,8 @@ def baseline_flags(case: Case) -> Iterator[Word]:
 def serial(ratios: Sequence[float]) -> float | None:
     """The pairs' autocorrelation, where it is beyond what fair pairs show."""
     found = sequential.autocorrelation(ratios)
-    return found if found > max(SERIAL, SERIAL_SPREADS / math.sqrt(len(ratios))) else None
+    beyond = found > SERIAL and found > SERIAL_SPREADS / math.sqrt(len(ratios))
+    return found if beyond else None
 
 
 def noisy_machine(case: Case) -> Iterator[Word]:
