@@ -34,7 +34,7 @@ def counted(setup, builds, steps):
 
 def amp_test(setup, device, options):
     builds, steps = Counter(), Counter()
-    test = experiment.Test("cost", counted(setup, builds, steps), device, options)
+    test = experiment.Job("cost", counted(setup, builds, steps), device, options)
     began = time.perf_counter()
     experiment.run(test, Progress())
     return time.perf_counter() - began, builds, steps

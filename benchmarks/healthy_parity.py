@@ -154,7 +154,7 @@ def row(label, dtype, setup, seeds, device):
     differences, floors, failures = [], [], []
     for seed in seeds:
         options = settings.resolve([("cli", {"static": True, "dtype": dtype, "seed": seed})])
-        report = experiment.run(experiment.Test(label, setup, device, options), Progress())
+        report = experiment.run(experiment.Job(label, setup, device, options), Progress())
         gate = report.gate("loss_diff")
         verdicts[gate.verdict] += 1
         found.update(finding.code for finding in report.findings)

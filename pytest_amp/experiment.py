@@ -21,7 +21,7 @@ from pytest_amp.results import AmpReport, ArmRun, Environment, Failure, Verdict
 from pytest_amp.run import nonfinite, timing
 from pytest_amp.run import parity as parity_run
 from pytest_amp.run.arm import Setup, Workbench
-from pytest_amp.run.device import Device
+from pytest_amp.run.device import Device, world_size
 from pytest_amp.run.garbage import older_objects_set_aside
 from pytest_amp.run.lock import turn
 from pytest_amp.run.ops import dtype_name
@@ -47,8 +47,11 @@ _PHASES = {
 
 
 @dataclass(frozen=True)
-class Test:
-    """What is to be measured, and where. `fixture` is the test's amp_scaler, if it has one."""
+class Job:
+    """What is to be measured for one test, and where.
+
+    `fixture`: the test's amp_scaler, if it has one. `notes`: what the report is to tell besides.
+    """
 
     nodeid: str
     setup: Setup
@@ -58,23 +61,27 @@ class Test:
     attempt: int = 1
     worker: str | None = None
     rank: int | None = None
+    notes: tuple[str, ...] = ()
 
 
-def run(test: Test, progress: Progress) -> AmpReport:
+def run(job: Job, progress: Progress) -> AmpReport:
     """Measure both arms, judge them, and report. Raises what the test's own code raises."""
-    began, settings, device = time.perf_counter(), test.settings, test.device
-    blank = _blank(test)
+    settings, device = job.settings, job.device
+    if not settings.static:
+        _refuse_several_ranks()
+    blank = _blank(job)
     names = device.names()
     limits = _limits(settings, names)
     dtype = _dtype(settings, device)
-    bench = Workbench(test.setup, device, dtype, settings.seed, progress, test.fixture)
-    notes: list[str] = []
+    bench = Workbench(job.setup, device, dtype, settings.seed, progress, job.fixture)
+    notes = list(job.notes)
     with (
         nullcontext() if settings.static else turn(device, progress),
         device.activated(),
         bench.globals.preserved(),
         older_objects_set_aside(device),
     ):
+        began = time.perf_counter()  # with the device to itself
         environment = _environment(bench)
         seen = _observe(bench, settings, limits, notes)
     gated = gates.judge(seen, limits)
@@ -105,27 +112,37 @@ def run(test: Test, progress: Progress) -> AmpReport:
     )
 
 
-def failed(test: Test, progress: Progress, error: BaseException) -> AmpReport:
+def failed(job: Job, progress: Progress, error: BaseException) -> AmpReport:
     """The report of a test whose own code, or whose machine, ended the experiment."""
     failure = Failure(progress.arm, progress.phase, progress.step, type(error).__name__, str(error))
-    return replace(_blank(test), verdict="error", error=failure, phases_s=_phases(progress))
+    return replace(_blank(job), verdict="error", error=failure, phases_s=_phases(progress))
 
 
-def nothing_measured(test: Test) -> AmpReport:
+def nothing_measured(job: Job) -> AmpReport:
     """The report of a test that never called amp_benchmark."""
-    return replace(_blank(test), verdict="fail", findings=(rules.NOTHING_MEASURED,))
+    return replace(_blank(job), verdict="fail", findings=(rules.NOTHING_MEASURED,))
 
 
-def _blank(test: Test) -> AmpReport:
+def _blank(job: Job) -> AmpReport:
     return AmpReport(
-        nodeid=test.nodeid,
+        nodeid=job.nodeid,
         verdict="error",
         started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        attempt=test.attempt,
-        worker=test.worker,
-        rank=test.rank,
-        settings=test.settings.described(),
+        attempt=job.attempt,
+        worker=job.worker,
+        rank=job.rank,
+        settings=job.settings.described(),
     )
+
+
+def _refuse_several_ranks() -> None:
+    ranks = world_size()
+    if ranks > 1:
+        raise AmpError(
+            f"timed runs on several ranks (there are {ranks}) are not supported yet: each rank "
+            "would time as many steps as it likes, and wait for the others for ever; run on one "
+            "rank, or with --amp-static, which runs as many steps on all of them"
+        )
 
 
 def _observe(
@@ -162,6 +179,7 @@ def _observe(
         seen = replace(seen, nonfinite_origin=nonfinite.locate(bench, bad))
     if settings.static:
         return seen
+    _refuse_several_ranks()  # setup may have joined a process group
     bench.progress.at("timing", None)
     timed = timing.run(bench, _plan(bench, settings, limits, notes))
     if timed.skipping_pairs:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import datetime
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_amp import options
+from pytest_amp import collection, options
 from pytest_amp.settings import Level, Settings
 
 if TYPE_CHECKING:
     import torch
 
-    from pytest_amp.experiment import Test
+    from pytest_amp.experiment import Job
     from pytest_amp.results import AmpReport
     from pytest_amp.run.arm import Arm
     from pytest_amp.run.device import Device
@@ -37,7 +37,9 @@ def cuda_device(request: pytest.FixtureRequest) -> torch.device:
     from pytest_amp.run import device
 
     settings = settings_of(request.node)
-    found = device.choose(settings.device) if settings.device.startswith("cuda:") else device.cuda()
+    found = device.cuda()
+    if found is not None and settings.device.startswith("cuda:"):
+        found = device.choose(settings.device)
     if found is None:
         import torch
 
@@ -101,6 +103,11 @@ class Benchmark:
                 "amp_benchmark was called twice in one test: one test is one measurement; "
                 "use @pytest.mark.parametrize for several configurations"
             )
+        if not collection.is_amp(self._item):
+            raise AmpError(
+                "amp_benchmark was requested by request.getfixturevalue alone, so that `-m amp` "
+                "does not select this test: make it an argument of the test, or mark it amp"
+            )
         if not callable(setup):
             raise AmpError(
                 f"amp_benchmark(setup) takes a function of the arm, not a {type(setup).__name__}"
@@ -112,7 +119,9 @@ class Benchmark:
         return report
 
 
-def measure(item: pytest.Item, setup: Callable[[Arm], Any], device: Device) -> AmpReport:
+def measure(
+    item: pytest.Item, setup: Callable[[Arm], Any], device: Device, notes: Iterable[str] = ()
+) -> AmpReport:
     """Run the experiment of one test and keep its report for the reporters."""
     __tracebackhide__ = True
     from pytest_amp import experiment
@@ -121,11 +130,11 @@ def measure(item: pytest.Item, setup: Callable[[Arm], Any], device: Device) -> A
 
     live = LiveLine(item.config, item.nodeid)
     progress = Progress(show=live.show, say=live.say)
-    test = test_of(item, setup, device)
+    job = job_of(item, setup, device, notes)
     try:
-        report = experiment.run(test, progress)
+        report = experiment.run(job, progress)
     except Exception as error:
-        item.stash[REPORT] = experiment.failed(test, progress, error)
+        item.stash[REPORT] = experiment.failed(job, progress, error)
         raise
     finally:
         live.clear()
@@ -133,12 +142,14 @@ def measure(item: pytest.Item, setup: Callable[[Arm], Any], device: Device) -> A
     return report
 
 
-def test_of(item: pytest.Item, setup: Callable[[Arm], Any], device: Device) -> Test:
+def job_of(
+    item: pytest.Item, setup: Callable[[Arm], Any], device: Device, notes: Iterable[str] = ()
+) -> Job:
     """The experiment's view of a pytest item."""
-    from pytest_amp.experiment import Test
+    from pytest_amp.experiment import Job
 
     rank = os.environ.get("RANK", "")
-    return Test(
+    return Job(
         nodeid=item.nodeid,
         setup=setup,
         device=device,
@@ -147,10 +158,8 @@ def test_of(item: pytest.Item, setup: Callable[[Arm], Any], device: Device) -> T
         attempt=attempt_of(item),
         worker=os.environ.get("PYTEST_XDIST_WORKER"),
         rank=int(rank) if rank.isdigit() else None,
+        notes=tuple(notes),
     )
-
-
-test_of.__test__ = False  # type: ignore[attr-defined]
 
 
 def now() -> str:
@@ -177,11 +186,16 @@ def run_body(item: pytest.Function) -> None:
         body = body.__func__
     shared = frozenset(name for name, value in values.items() if _is_pytests(value))
     fixtures = CopiedFixtures(values, shared)
-    device = device_of(item)
+    device, notes = device_of(item), []
     where = fixtures.device()
     if where is not None and settings_of(item).device == "auto" and "cuda_device" not in names:
+        if where.type != device.type:
+            notes.append(
+                f"measured on {where}, where the fixtures' parameters are, although {device} is "
+                "there: build them on the amp_device fixture to measure it"
+            )
         device = Device(where)
-    measure(item, form_one(body, fixtures), device).check()
+    measure(item, form_one(body, fixtures), device, notes).check()
 
 
 def _is_pytests(value: object) -> bool:

@@ -39,8 +39,8 @@ def require_measurement(item: pytest.Item) -> None:
         return
     from pytest_amp import experiment
 
-    test = fixtures.test_of(item, lambda _: None, fixtures.device_of(item))
-    item.stash[fixtures.REPORT] = experiment.nothing_measured(test)
+    job = fixtures.job_of(item, lambda _: None, fixtures.device_of(item))
+    item.stash[fixtures.REPORT] = experiment.nothing_measured(job)
     raise AmpRegression(item.stash[fixtures.REPORT])
 
 

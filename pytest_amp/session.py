@@ -7,6 +7,7 @@ the same as a run in one process does.
 from __future__ import annotations
 
 import datetime
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -31,7 +32,7 @@ class Session:
         self._started = _now()
         self._worker = hasattr(config, "workerinput")
         json_path = config.getoption("amp_json")
-        self._json = None if json_path is None or self._worker else Path(json_path).expanduser()
+        self._json = None if json_path is None or self._worker else _own_path(json_path)
         if self._json is not None:
             _require_writable(self._json)
 
@@ -93,6 +94,12 @@ class Session:
             "started": self._started,
             "command": shlex.join(["pytest", *self.config.invocation_params.args]),
         }
+
+
+def _own_path(path: str) -> Path:
+    """The path as given; ``x.rank1.json`` of a further rank, which must not overwrite it."""
+    own, rank = Path(path).expanduser(), os.environ.get("RANK", "0")
+    return own if rank == "0" else own.with_name(f"{own.stem}.rank{rank}{own.suffix}")
 
 
 def _now() -> str:

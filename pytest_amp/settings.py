@@ -21,7 +21,7 @@ STRICT_KINDS = ("device", "inconclusive", "unmeasured", "baseline")
 DTYPES = ("float16", "bfloat16")
 _DEVICE = re.compile(r"(auto|(cpu|cuda|xpu|mps)(:\d+)?)")
 _CODES = re.compile(r"AMP\d{0,3}")
-# The strictest tests come from the closest level; these come from all levels together.
+# A setting is the strongest level's; these are all levels' together.
 UNIONS = frozenset({"ignore"})
 
 
@@ -192,7 +192,9 @@ def _strict(value: object) -> frozenset[str]:
         return frozenset(STRICT_KINDS)
     for kind in kinds:
         if kind not in STRICT_KINDS:
-            raise ValueError(f"{kind!r} is not one of all, {', '.join(STRICT_KINDS)}")
+            path = "/" in kind or "\\" in kind or kind.endswith(".py")
+            hint = "; before a path write --amp-strict=all" if path else ""
+            raise ValueError(f"{kind!r} is not one of all, {', '.join(STRICT_KINDS)}{hint}")
     return frozenset(kinds)
 
 
@@ -269,9 +271,7 @@ def parse(entry: Entry, value: object) -> Any:
     """A parsed value; ``none`` unsets it. ValueError names the setting and what is valid."""
     unset = value is None or (isinstance(value, str) and value.strip().lower() == "none")
     if unset:
-        if entry.default is None or entry.name == "max_loss_diff":
-            return None
-        return _parsed_default(entry)
+        return None if entry.name == "max_loss_diff" else _parsed_default(entry)
     try:
         return entry.parse(value)
     except ValueError as error:

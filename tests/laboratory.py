@@ -64,7 +64,7 @@ def workbench(
 def measure(setup: Setup, device: Device | None = None, **given: Any) -> AmpReport:
     """The report of one experiment on the CPU; static unless it is told otherwise."""
     options = settings.resolve([("cli", {"static": True, "steps": 8, **given})])
-    test = experiment.Test("test_step", setup, device or Device(CPU), options)
+    test = experiment.Job("test_step", setup, device or Device(CPU), options)
     return experiment.run(test, Progress())
 
 

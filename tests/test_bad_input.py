@@ -275,6 +275,39 @@ def test_a_setup_that_is_no_function(project: pytest.Pytester) -> None:
     assert "amp_benchmark(setup) takes a function of the arm, not a int" in error
 
 
+def test_a_request_that_m_amp_cannot_see(project: pytest.Pytester) -> None:
+    dynamic = """
+def test_step(request):
+    request.getfixturevalue("amp_benchmark")(lambda arm: lambda: 1.0)
+"""
+    error = error_of(told(project, dynamic))
+    assert "`-m amp` does not select this test: make it an argument of the test" in error
+
+
+def test_ranks_that_would_wait_for_each_other_for_ever(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    project.makepyfile(test_it=HEAD + steps("return loss"))
+    result = project.runpytest("--amp-steps=2")
+    result.assert_outcomes(failed=1)
+    error = error_of(result.stdout.str())
+    assert "timed runs on several ranks (there are 2) are not supported yet" in error
+    assert "--amp-static" in error
+    project.runpytest(*QUICK).assert_outcomes(passed=1)
+
+
+def test_two_losses_of_one_name(project: pytest.Pytester) -> None:
+    error = error_of(told(project, steps("return {1: loss, '1': loss}")))
+    assert "two of the step's losses have the same name: [1, '1']" in error
+
+
+def test_a_loss_beyond_what_a_float_holds(project: pytest.Pytester) -> None:
+    assert "the loss is a number that no float holds" in error_of(
+        told(project, steps("return 10**400"))
+    )
+
+
 def test_two_calls_in_one_test(project: pytest.Pytester) -> None:
     source = steps("return loss", call="amp_benchmark(setup); amp_benchmark(setup)")
     error = error_of(told(project, source))

@@ -195,6 +195,16 @@ def test_a_path_that_cannot_be_written_stops_the_run_before_an_hour_is_lost(
     result.stdout.no_fnmatch_line("*collected*")
 
 
+def test_each_rank_writes_a_report_of_its_own(
+    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        project.runpytest("--amp-json=reports/amp.json")
+    written = sorted(path.name for path in (project.path / "reports").iterdir())
+    assert written == ["amp.json", "amp.rank1.json"]
+
+
 def test_a_link_is_followed(project: pytest.Pytester) -> None:
     real = project.mkdir("real") / "amp.json"
     project.path.joinpath("amp.json").symlink_to(real)

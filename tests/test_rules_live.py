@@ -250,6 +250,17 @@ def hard_coded_cast(arm):
     return train(arm, sgd(model), loss_of)
 
 
+def hard_coded_cast_with_a_reduced_batch(arm):
+    model, (x, y) = net(), batch()
+    x = x.bfloat16()  # there before the step, like weights, and none
+
+    def loss_of():
+        h = F.linear(x, model[0].weight.bfloat16()).float()
+        return F.cross_entropy(model[2](h.relu()), y)
+
+    return train(arm, sgd(model), loss_of)
+
+
 def hard_coded_half_matmul(arm):
     model, (x, y) = net(), batch()
     mix = torch.eye(16)
@@ -261,7 +272,14 @@ def hard_coded_half_matmul(arm):
 
 
 @pytest.mark.parametrize(
-    "setup", [hard_coded_autocast, decorated_forward, hard_coded_cast, hard_coded_half_matmul]
+    "setup",
+    [
+        hard_coded_autocast,
+        decorated_forward,
+        hard_coded_cast,
+        hard_coded_cast_with_a_reduced_batch,
+        hard_coded_half_matmul,
+    ],
 )
 def test_amp004_speaks_of_reduced_precision_that_is_hard_coded(setup) -> None:
     report = measure(setup)

@@ -32,6 +32,14 @@ def test_each_kind_can_be_asked_for(project: pytest.Pytester, given: str) -> Non
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
+def test_a_path_that_was_taken_for_a_kind(project: pytest.Pytester) -> None:
+    result = project.runpytest("--amp-strict", "tests/")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(
+        ["*'tests/' is not one of all, *; before a path write --amp-strict=all"]
+    )
+
+
 @pytest.mark.parametrize("spelling", ["--amp-strict", "--amp-strict=all"])
 def test_bare_is_all_of_them(project: pytest.Pytester, spelling: str) -> None:
     project.makepyfile(test_it=STEP)

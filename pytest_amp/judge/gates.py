@@ -161,8 +161,12 @@ def _advice(timing: Timing, limits: Limits) -> str:
 def _memory(seen: Observations, limits: Limits) -> Gate:
     wanted = limits.min_memory_reduction
     fp32, amp = seen.fp32.peak_bytes, seen.amp.peak_bytes
-    if not fp32 or amp is None:
-        reason = f"{seen.device} has no peak memory counter" if fp32 is None else "no memory used"
+    if not fp32 or not amp:
+        reason = (
+            f"{seen.device} has no peak memory counter"
+            if fp32 is None or amp is None
+            else "no allocation was seen (a torch.profiler of the step's own would hide them all)"
+        )
         return Gate("memory_reduction", wanted, None, None, None, "not_gated", reason)
     value = 1 - amp / fp32
     shown = f"{units.share(value)} ({units.size(fp32)} -> {units.size(amp)})"

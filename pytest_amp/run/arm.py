@@ -240,4 +240,5 @@ def _note(error: BaseException, text: str) -> None:
     if hasattr(error, "add_note"):
         error.add_note(text)
     else:  # Python 3.10: pytest shows the attribute all the same
-        error.__notes__ = [*getattr(error, "__notes__", []), text]
+        notes: Any = error
+        notes.__notes__ = [*getattr(error, "__notes__", []), text]

@@ -111,19 +111,19 @@ class Device:
         if self.is_accelerator and empty is not None:
             empty()
 
-    def rng_state(self) -> torch.Tensor | None:
-        """The device generator's state; None on the CPU, whose generator is torch's own."""
-        get = getattr(self.module, "get_rng_state", None)
-        if not self.is_accelerator or get is None:
+    def rng_state(self) -> Any:
+        """The states of all generators of this kind; None on the CPU, whose one is torch's own."""
+        if not self.is_accelerator:
             return None
-        state: torch.Tensor = get() if self.torch.index is None else get(self.torch.index)
-        return state
+        every = getattr(self.module, "get_rng_state_all", None)
+        return self.module.get_rng_state() if every is None else every()
 
-    def set_rng_state(self, state: torch.Tensor) -> None:
-        if self.torch.index is None:
+    def set_rng_state(self, state: Any) -> None:
+        """Put back what `rng_state` gave."""
+        if isinstance(state, torch.Tensor):
             self.module.set_rng_state(state)
-        else:
-            self.module.set_rng_state(state, self.torch.index)
+        elif state is not None:
+            self.module.set_rng_state_all(state)
 
     def manual_seed(self, seed: int) -> None:
         """Seed the generator that draws on this device."""
@@ -135,10 +135,11 @@ class Device:
     @contextmanager
     def activated(self) -> Iterator[None]:
         """Make it the current device, where there are several, and then the former one again."""
-        if not self.is_accelerator or self.torch.index is None:
+        current = getattr(self.module, "current_device", None)
+        if not self.is_accelerator or self.torch.index is None or current is None:
             yield
             return
-        former = self.module.current_device()
+        former = current()
         self.module.set_device(self.torch.index)
         try:
             yield
@@ -146,9 +147,13 @@ class Device:
             self.module.set_device(former)
 
     def lock_name(self) -> str:
-        """Measurements under the same name take turns, across processes."""
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        return re.sub(r"[^A-Za-z0-9]+", "-", f"{self.torch}-{visible}").strip("-")
+        """Measurements under the same name take turns, across processes.
+
+        A device is known by its UUID where it has one: its index depends on what is visible.
+        """
+        describe = getattr(self.module, "get_device_properties", None)
+        unique = getattr(describe(self.torch), "uuid", None) if describe else None
+        return re.sub(r"[^A-Za-z0-9]+", "-", str(unique or self.torch)).strip("-")
 
     def versions(self) -> dict[str, str | None]:
         """torch, cuda (or HIP), cudnn and driver, as text; None where there is none."""
@@ -160,6 +165,15 @@ class Device:
             "cudnn": None if cudnn is None else str(cudnn),
             "driver": _nvidia_driver() if on_cuda else None,
         }
+
+
+def world_size() -> int:
+    """How many ranks train together, as the process group or the launcher says; 1 without one."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return int(distributed.get_world_size())
+    launched = os.environ.get("WORLD_SIZE", "")
+    return int(launched) if launched.isdigit() else 1
 
 
 def choose(setting: str) -> Device:

@@ -33,6 +33,8 @@ class LossCurves:
                 f"the step returned the losses {sorted(map(str, losses))}, and before that "
                 f"{sorted(self._values)}: every step must return the same keys"
             )
+        if len(set(map(str, losses))) < len(losses):
+            raise AmpError(f"two of the step's losses have the same name: {list(losses)}")
         for key, value in losses.items():
             self._values.setdefault(str(key), []).append(_kept(value, str(key)))
 
@@ -53,7 +55,10 @@ def _kept(value: Any, key: str) -> Any:
             )
         return value.detach().clone()  # a compiled step may reuse its output's memory
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise AmpError(f"{name} is a number that no float holds") from None
     hint = " (return its .loss)" if hasattr(value, "loss") else ""
     raise AmpError(
         f"{name} is a {type(value).__name__}{hint}: the step must return a float, a scalar "

@@ -52,8 +52,7 @@ class GlobalState:
         random.setstate(state["rng.python"])
         numpy.random.set_state(state["rng.numpy"])
         torch.set_rng_state(state["rng.torch"])
-        if state["rng.device"] is not None:
-            self._device.set_rng_state(state["rng.device"])
+        self._device.set_rng_state(state["rng.device"])
 
     @contextmanager
     def preserved(self) -> Iterator[None]:

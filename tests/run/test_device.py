@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import platform
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pytest_amp.errors import AmpError
 from pytest_amp.run import device
-from pytest_amp.run.device import Device, choose
+from pytest_amp.run.device import Device, choose, world_size
 from pytest_amp.thresholds import DeviceNames
 
 CPU = torch.device("cpu")
@@ -115,13 +116,67 @@ def test_a_cuda_device_answers_to_its_name_its_architecture_and_its_type(monkeyp
     assert gpu.names() == DeviceNames("NVIDIA H100 80GB HBM3", None, "rocm")
 
 
-def test_the_lock_is_the_devices_own_among_those_that_are_visible(monkeypatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+def test_the_lock_is_the_gpus_own_whatever_number_it_has_here(monkeypatch) -> None:
+    visible = ["GPU-1a2b", "GPU-3c4d"]
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda each: SimpleNamespace(uuid=visible[each.index])
+    )
     first, second = (Device(torch.device("cuda", i)).lock_name() for i in (0, 1))
+    assert first == "GPU-1a2b"
     assert first != second
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
-    assert Device(torch.device("cuda", 0)).lock_name() != first
-    assert all(each.isalnum() or each == "-" for each in first)
+    visible.reverse()
+    assert Device(torch.device("cuda", 1)).lock_name() == first
+
+
+def test_the_lock_of_a_device_without_a_number_of_its_own_has_its_name(monkeypatch) -> None:
+    assert Device(CPU).lock_name() == "cpu"
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace())
+    assert Device(torch.device("cuda", 1)).lock_name() == "cuda-1"
+
+
+def test_the_generators_of_all_devices_of_a_kind_are_kept(monkeypatch) -> None:
+    states = [torch.tensor([1]), torch.tensor([2])]
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: list(states))
+    monkeypatch.setattr(
+        torch.cuda, "set_rng_state_all", lambda given: states.__setitem__(slice(None), given)
+    )
+    gpu = Device(torch.device("cuda", 0))
+    kept = gpu.rng_state()
+    states[1] = torch.tensor([9])
+    gpu.set_rng_state(kept)
+    assert [int(state) for state in states] == [1, 2]
+
+
+def test_a_kind_with_one_device_has_one_generator_and_is_always_current(monkeypatch) -> None:
+    state = {"now": torch.tensor([1])}
+    one = SimpleNamespace(
+        get_rng_state=lambda: state["now"], set_rng_state=lambda given: state.update(now=given)
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda _: one)
+    mps = Device(torch.device("mps", 0))
+    kept = mps.rng_state()
+    state["now"] = torch.tensor([5])
+    with mps.activated():
+        mps.set_rng_state(kept)
+    assert int(state["now"]) == 1
+
+
+# How many train together.
+
+
+@pytest.mark.parametrize(("launched", "ranks"), [(None, 1), ("", 1), ("1", 1), ("4", 4)])
+def test_the_launcher_says_how_many_ranks_there_are(monkeypatch, launched, ranks) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if launched is not None:
+        monkeypatch.setenv("WORLD_SIZE", launched)
+    assert world_size() == ranks
+
+
+def test_a_process_group_knows_better(monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    assert world_size() == 2
 
 
 # What it is able to do.

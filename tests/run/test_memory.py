@@ -69,6 +69,23 @@ def test_weights_gradients_and_optimizer_state_are_in_the_peak() -> None:
     assert 4 * MIB <= peaks(setup)["fp32"] < 6.5 * MIB  # and temporaries of the update
 
 
+def test_a_step_with_a_profiler_of_its_own_has_no_peak_rather_than_a_wrong_one() -> None:
+    def setup(arm):
+        layer = nn.Linear(64, 64)
+        optimizer = torch.optim.SGD(layer.parameters())
+        inner = train(arm, optimizer, lambda: layer(torch.ones(1, 64)).square().mean())
+
+        def step():
+            with torch.profiler.profile():
+                return inner()
+
+        return step
+
+    report = measure(setup, min_memory_reduction=0.1)
+    assert report.gate("memory_reduction").verdict == "not_gated"
+    assert "torch.profiler" in report.gate("memory_reduction").reason
+
+
 def test_what_was_there_before_the_build_is_not_counted() -> None:
     before = torch.ones(32 * FLOATS)
 

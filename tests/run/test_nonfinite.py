@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -92,6 +94,80 @@ def test_scaled_gradients_that_overflow_are_not_blamed_for_the_loss() -> None:
     assert (origin.op, origin.module) == ("aten::mul", "1")
 
 
+class Masked(nn.Module):
+    """Attention as causal models write it: infinities on purpose, and then a softmax."""
+
+    def __init__(self, fill):
+        super().__init__()
+        self.fill = fill
+
+    def forward(self, x):
+        future = torch.ones(2, 2).triu(1).bool()
+        return self.fill(x @ x.t(), future).softmax(-1) @ x
+
+
+FILLS = {
+    "masked_fill": lambda scores, future: scores.masked_fill(future, -math.inf),
+    "masked_fill_": lambda scores, future: scores.clone().masked_fill_(future, -math.inf),
+    "full": lambda scores, future: torch.where(future, torch.full((2, 2), -math.inf), scores),
+    "mask": lambda scores, future: scores + torch.zeros(2, 2).masked_fill(future, -math.inf),
+}
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_a_mask_that_is_filled_with_infinity_is_not_blamed(fill) -> None:
+    build = lambda: nn.Sequential(nn.Linear(4, 4), Masked(FILLS[fill]), Square())  # noqa: E731
+    origin = nonfinite.locate(workbench(overflowing(0.9, build), FP16), 0)
+    assert origin is None
+    model = nn.Sequential(Masked(FILLS[fill]), nn.Linear(4, 4), Square())
+
+    def setup(arm):
+        nn.init.constant_(model[1].weight, 1000.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        return train(arm, optimizer, lambda: model(torch.ones(2, 4)).float().mean())
+
+    origin = nonfinite.locate(workbench(setup, FP16), 0)
+    assert (origin.op, origin.module) == ("aten::mul", "2")
+
+
+def test_a_row_of_nothing_but_infinities_is_named_where_it_is_no_number_any_more() -> None:
+    def setup(arm):
+        scores = nn.Parameter(torch.zeros(2, 2))
+        optimizer = torch.optim.SGD([scores], lr=0.0)
+        everything = torch.ones(2, 2).bool()
+
+        def loss_of():
+            return (scores * 2).masked_fill(everything, -math.inf).softmax(-1).sum()
+
+        return train(arm, optimizer, loss_of)
+
+    assert nonfinite.locate(workbench(setup, FP16), 0).op == "aten::_softmax"
+
+
+def test_an_operator_that_overflows_in_place_is_found() -> None:
+    class Grow(nn.Module):
+        def forward(self, x):
+            return x.mul_(100)
+
+    def build():
+        return nn.Sequential(nn.Linear(4, 4), Grow(), Identity())
+
+    origin = nonfinite.locate(workbench(overflowing(1000.0, build), FP16), 0)
+    assert (origin.op, origin.module) == ("aten::mul_", "1")
+
+
+def test_a_compiled_model_is_looked_through_without_a_warning() -> None:
+    def setup(arm):
+        model = nn.Sequential(nn.Linear(4, 4), Square())
+        nn.init.constant_(model[0].weight, 250.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        call = torch.compile(model, backend="eager")
+        return train(arm, optimizer, lambda: call(torch.ones(2, 4)).float().mean())
+
+    origin = nonfinite.locate(workbench(setup, FP16), 0)
+    assert (origin.op, origin.module) == ("aten::mul", "1")
+
+
 def test_a_later_step_is_reached_first() -> None:
     def setup(arm):
         model = nn.Sequential(nn.Linear(4, 4), Square())
@@ -118,9 +194,8 @@ def test_the_finding_names_module_operator_and_step() -> None:
     assert report.gate("loss_diff").verdict == "fail"
 
 
-def test_hooks_are_gone_afterwards_also_after_an_exception() -> None:
-    hooks = torch.nn.modules.module._global_forward_hooks
-    pre_hooks = torch.nn.modules.module._global_forward_pre_hooks
+def test_the_modules_call_is_put_back_also_after_an_exception() -> None:
+    call = nn.Module.__call__
 
     def setup(arm):
         model = overflowing(1.0)(arm)
@@ -133,8 +208,7 @@ def test_hooks_are_gone_afterwards_also_after_an_exception() -> None:
 
     with pytest.raises(ZeroDivisionError):
         nonfinite.locate(workbench(setup, FP16), 0)
-    assert not hooks
-    assert not pre_hooks
+    assert nn.Module.__call__ is call
 
 
 def test_a_module_that_raises_and_is_caught_does_not_shift_the_names() -> None:
