@@ -533,4 +533,5 @@ def test_it_runs_where_the_fixtures_put_the_model(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     reports = measured(project, STEP)
     assert reports["test_step"]["environment"]["device_type"] == "cpu"
-    assert reports["test_step"]["notes"] == []
+    [note] = reports["test_step"]["notes"]
+    assert "measured on cpu, where the fixtures' parameters are, although cuda:0 is there" in note

@@ -204,6 +204,17 @@ def _attention() -> Iterator[Global]:
         if hasattr(cuda, f"{kernel}_sdp_enabled"):
             read = getattr(cuda, f"{kernel}_sdp_enabled")
             yield Global(f"attention.{kernel}", read, getattr(cuda, f"enable_{kernel}_sdp"))
+    if hasattr(cuda, "allow_fp16_bf16_reduction_math_sdp"):
+        read = cuda.fp16_bf16_reduction_math_sdp_allowed
+        yield Global("attention.reduction", read, cuda.allow_fp16_bf16_reduction_math_sdp)
+
+
+def _libraries() -> Iterator[Global]:
+    """Which library computes where there are several; asked for nothing, each tells its choice."""
+    for name in ("preferred_blas_library", "preferred_linalg_library", "preferred_rocm_fa_library"):
+        choose = getattr(torch.backends.cuda, name, None)
+        if choose is not None:
+            yield Global(name, choose, choose)
 
 
 def _hooks() -> Iterator[Global]:
@@ -249,6 +260,7 @@ def table() -> tuple[Global, ...]:
         Global("num_threads", torch.get_num_threads, torch.set_num_threads),
         *_autocast(),
         *_attention(),
+        *_libraries(),
         *_hooks(),
         *_saved_tensor_hooks(),
         Global("environ", lambda: dict(os.environ), _set_environment),

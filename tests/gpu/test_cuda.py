@@ -80,12 +80,11 @@ def test_peak_memory_repeats() -> None:
     assert len(peaks) == 1
 
 
-def test_the_step_time_is_what_cuda_events_see() -> None:
-    report = measured(matmul_heavy, max_time=10)
-    step = matmul_heavy(Arm("fp32", device.choose("cuda"), torch.float16))
+def by_events(step: Step) -> float:
+    """Seconds per step, the median of 30 blocks of 10, by the device's own events."""
     for _ in range(5):
         step()
-    by_events = []
+    blocks = []
     for _ in range(30):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
@@ -93,8 +92,14 @@ def test_the_step_time_is_what_cuda_events_see() -> None:
             step()
         end.record()
         torch.cuda.synchronize()
-        by_events.append(begin.elapsed_time(end) / 10 / 1000)
-    assert report.fp32.step_time_s == pytest.approx(statistics.median(by_events), rel=0.05)
+        blocks.append(begin.elapsed_time(end) / 10 / 1000)
+    return statistics.median(blocks)
+
+
+def test_the_step_time_is_what_cuda_events_see() -> None:
+    report = measured(matmul_heavy, max_time=10)
+    step = matmul_heavy(Arm("fp32", device.choose("cuda"), torch.float16))
+    assert report.fp32.step_time_s == pytest.approx(by_events(step), rel=0.05)
 
 
 def heavy_to_hold(arm: Arm) -> Step:
@@ -205,3 +210,50 @@ def test_a_compiled_model_is_timed_compiled() -> None:
     least = report.speedup.pairs * report.speedup.block_steps
     assert graphs.count("amp") > least
     assert graphs.count("fp32") > least
+
+
+def test_a_model_compiled_into_cuda_graphs_is_measured_and_its_coverage_known() -> None:
+    def setup(arm: Arm) -> Step:
+        model = torch.nn.Sequential(*(torch.nn.Linear(512, 512) for _ in range(3))).to(arm.device)
+        compiled = torch.compile(model, mode="reduce-overhead")
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        x = torch.randn(512, 512, device=arm.device)
+        return train(arm, optimizer, lambda: compiled(x).square().mean())
+
+    report = measured(setup, max_time=10)
+    assert report.verdict == "pass"
+    assert report.coverage == 1
+    assert report.speedup is not None
+    assert report.notes == ()
+
+
+def test_coverage_of_a_graph_that_the_user_captured_is_unknown() -> None:
+    def setup(arm: Arm) -> Step:
+        model = torch.nn.Linear(256, 256).to(arm.device)
+        x = torch.randn(64, 256, device=arm.device)
+        with arm.autocast():
+            forward = torch.cuda.make_graphed_callables(model, (x,))
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        return train(arm, optimizer, lambda: forward(x).float().square().mean())
+
+    report = measured(setup, static=True)
+    assert report.coverage is None
+    assert "a CUDA graph" in report.gate("coverage").reason
+    assert "AMP101" not in {finding.code for finding in report.findings}
+
+
+def test_the_amp_arms_step_time_is_what_cuda_events_see_of_it_with_its_scaler() -> None:
+    report = measured(matmul_heavy, dtype="float16", max_time=10)
+    step = matmul_heavy(Arm("amp", device.choose("cuda"), torch.float16))
+    assert report.amp.step_time_s == pytest.approx(by_events(step), rel=0.05)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_a_second_device_is_measured_by_its_number_and_the_first_stays_current() -> None:
+    second = device.choose("cuda:1")
+    before = torch.cuda.memory_allocated(0)
+    report = measure(matmul_heavy, second, static=False, min_speedup=0.01, steps=5)
+    assert report.verdict == "pass"
+    assert report.fp32.peak_bytes
+    assert torch.cuda.memory_allocated(0) == before
+    assert torch.cuda.current_device() == 0

@@ -135,16 +135,14 @@ def test_the_lock_of_a_device_without_a_number_of_its_own_has_its_name(monkeypat
 
 
 def test_the_generators_of_all_devices_of_a_kind_are_kept(monkeypatch) -> None:
-    states = [torch.tensor([1]), torch.tensor([2])]
+    states, put_back = [torch.tensor([1]), torch.tensor([2])], []
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: list(states))
-    monkeypatch.setattr(
-        torch.cuda, "set_rng_state_all", lambda given: states.__setitem__(slice(None), given)
-    )
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", put_back.extend)
     gpu = Device(torch.device("cuda", 0))
     kept = gpu.rng_state()
     states[1] = torch.tensor([9])
     gpu.set_rng_state(kept)
-    assert [int(state) for state in states] == [1, 2]
+    assert [int(state) for state in put_back] == [1, 2]
 
 
 def test_a_kind_with_one_device_has_one_generator_and_is_always_current(monkeypatch) -> None:
