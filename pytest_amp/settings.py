@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_amp import thresholds
+from pytest_amp.codes import CODES
 from pytest_amp.thresholds import Range, Threshold
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _words(value: object) -> list[str]:
 
 
 def _code(word: str) -> str:
-    if not _CODES.fullmatch(word):
+    if not (_CODES.fullmatch(word) and any(code.startswith(word) for code in CODES)):
         raise ValueError(
             f"{word!r} is neither a rule's code such as AMP203 nor a prefix such as AMP2"
         )

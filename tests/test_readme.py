@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from pytest_amp import options, settings
+from pytest_amp.codes import CODES
 from pytest_amp.judge.rules import NOTHING_MEASURED, RULES
 
 README = Path(__file__).parent.parent / "README.md"
@@ -36,7 +37,7 @@ def test_the_rules_are_all_listed_by_code_name_and_level() -> None:
     listed = re.findall(
         r"^\| (AMP\d{3}) \| (\S+) \| (\w+) \|", README.read_text("utf-8"), re.MULTILINE
     )
-    known = [(rule.code, rule.name, rule.severity) for rule in RULES]
+    known = [(rule.code, *CODES[rule.code]) for rule in RULES]
     nothing = NOTHING_MEASURED
     assert listed == [(nothing.code, nothing.name, nothing.severity), *known]
 

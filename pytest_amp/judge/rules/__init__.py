@@ -6,14 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
+from pytest_amp.codes import CODES
 from pytest_amp.judge.rules import autocast, measurement, numerics, speed
 from pytest_amp.judge.rules.base import Case, Rule
 from pytest_amp.results import Finding
 
 NOTHING_MEASURED = Finding(
     code="AMP001",
-    name="nothing-measured",
-    severity="error",
+    name=CODES["AMP001"].name,
+    severity=CODES["AMP001"].severity,
     message=(
         "the test requested amp_benchmark and never called it: a gate that measured nothing is "
         "not green; call amp_benchmark(setup)"

@@ -51,6 +51,6 @@ def dtype_substituted(case: Case) -> Iterator[Word]:
 
 
 RULES = (
-    Rule("AMP101", "amp-no-op", "error", amp_no_op),
-    Rule("AMP108", "dtype-substituted", "warning", dtype_substituted),
+    Rule("AMP101", amp_no_op),
+    Rule("AMP108", dtype_substituted),
 )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_amp.codes import CODES
 from pytest_amp.judge.gates import Limits
 from pytest_amp.records import Observations
 from pytest_amp.results import Finding, Gate, Severity
@@ -32,19 +33,17 @@ class Word:
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of the rule table. The severity is error only where the harm is shown."""
+    """A code, and what finds it. A `Word` of its own severity speaks where no harm is shown."""
 
     code: str
-    name: str
-    severity: Severity
     check: Callable[[Case], Iterable[Word]]
 
     def findings(self, case: Case) -> Iterator[Finding]:
         for word in self.check(case):
             yield Finding(
                 code=self.code,
-                name=self.name,
-                severity=word.severity or self.severity,
+                name=CODES[self.code].name,
+                severity=word.severity or CODES[self.code].severity,
                 message=word.message,
                 module=word.module,
                 evidence=dict(word.evidence),

@@ -180,9 +180,9 @@ def noisy_machine(case: Case) -> Iterator[Word]:
 
 
 RULES = (
-    Rule("AMP002", "not-reproducible", "warning", not_reproducible),
-    Rule("AMP003", "arms-start-differ", "error", arms_start_differ),
-    Rule("AMP004", "fp32-arm-not-fp32", "error", fp32_arm_not_fp32),
-    Rule("AMP005", "baseline-flags", "warning", baseline_flags),
-    Rule("AMP006", "noisy-machine", "warning", noisy_machine),
+    Rule("AMP002", not_reproducible),
+    Rule("AMP003", arms_start_differ),
+    Rule("AMP004", fp32_arm_not_fp32),
+    Rule("AMP005", baseline_flags),
+    Rule("AMP006", noisy_machine),
 )

@@ -31,4 +31,4 @@ def nonfinite_loss(case: Case) -> Iterator[Word]:
     )
 
 
-RULES = (Rule("AMP301", "nonfinite-loss", "error", nonfinite_loss),)
+RULES = (Rule("AMP301", nonfinite_loss),)

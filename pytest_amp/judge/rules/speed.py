@@ -22,4 +22,4 @@ def no_native_support(case: Case) -> Iterator[Word]:
     )
 
 
-RULES = (Rule("AMP401", "no-native-support", "warning", no_native_support),)
+RULES = (Rule("AMP401", no_native_support),)
