@@ -1,4 +1,4 @@
-"""Print the table: per rule, how many faulty steps it found and how often it spoke of healthy ones."""
+"""Print per rule the faulty steps that it found, and the healthy ones that it spoke of."""
 
 from __future__ import annotations
 
