@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 Losses = Mapping[str, tuple[float, ...]]
 
@@ -26,6 +26,44 @@ class Start:
     shared: bool = False
 
 
+Phase = Literal["forward", "backward", "recompute", "update"]
+
+
+@dataclass(frozen=True)
+class OpRow:
+    """Calls of one operator that are alike.
+
+    `module`: the path of the module that made the call, in a backward pass of the one whose
+    gradient it is; None outside of modules. `phase`: "recompute" is a forward pass that a backward
+    pass repeats, "update" an optimizer's step. `dtype` and `out`: of the first floating point
+    tensor that goes in and comes out. `autocast`: whether it was in force where the step called.
+    `function`: the custom autograd function that it is part of. `flops`, `bytes` (made) and
+    `largest` (bytes of the largest output): of all `count` calls. `stretch`: how many times its
+    memory the most expanded input is large. `dims`: the dimensions of matrix products.
+    `location`: the user's line that made the first call, as file:line.
+    """
+
+    op: str
+    dtype: str
+    out: str | None = None
+    module: str | None = None
+    phase: Phase = "forward"
+    autocast: bool = False
+    function: str | None = None
+    count: int = 1
+    flops: int = 0
+    bytes: int = 0
+    largest: int = 0
+    stretch: int = 1
+    dims: tuple[int, ...] = ()
+    location: str | None = None
+
+    @property
+    def is_cast(self) -> bool:
+        """Whether it only copies a tensor into another dtype."""
+        return self.op == "aten::_to_copy" and self.out is not None and self.out != self.dtype
+
+
 @dataclass(frozen=True)
 class Operators:
     """One inspected step, counted by dtype name.
@@ -38,6 +76,9 @@ class Operators:
     `draws`: digests of those numbers, in order; None where they were not looked at.
     `autocast_entered`: how often an enabled autocast region was entered.
     `reduced_weights`: whether weights that are kept in reduced precision took part.
+    `rows`: the calls, one row for all that are alike. `stale`: modules that computed with casts of
+    weights from before an update. `backward_under_autocast`: how many backward passes began inside
+    an autocast region.
     """
 
     flops_by_dtype: Mapping[str, int] = field(default_factory=dict)
@@ -49,6 +90,9 @@ class Operators:
     draws: tuple[str, ...] | None = None
     autocast_entered: int = 0
     reduced_weights: bool = False
+    rows: tuple[OpRow, ...] = ()
+    stale: tuple[str, ...] = ()
+    backward_under_autocast: int = 0
 
     @property
     def flops(self) -> int:

@@ -6,7 +6,8 @@ Not for compiled code, which is left to run as it was compiled: set the stance "
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -15,19 +16,30 @@ from pytest_amp.errors import none_of_ours
 __tracebackhide__ = none_of_ours
 
 
+class Call(NamedTuple):
+    """A module that is being called. `again`: in a backward pass, as checkpointing does."""
+
+    module: torch.nn.Module
+    path: str
+    again: bool
+
+
 class ModuleStack:
     """Within it, the modules that are being called right now; `entered` is told of each."""
 
     def __init__(self, entered: Callable[[torch.nn.Module], None] = lambda _: None) -> None:
         self._entered = entered
-        self._stack: list[torch.nn.Module] = []
+        self._stack: list[Call] = []
+        self._paths: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
+        self._roots: set[str] = set()
         self._original: Any = None
 
     def __enter__(self) -> ModuleStack:
         original = self._original = torch.nn.Module.__call__
 
         def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            self._stack.append(module)
+            again = torch._C._current_graph_task_id() != -1
+            self._stack.append(Call(module, self._path_of(module), again))
             try:
                 self._entered(module)
                 return original(module, *args, **kwargs)
@@ -40,11 +52,44 @@ class ModuleStack:
     def __exit__(self, *_: object) -> None:
         torch.nn.Module.__call__ = self._original  # type: ignore[method-assign]
 
+    @property
+    def top(self) -> Call | None:
+        """The innermost call; None outside of modules."""
+        return self._stack[-1] if self._stack else None
+
     def path(self) -> str | None:
-        """``layers.3.mlp``, or the class name of an outermost module; None outside of modules."""
-        if not self._stack:
-            return None
-        root, current = self._stack[0], self._stack[-1]
-        names = {id(module): name for name, module in root.named_modules()}
-        name = names.get(id(current), "").removeprefix("_orig_mod").removeprefix(".")
-        return name or type(getattr(current, "_orig_mod", current)).__name__
+        """``layers.3.mlp``, or the class name of an outermost module; None outside of modules.
+
+        Paths begin below the first module that was called from outside of any; those below a
+        further one of its kind begin with its class's name.
+        """
+        return self._stack[-1].path if self._stack else None
+
+    def parameter_names(self) -> dict[int, str]:
+        """By id, the names of the parameters of all modules that were called."""
+        return {
+            id(parameter): f"{path}.{name}"
+            for module, path in list(self._paths.items())
+            for name, parameter in module.named_parameters(recurse=False)
+        }
+
+    def _path_of(self, module: torch.nn.Module) -> str:
+        known = self._paths.get(module)
+        if known is None:
+            self._name_all(module)
+            known = self._paths[module]
+        return known
+
+    def _name_all(self, root: torch.nn.Module) -> None:
+        """Name a module that was called from outside, and all below it."""
+        original = getattr(root, "_orig_mod", root)
+        kind = name = type(original).__name__
+        number = 1
+        while name in self._roots:
+            number += 1
+            name = f"{kind}#{number}"
+        prefix = f"{name}." if self._roots else ""
+        self._roots.add(name)
+        self._paths[root] = name
+        for path, module in original.named_modules():
+            self._paths.setdefault(module, prefix + path if path else name)

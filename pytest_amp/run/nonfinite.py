@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import Origin
 from pytest_amp.run.arm import Workbench
+from pytest_amp.run.flops import operator_name
 from pytest_amp.run.modules import ModuleStack
-from pytest_amp.run.ops import operator_name
 
 __tracebackhide__ = none_of_ours
 

@@ -1,83 +1,38 @@
-"""The operator record: one step seen through a dispatch mode, counted by dtype."""
+"""The operator record: one step seen through a dispatch mode, call by call."""
 
 from __future__ import annotations
 
-import re
+import math
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from math import prod
+from dataclasses import replace
 from typing import Any
+from weakref import ref
 
 import torch
 from torch.amp.autocast_mode import autocast
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from pytest_amp.errors import none_of_ours
-from pytest_amp.records import REDUCED, Operators
+from pytest_amp.records import REDUCED, Operators, OpRow, Phase
 from pytest_amp.run.fingerprint import digest_in_any_dtype
+from pytest_amp.run.flops import flops, is_heavy, operator_name
 from pytest_amp.run.modules import ModuleStack
+from pytest_amp.run.source import location
 
 __tracebackhide__ = none_of_ours
-
-_HEAVY = re.compile(r"conv|mm\b|mm_|matmul|attention|linear|rnn|lstm|gru|bilinear")
-_NOT_HEAVY = re.compile(r"linear_combination|upsample|prepack|reorder|weight_size|convert|_like")
-_OURS = frozenset({"aten", "prim", "prims", "profiler", "c10d", "_c10d_functional", "inductor"})
 
 # Work that no dispatch mode sees: what to call it, and the module, class and method that launch it.
 _OUT_OF_SIGHT = (
     ("a CUDA graph", "torch.cuda.graphs", "CUDAGraph", "replay"),
     ("a Triton kernel", "triton.runtime.jit", "JITFunction", "run"),
 )
-
-Formula = Callable[..., int]
-
-
-def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Two products: (queries x keys), and (weights x values)."""
-    *batch, queries, dim = query.shape
-    return int(2 * prod(batch) * queries * key.shape[-2] * (dim + value.shape[-1]))
-
-
-def _attention_backward(_grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Five products where the forward pass has two: its scores are computed again."""
-    return 5 * _attention(query, key, value) // 2
-
-
-def _linear(inputs: Any, weight: Any, *_: Any, **__: Any) -> int:
-    return 2 * int(inputs.numel()) * int(weight.shape[0])
-
-
-def _linear_backward(inputs: Any, _grad: Any, weight: Any, wanted: Any) -> int:
-    """One product per gradient that is wanted: the input's and the weight's."""
-    return int(sum(wanted[:2])) * _linear(inputs, weight)
-
-
-def _matrix_vector(matrix: Any, *_: Any, **__: Any) -> int:
-    return 2 * int(matrix.numel())
-
-
-def _rnn_layer(inputs: Any, weight: Any, recurrent: Any, *_: Any, **__: Any) -> int:
-    """Per element of the sequence: the input's and the state's product with their weights."""
-    elements = int(inputs.numel()) // int(inputs.shape[-1])
-    return 2 * elements * (int(weight.numel()) + int(recurrent.numel()))
-
-
-# What torch's own registry leaves out, seen on the CPU and with nested tensors.
-_MORE: dict[str, Formula] = {
-    "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,
-    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
-    "aten::linear": _linear,
-    "aten::linear_backward": _linear_backward,
-    "aten::mkldnn_rnn_layer": _rnn_layer,
-    "aten::mkldnn_rnn_layer_backward": lambda *args, **kw: 2 * _rnn_layer(*args, **kw),
-    "aten::mv": _matrix_vector,
-    "aten::dot": _matrix_vector,
-    "aten::vdot": _matrix_vector,
-}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -86,7 +41,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 class OpRecord(TorchDispatchMode):
-    """Counts one step. Read `operators()` after the step.
+    """Records one step, and looks for stale casts in those after it. Then read `operators()`.
 
     Compiled code is run eagerly meanwhile, since fused kernels are not seen, and since a dispatch
     mode would switch the compiling of what runs under it off for good.
@@ -97,23 +52,38 @@ class OpRecord(TorchDispatchMode):
 
     def __init__(self, trained: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._flops: Counter[str] = Counter()
-        self._bytes: Counter[str] = Counter()
+        self.modules = ModuleStack(self._note_weights)
+        self._recording = True
+        self._rows: dict[tuple[Any, ...], _Tally] = {}
         self._unknown: dict[str, None] = {}
         self._hidden: dict[str, None] = {}
         self._hidden_reduced = False
         self._random: set[str] = set()
         self._draws: list[str] = []
-        self._weights = {_storage(tensor) for tensor in trained}
+        self._weights = {_storage(tensor): tensor for tensor in trained}
         self._made: set[int] = set()
+        self._casts: dict[int, tuple[ref[torch.Tensor], int]] = {}
+        self._stale: dict[str, None] = {}
+        self._autocast = False
+        self._regions: list[bool] = []
         self._autocast_entered = 0
+        self._backward_under_autocast = 0
         self._reduced_weights = False
+        self._updating = False
+        self._functions: list[str] = []
+        self._function_nodes: dict[str, str] = {}
+        self._callers: dict[int, tuple[str | None, bool]] = {}
+
+    def next_step(self) -> None:
+        """From here on, look for stale casts only."""
+        self._recording = False
 
     def operators(self, hidden: str | None = None) -> Operators:
         """What was seen; `hidden` is why the rest was not."""
+        rows = tuple(tally.row() for tally in self._rows.values())
         return Operators(
-            flops_by_dtype=dict(self._flops),
-            bytes_by_dtype=dict(self._bytes),
+            flops_by_dtype=_summed(rows, "dtype", "flops"),
+            bytes_by_dtype=_summed(rows, "out", "bytes"),
             unknown=tuple(self._unknown),
             hidden=(*self._hidden, hidden) if hidden else tuple(self._hidden),
             hidden_reduced=self._hidden_reduced or hidden is not None,
@@ -121,63 +91,125 @@ class OpRecord(TorchDispatchMode):
             draws=tuple(self._draws),
             autocast_entered=self._autocast_entered,
             reduced_weights=self._reduced_weights,
+            rows=rows,
+            stale=tuple(self._stale),
+            backward_under_autocast=self._backward_under_autocast,
         )
 
     @contextmanager
     def watching(self) -> Iterator[OpRecord]:
         """Record what runs inside."""
+        self._autocast = torch._C._is_any_autocast_enabled()
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.enter_context(self._watching_autocast())
+            stack.enter_context(_patched(autocast, "__enter__", self._around_enter))
+            stack.enter_context(_patched(autocast, "__exit__", self._around_exit))
+            backward = torch.autograd
+            stack.enter_context(_patched(backward, "_engine_run_backward", self._around_backward))
+            stack.enter_context(_custom_functions(self._around_function))
+            before = register_optimizer_step_pre_hook(lambda *_: self._update(True))
+            stack.callback(before.remove)
+            after = register_optimizer_step_post_hook(lambda *_: self._update(False))
+            stack.callback(after.remove)
             for what, module, cls, method in _OUT_OF_SIGHT:
-                stack.enter_context(self._noting(what, module, cls, method))
-            stack.enter_context(ModuleStack(self._note_weights))
+                owner = getattr(sys.modules.get(module), cls, None)
+                if owner is not None:
+                    stack.enter_context(_patched(owner, method, self._noting(what)))
+            stack.enter_context(self.modules)
             stack.enter_context(self)
             yield self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
         inputs = _floats((args, kwargs))
+        self._look_for_stale(inputs)
+        out = func(*args, **kwargs)
         outputs = _floats(out)
-        self._count_flops(func, args, kwargs, inputs, outputs, out)
-        if _draws(func, args, kwargs):
-            self._random.update(dtype_name(t.dtype) for t in (*outputs, *inputs))
-            self._draws.append(_drawn(out))
+        if self._recording:
+            self._record(func, args, kwargs, inputs, outputs, out)
         known = {_storage(tensor) for tensor in inputs}
         for tensor in outputs:
             storage = _storage(tensor)
             if storage not in known:
                 self._made.add(storage)
-                self._bytes[dtype_name(tensor.dtype)] += tensor.numel() * tensor.element_size()
+                self._casts.pop(storage, None)  # an address that is used again
+        if func is torch.ops.aten._to_copy.default and outputs and _is_reduced(outputs[0]):
+            weight = self._weights.get(_storage(inputs[0])) if inputs else None
+            if weight is not None:
+                self._casts[_storage(outputs[0])] = ref(weight), weight._version
         return out
 
-    def _count_flops(
-        self,
-        func: Any,
-        args: Any,
-        kwargs: Any,
-        inputs: list[torch.Tensor],
-        outputs: list[torch.Tensor],
-        out: Any,
+    def _record(
+        self, func: Any, args: Any, kwargs: Any, inputs: Tensors, outputs: Tensors, out: Any
     ) -> None:
-        packet = getattr(func, "_overloadpacket", func)  # a higher-order operator has none
+        if _draws(func, args, kwargs):
+            self._random.update(dtype_name(t.dtype) for t in (*outputs, *inputs))
+            self._draws.append(_drawn(out))
+        if not inputs and not outputs:
+            return
         name = operator_name(func)
-        formula = flop_registry.get(packet)
-        if formula is not None:
-            count = formula(*args, **kwargs, out_val=out)
-        elif name in _MORE:
-            count = _MORE[name](*args, **kwargs)
-        else:
-            if inputs and _is_heavy(name):
-                self._unknown[name] = None
-                self._hidden_reduced |= any(_is_reduced(t) for t in (*inputs, *outputs))
-            return
-        if not inputs:
-            return
-        self._flops[dtype_name(inputs[0].dtype)] += int(count)
-        if _is_reduced(inputs[0]):
+        count = flops(func, args, kwargs, out) if inputs else None
+        if count is None and inputs and is_heavy(name):
+            self._unknown[name] = None
+            self._hidden_reduced |= any(map(_is_reduced, (*inputs, *outputs)))
+        if count and _is_reduced(inputs[0]):
             self._reduced_weights |= any(map(self._is_weight, filter(_is_reduced, inputs)))
+        known = {_storage(tensor) for tensor in inputs}
+        sizes = [_size(each) for each in outputs if _storage(each) not in known]
+        module, phase, in_autocast, function = self._caller()
+        dtype = dtype_name((inputs or outputs)[0].dtype)
+        made = dtype_name(outputs[0].dtype) if outputs else None
+        key = (name, dtype, made, module, phase, in_autocast, function)
+        tally = self._rows.get(key)
+        if tally is None:
+            where = location() if phase in ("forward", "recompute") else None
+            row = OpRow(name, dtype, made, module, phase, in_autocast, function, location=where)
+            tally = self._rows[key] = _Tally(row)
+        tally.count += 1
+        tally.flops += count or 0
+        tally.bytes += sum(sizes)
+        tally.largest = max(tally.largest, *sizes, 0)
+        if count:
+            tally.dims.update(*map(_matrix_dims, inputs[:3]))
+        elif name == "aten::_to_copy" and inputs:
+            tally.stretch = max(tally.stretch, _stretch(inputs[0]))
+
+    def _caller(self) -> tuple[str | None, Phase, bool, str | None]:
+        """Module, phase, whether autocast is in force, and the custom function around it."""
+        inside = self._functions[-1] if self._functions else None
+        call = self.modules.top
+        if self._updating:
+            return None, "update", False, inside
+        if torch._C._current_graph_task_id() == -1 or (call is not None and call.again):
+            path = call.path if call is not None else None
+            caller = path, self._autocast
+            if torch.is_grad_enabled():
+                self._callers[_next_node() - 1] = caller
+            return (
+                path,
+                "recompute" if call is not None and call.again else "forward",
+                caller[1],
+                inside,
+            )
+        node: Any = torch._C._current_autograd_node()
+        if node is None:
+            return None, "backward", False, inside
+        path, in_autocast = self._callers.get(node._sequence_nr(), (None, False))
+        return path, "backward", in_autocast, inside or self._function_nodes.get(node.name())
+
+    def _look_for_stale(self, inputs: Tensors) -> None:
+        """A cast of a weight that was updated since, and is used as if it were the weight."""
+        for tensor in inputs:
+            cast = self._casts.get(_storage(tensor))
+            if cast is None or not _is_reduced(tensor):
+                continue
+            weight, version = cast[0](), cast[1]
+            if weight is None or weight._version == version or self._updating:
+                continue
+            if torch._C._current_graph_task_id() != -1:
+                continue  # a backward pass wants the weights of its forward pass
+            if not torch.equal(_spread(tensor), _spread(weight.to(tensor.dtype))):
+                self._stale[self.modules.path() or "outside of modules"] = None
 
     def _is_weight(self, tensor: torch.Tensor) -> bool:
         """Where neither modules nor optimizers tell, what was there before the step counts."""
@@ -185,60 +217,149 @@ class OpRecord(TorchDispatchMode):
         return storage in self._weights if self._weights else storage not in self._made
 
     def _note_weights(self, module: torch.nn.Module) -> None:
-        held = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-        self._weights.update(map(_storage, held))
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            self._weights.setdefault(_storage(tensor), tensor)
+
+    def _update(self, inside: bool) -> None:
+        self._updating = inside
+
+    def _around_enter(self, original: Any, region: Any, *args: Any) -> Any:
+        in_force = region._enabled and dtype_name(region.fast_dtype) in REDUCED
+        if self._recording:
+            self._autocast_entered += in_force
+        self._regions.append(self._autocast)
+        self._autocast = in_force
+        return original(region, *args)
+
+    def _around_exit(self, original: Any, region: Any, *args: Any) -> Any:
+        self._autocast = self._regions.pop() if self._regions else False
+        return original(region, *args)
+
+    def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._recording:
+            self._backward_under_autocast += self._autocast
+        return original(*args, **kwargs)
 
     @contextmanager
-    def _watching_autocast(self) -> Iterator[None]:
-        enter = autocast.__enter__
-
-        def noted(region: Any) -> Any:
-            if region._enabled and dtype_name(region.fast_dtype) in REDUCED:
-                self._autocast_entered += 1
-            return enter(region)  # type: ignore[no-untyped-call]
-
-        autocast.__enter__ = noted  # type: ignore[method-assign]
+    def _around_function(self, cls: type) -> Iterator[None]:
+        name = cls.__name__
+        self._function_nodes[f"{name}Backward"] = name
+        self._functions.append(name)
         try:
             yield
         finally:
-            autocast.__enter__ = enter  # type: ignore[method-assign]
+            self._functions.pop()
 
-    @contextmanager
-    def _noting(self, what: str, module: str, cls: str, method: str) -> Iterator[None]:
-        """Note that work was launched past the dispatcher, where that module is loaded."""
-        owner: Any = getattr(sys.modules.get(module), cls, None)
-        if owner is None:
-            yield
-            return
-        original = getattr(owner, method)
+    def _noting(self, what: str) -> Callable[..., Any]:
+        """Note that work was launched past the dispatcher."""
 
-        def noted(*args: Any, **kwargs: Any) -> Any:
+        def noted(original: Any, *args: Any, **kwargs: Any) -> Any:
             self._hidden[what] = None
             self._hidden_reduced = True
             return original(*args, **kwargs)
 
-        setattr(owner, method, noted)
-        try:
-            yield
-        finally:
-            setattr(owner, method, original)
+        return noted
 
 
-def operator_name(func: Any) -> str:
-    """``aten::mm`` for any of its overloads; a higher-order operator has none."""
-    packet = getattr(func, "_overloadpacket", None)
-    return str(packet._qualified_op_name) if packet else f"higher_order::{func}"
+Tensors = list[torch.Tensor]
+
+
+class _Tally:
+    """A row that is still being counted."""
+
+    def __init__(self, row: OpRow) -> None:
+        self._row = row
+        self.count = self.flops = self.bytes = self.largest = 0
+        self.stretch = 1
+        self.dims: set[int] = set()
+
+    def row(self) -> OpRow:
+        return replace(
+            self._row,
+            count=self.count,
+            flops=self.flops,
+            bytes=self.bytes,
+            largest=self.largest,
+            stretch=self.stretch,
+            dims=tuple(sorted(self.dims)),
+        )
+
+
+def _summed(rows: Iterable[OpRow], key: str, what: str) -> dict[str, int]:
+    """The sum of a column by another, without what has none."""
+    total: dict[str, int] = {}
+    for row in rows:
+        amount = getattr(row, what)
+        if amount:
+            total[getattr(row, key)] = total.get(getattr(row, key), 0) + amount
+    return total
+
+
+@contextmanager
+def _patched(owner: Any, name: str, around: Callable[..., Any]) -> Iterator[None]:
+    original = getattr(owner, name)
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    setattr(owner, name, patched)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+@contextmanager
+def _custom_functions(around: Callable[[type], Any]) -> Iterator[None]:
+    """Tell of each call of a custom autograd function that is not torch's own."""
+    own = vars(torch.autograd.Function)["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if cls.__module__.partition(".")[0] == "torch":
+            return own.__func__(cls, *args, **kwargs)
+        with around(cls):
+            return own.__func__(cls, *args, **kwargs)
+
+    function: Any = torch.autograd.Function
+    function.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        function.apply = own
+
+
+def _next_node() -> int:
+    number: Any = torch._C._autograd._get_sequence_nr()
+    return int(number)
+
+
+def _size(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _matrix_dims(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The dimensions that a matrix kernel tiles; a convolution's are its channels."""
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return ()
+    return tuple(tensor.shape[:2] if tensor.ndim > 3 else tensor.shape[-2:])
+
+
+def _stretch(tensor: torch.Tensor) -> int:
+    """How many elements share one place in memory, as in an expanded tensor."""
+    if tensor.layout is not torch.strided or not tensor.numel():
+        return 1
+    repeated = [n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride == 0]
+    return math.prod(repeated)
+
+
+def _spread(tensor: torch.Tensor) -> torch.Tensor:
+    """All that the tensor's memory holds, however it is viewed."""
+    base = tensor._base if tensor._base is not None else tensor
+    return base.detach().reshape(-1)
 
 
 def _is_reduced(tensor: torch.Tensor) -> bool:
     return dtype_name(tensor.dtype) in REDUCED
-
-
-def _is_heavy(name: str) -> bool:
-    namespace, _, op = name.partition("::")
-    if namespace not in _OURS:
-        return True
-    return bool(_HEAVY.search(op)) and not _NOT_HEAVY.search(op)
 
 
 def _draws(func: Any, args: Any, kwargs: Any) -> bool:

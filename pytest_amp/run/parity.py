@@ -110,6 +110,8 @@ def _inspect(bench: Workbench, resident: Resident, trained: list[torch.Tensor]) 
     try:
         with resident.active(), record.watching():
             resident.step()
+            record.next_step()
+            resident.step()
         bench.device.synchronize()
     except Exception as error:
         # Compiled code is inspected eagerly, which may take more memory than it ever had to.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -317,3 +319,200 @@ def test_bytes_are_those_of_the_tensors_that_operators_make() -> None:
     x = torch.randn(1000)
     assert dict(record(lambda: x.to(BF16).mul(2)).bytes_by_dtype) == {"bfloat16": 2 * 2 * 1000}
     assert dict(record(lambda: x.view(10, 100).t()).bytes_by_dtype) == {}
+
+
+# The rows: which call, where, in what.
+
+
+def rows(step, **wanted):
+    """The rows of a step that have these values."""
+    return [
+        row
+        for row in record(step).rows
+        if all(getattr(row, name) == value for name, value in wanted.items())
+    ]
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.inner(x).relu()
+
+
+def test_each_call_is_laid_to_its_module_backward_too() -> None:
+    model, x = nn.Sequential(Block(), Block(), nn.Linear(8, 1)), torch.randn(4, 8)
+    seen = rows(lambda: model(x).sum().backward())
+    products = [(row.module, row.phase, row.count) for row in seen if row.flops]
+    assert products == [
+        ("0.inner", "forward", 1),
+        ("1.inner", "forward", 1),
+        ("2", "forward", 1),
+        ("2", "backward", 2),
+        ("1.inner", "backward", 2),
+        ("0.inner", "backward", 1),  # nothing wants the gradient of x
+    ]
+    assert [row.module for row in seen if row.op == "aten::threshold_backward"] == ["1", "0"]
+
+
+def test_a_second_models_paths_begin_with_its_class() -> None:
+    first, second, x = nn.Sequential(Block()), nn.Sequential(Block()), torch.randn(4, 8)
+    products = rows(lambda: second(first(x)), op="aten::addmm")
+    assert [row.module for row in products] == ["0.inner", "Sequential#2.0.inner"]
+
+
+def test_a_checkpointed_segment_is_told_from_its_first_run() -> None:
+    model, x = nn.Sequential(Block(), Block()), torch.randn(4, 8)
+
+    def step():
+        h = torch.utils.checkpoint.checkpoint(model[0], x, use_reentrant=False)
+        model[1](h).sum().backward()
+
+    products = [(row.module, row.phase) for row in rows(step) if row.op == "aten::addmm"]
+    assert products[0][1] == "forward"
+    assert products[-1] == (products[0][0], "recompute")
+
+
+def test_an_optimizers_own_arithmetic_is_an_update() -> None:
+    layer = nn.Linear(8, 4)
+    optimizer = torch.optim.AdamW(layer.parameters(), foreach=False)
+
+    def step():
+        layer(torch.randn(3, 8)).sum().backward()
+        optimizer.step()
+
+    assert {row.module for row in rows(step, phase="update")} == {None}
+    assert "aten::addcdiv_" in {row.op for row in rows(step, phase="update")}
+    assert "aten::addcdiv_" not in {row.op for row in rows(step, phase="forward")}
+
+
+def test_casts_are_rows_with_the_dtype_that_they_come_from_and_go_to() -> None:
+    layer, x = nn.Linear(8, 4, bias=False), torch.randn(3, 8)
+    casts = [row for row in rows(under_autocast(lambda: layer(x))) if row.is_cast]
+    assert sum(row.count for row in casts) == 2  # the input and the weight
+    assert {(row.dtype, row.out, row.module) for row in casts} == {
+        ("float32", "bfloat16", "Linear")
+    }
+    assert sum(row.bytes for row in casts) == 2 * (3 * 8 + 8 * 4)
+
+
+def test_an_expanded_tensor_that_is_cast_is_told_by_how_far_it_stretches() -> None:
+    mask = torch.zeros(1, 1, 8, 8).expand(16, 4, 8, 8)
+    [cast] = [row for row in rows(lambda: mask.to(BF16)) if row.is_cast]
+    assert (cast.stretch, cast.largest) == (64, 2 * 16 * 4 * 64)
+
+
+def test_whether_autocast_was_in_force_is_told_of_each_call_and_of_its_gradient() -> None:
+    first, second, x = nn.Linear(8, 8), nn.Linear(8, 4), torch.randn(3, 8)
+
+    def step():
+        with torch.autocast("cpu", dtype=BF16):
+            h = first(x)
+            with torch.autocast("cpu", enabled=False):
+                h = second(h.float())
+        h.sum().backward()
+
+    products = [(row.module, row.phase, row.autocast) for row in rows(step) if row.flops]
+    assert products == [
+        ("Linear", "forward", True),
+        ("Linear#2", "forward", False),
+        ("Linear#2", "backward", False),
+        ("Linear", "backward", True),
+    ]
+
+
+def test_the_users_line_is_named() -> None:
+    layer, x = nn.Linear(8, 4), torch.randn(3, 8)
+    line = sys._getframe().f_lineno + 1
+    [product] = rows(lambda: layer(x), op="aten::addmm")
+    assert product.location == f"tests/run/test_ops.py:{line}"
+
+
+def test_backward_passes_inside_an_autocast_region_are_counted() -> None:
+    layer, x = nn.Linear(8, 4), torch.randn(3, 8)
+    assert record(under_autocast(lambda: layer(x).sum().backward())).backward_under_autocast == 1
+    assert (
+        record(forward_and_backward(under_autocast(lambda: layer(x)))).backward_under_autocast == 0
+    )
+
+
+class Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        return grad @ weight.t().to(grad.dtype), x.t().to(grad.dtype) @ grad
+
+
+def test_a_custom_functions_calls_are_its_own_in_both_directions() -> None:
+    weight, x = leaf(8, 4), torch.randn(3, 8)
+
+    def step():
+        Product.apply(x, weight).sum().backward()
+
+    products = [(row.phase, row.function) for row in rows(step) if row.flops]
+    assert set(products) == {("forward", "Product"), ("backward", "Product")}
+    assert "apply" in vars(torch.autograd.Function)
+    assert record(linear()).rows[0].function is None
+
+
+# Stale casts.
+
+
+def two_updates(inside_one_region):
+    """Two optimizer steps, in one autocast region or in one each."""
+    layer, x = nn.Linear(8, 4), torch.randn(3, 8)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+
+    def update():
+        layer(x).float().square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def step():
+        if inside_one_region:
+            with torch.autocast("cpu", dtype=BF16):
+                update()
+                update()
+        else:
+            for _ in range(2):
+                with torch.autocast("cpu", dtype=BF16):
+                    update()
+
+    return step
+
+
+def test_a_weight_whose_cast_is_older_than_its_update_is_found() -> None:
+    assert record(two_updates(inside_one_region=True)).stale == ("Linear",)
+    assert record(two_updates(inside_one_region=False)).stale == ()
+
+
+def test_a_region_that_was_never_left_is_found_in_the_step_after_the_recorded_one() -> None:
+    layer, x = nn.Linear(8, 4), torch.randn(3, 8)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+
+    def step():
+        layer(x).float().square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    recorder = OpRecord()
+    with torch.autocast("cpu", dtype=BF16), recorder.watching():
+        step()
+        before = recorder.operators()
+        recorder.next_step()
+        step()
+    after = recorder.operators()
+    assert (before.stale, after.stale) == ((), ("Linear",))
+    assert after.flops == before.flops
+
+
+def test_one_cast_of_a_weight_that_is_used_twice_is_not_stale() -> None:
+    layer, x = nn.Linear(8, 8), torch.randn(3, 8)
+    assert record(forward_and_backward(under_autocast(lambda: layer(layer(x))))).stale == ()

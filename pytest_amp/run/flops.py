@@ -1,0 +1,87 @@
+"""How many FLOPs an operator's call is: torch's own registry, and what it leaves out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+from torch.utils.flop_counter import flop_registry
+
+from pytest_amp.errors import none_of_ours
+
+__tracebackhide__ = none_of_ours
+
+_HEAVY = re.compile(r"conv|mm\b|mm_|matmul|attention|linear|rnn|lstm|gru|bilinear")
+_NOT_HEAVY = re.compile(r"linear_combination|upsample|prepack|reorder|weight_size|convert|_like")
+_OURS = frozenset({"aten", "prim", "prims", "profiler", "c10d", "_c10d_functional", "inductor"})
+
+Formula = Callable[..., int]
+
+
+def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Two products: (queries x keys), and (weights x values)."""
+    *batch, queries, dim = query.shape
+    return int(2 * prod(batch) * queries * key.shape[-2] * (dim + value.shape[-1]))
+
+
+def _attention_backward(_grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Five products where the forward pass has two: its scores are computed again."""
+    return 5 * _attention(query, key, value) // 2
+
+
+def _linear(inputs: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return 2 * int(inputs.numel()) * int(weight.shape[0])
+
+
+def _linear_backward(inputs: Any, _grad: Any, weight: Any, wanted: Any) -> int:
+    """One product per gradient that is wanted: the input's and the weight's."""
+    return int(sum(wanted[:2])) * _linear(inputs, weight)
+
+
+def _matrix_vector(matrix: Any, *_: Any, **__: Any) -> int:
+    return 2 * int(matrix.numel())
+
+
+def _rnn_layer(inputs: Any, weight: Any, recurrent: Any, *_: Any, **__: Any) -> int:
+    """Per element of the sequence: the input's and the state's product with their weights."""
+    elements = int(inputs.numel()) // int(inputs.shape[-1])
+    return 2 * elements * (int(weight.numel()) + int(recurrent.numel()))
+
+
+# What torch's own registry leaves out, seen on the CPU and with nested tensors.
+_MORE: dict[str, Formula] = {
+    "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
+    "aten::linear": _linear,
+    "aten::linear_backward": _linear_backward,
+    "aten::mkldnn_rnn_layer": _rnn_layer,
+    "aten::mkldnn_rnn_layer_backward": lambda *args, **kw: 2 * _rnn_layer(*args, **kw),
+    "aten::mv": _matrix_vector,
+    "aten::dot": _matrix_vector,
+    "aten::vdot": _matrix_vector,
+}
+
+
+def operator_name(func: Any) -> str:
+    """``aten::mm`` for any of its overloads; a higher-order operator has none."""
+    packet = getattr(func, "_overloadpacket", None)
+    return str(packet._qualified_op_name) if packet else f"higher_order::{func}"
+
+
+def flops(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
+    """Matrix products, convolutions and attention; None where the operator is none of these."""
+    formula = flop_registry.get(getattr(func, "_overloadpacket", func))
+    if formula is not None:
+        return int(formula(*args, **kwargs, out_val=out))
+    more = _MORE.get(operator_name(func))
+    return None if more is None else more(*args, **kwargs)
+
+
+def is_heavy(name: str) -> bool:
+    """Whether an operator without a formula may hide such FLOPs, to judge by its name."""
+    namespace, _, op = name.partition("::")
+    if namespace not in _OURS:
+        return True
+    return bool(_HEAVY.search(op)) and not _NOT_HEAVY.search(op)
