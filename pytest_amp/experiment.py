@@ -24,9 +24,9 @@ from pytest_amp.run.arm import Setup, Workbench
 from pytest_amp.run.device import Device, world_size
 from pytest_amp.run.garbage import older_objects_set_aside
 from pytest_amp.run.lock import turn
-from pytest_amp.run.ops import dtype_name
 from pytest_amp.run.progress import Progress
 from pytest_amp.run.scaler import AmpScaler
+from pytest_amp.run.tensors import dtype_name
 from pytest_amp.settings import Settings
 from pytest_amp.thresholds import DeviceNames, Threshold
 
@@ -159,6 +159,7 @@ def _observe(
         device=bench.device.name(),
         dtype=dtype_name(bench.dtype),
         native_support=bench.device.native_support(bench.dtype),
+        device_type=bench.device.type,
         fp32=fp32,
         amp=amp,
         floor=parity_run.floor(bench, settings.steps, skipped, gates.draws_differ(fp32, amp)),

@@ -78,7 +78,8 @@ class Operators:
     `reduced_weights`: whether weights that are kept in reduced precision took part.
     `rows`: the calls, one row for all that are alike. `stale`: modules that computed with casts of
     weights from before an update. `backward_under_autocast`: how many backward passes began inside
-    an autocast region.
+    an autocast region. `backward_scale`: by how much the loss that backward was called on is larger
+    than the one that the step returned; None where that can't be told.
     """
 
     flops_by_dtype: Mapping[str, int] = field(default_factory=dict)
@@ -93,6 +94,7 @@ class Operators:
     rows: tuple[OpRow, ...] = ()
     stale: tuple[str, ...] = ()
     backward_under_autocast: int = 0
+    backward_scale: float | None = None
 
     @property
     def flops(self) -> int:
@@ -109,11 +111,24 @@ REDUCED = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True)
+class Parameter:
+    """A trained parameter. `name`: its path, where a module that was called has it.
+
+    `has_gradient`: whether it had one at any step of its optimizer.
+    """
+
+    dtype: str
+    has_gradient: bool
+    name: str | None = None
+
+
+@dataclass(frozen=True)
 class ParityRun:
     """One arm alone in memory for `steps` steps: losses, peak, scaler, and one inspected step.
 
     `stalled`: whether a GradScaler skipped every step of the last quarter. `moved`: whether the
-    trained parameters ended elsewhere than they started; None without any.
+    trained parameters ended elsewhere than they started; None without any. `parameters`: those, in
+    the order in which optimizers first stepped.
     """
 
     losses: Losses
@@ -125,6 +140,7 @@ class ParityRun:
     stalled: bool = False
     moved: bool | None = None
     operators: Operators | None = None
+    parameters: tuple[Parameter, ...] = ()
     flags: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -186,3 +202,4 @@ class Observations:
     floor: Floor
     timing: Timing | None = None
     nonfinite_origin: Origin | None = None
+    device_type: str = "cpu"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,7 +24,18 @@ from pytest_amp.records import REDUCED, Operators, OpRow, Phase
 from pytest_amp.run.fingerprint import digest_in_any_dtype
 from pytest_amp.run.flops import flops, is_heavy, operator_name
 from pytest_amp.run.modules import ModuleStack
+from pytest_amp.run.patches import custom_functions, patched
 from pytest_amp.run.source import location
+from pytest_amp.run.tensors import (
+    dtype_name,
+    floats,
+    is_reduced,
+    matrix_dims,
+    size,
+    spread,
+    storage,
+    stretch,
+)
 
 __tracebackhide__ = none_of_ours
 
@@ -33,11 +44,6 @@ _OUT_OF_SIGHT = (
     ("a CUDA graph", "torch.cuda.graphs", "CUDAGraph", "replay"),
     ("a Triton kernel", "triton.runtime.jit", "JITFunction", "run"),
 )
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """``float16``"""
-    return str(dtype).removeprefix("torch.")
 
 
 class OpRecord(TorchDispatchMode):
@@ -60,7 +66,7 @@ class OpRecord(TorchDispatchMode):
         self._hidden_reduced = False
         self._random: set[str] = set()
         self._draws: list[str] = []
-        self._weights = {_storage(tensor): tensor for tensor in trained}
+        self._weights = {storage(tensor): tensor for tensor in trained}
         self._made: set[int] = set()
         self._casts: dict[int, tuple[ref[torch.Tensor], int]] = {}
         self._stale: dict[str, None] = {}
@@ -68,6 +74,7 @@ class OpRecord(TorchDispatchMode):
         self._regions: list[bool] = []
         self._autocast_entered = 0
         self._backward_under_autocast = 0
+        self._roots: list[torch.Tensor] = []
         self._reduced_weights = False
         self._updating = False
         self._functions: list[str] = []
@@ -78,8 +85,8 @@ class OpRecord(TorchDispatchMode):
         """From here on, look for stale casts only."""
         self._recording = False
 
-    def operators(self, hidden: str | None = None) -> Operators:
-        """What was seen; `hidden` is why the rest was not."""
+    def operators(self, returned: Sequence[float] = (), hidden: str | None = None) -> Operators:
+        """What was seen. `returned`: the step's losses; `hidden`: why the rest was not seen."""
         rows = tuple(tally.row() for tally in self._rows.values())
         return Operators(
             flops_by_dtype=_summed(rows, "dtype", "flops"),
@@ -94,6 +101,7 @@ class OpRecord(TorchDispatchMode):
             rows=rows,
             stale=tuple(self._stale),
             backward_under_autocast=self._backward_under_autocast,
+            backward_scale=_scale_of(self._roots, returned),
         )
 
     @contextmanager
@@ -102,11 +110,11 @@ class OpRecord(TorchDispatchMode):
         self._autocast = torch._C._is_any_autocast_enabled()
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.enter_context(_patched(autocast, "__enter__", self._around_enter))
-            stack.enter_context(_patched(autocast, "__exit__", self._around_exit))
+            stack.enter_context(patched(autocast, "__enter__", self._around_enter))
+            stack.enter_context(patched(autocast, "__exit__", self._around_exit))
             backward = torch.autograd
-            stack.enter_context(_patched(backward, "_engine_run_backward", self._around_backward))
-            stack.enter_context(_custom_functions(self._around_function))
+            stack.enter_context(patched(backward, "_engine_run_backward", self._around_backward))
+            stack.enter_context(custom_functions(self._around_function))
             before = register_optimizer_step_pre_hook(lambda *_: self._update(True))
             stack.callback(before.remove)
             after = register_optimizer_step_post_hook(lambda *_: self._update(False))
@@ -114,29 +122,29 @@ class OpRecord(TorchDispatchMode):
             for what, module, cls, method in _OUT_OF_SIGHT:
                 owner = getattr(sys.modules.get(module), cls, None)
                 if owner is not None:
-                    stack.enter_context(_patched(owner, method, self._noting(what)))
+                    stack.enter_context(patched(owner, method, self._noting(what)))
             stack.enter_context(self.modules)
             stack.enter_context(self)
             yield self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        inputs = _floats((args, kwargs))
+        inputs = floats((args, kwargs))
         self._look_for_stale(inputs)
         out = func(*args, **kwargs)
-        outputs = _floats(out)
+        outputs = floats(out)
         if self._recording:
             self._record(func, args, kwargs, inputs, outputs, out)
-        known = {_storage(tensor) for tensor in inputs}
+        known = {storage(tensor) for tensor in inputs}
         for tensor in outputs:
-            storage = _storage(tensor)
-            if storage not in known:
-                self._made.add(storage)
-                self._casts.pop(storage, None)  # an address that is used again
-        if func is torch.ops.aten._to_copy.default and outputs and _is_reduced(outputs[0]):
-            weight = self._weights.get(_storage(inputs[0])) if inputs else None
+            place = storage(tensor)
+            if place not in known:
+                self._made.add(place)
+                self._casts.pop(place, None)  # an address that is used again
+        if func is torch.ops.aten._to_copy.default and outputs and is_reduced(outputs[0]):
+            weight = self._weights.get(storage(inputs[0])) if inputs else None
             if weight is not None:
-                self._casts[_storage(outputs[0])] = ref(weight), weight._version
+                self._casts[storage(outputs[0])] = ref(weight), weight._version
         return out
 
     def _record(
@@ -151,11 +159,11 @@ class OpRecord(TorchDispatchMode):
         count = flops(func, args, kwargs, out) if inputs else None
         if count is None and inputs and is_heavy(name):
             self._unknown[name] = None
-            self._hidden_reduced |= any(map(_is_reduced, (*inputs, *outputs)))
-        if count and _is_reduced(inputs[0]):
-            self._reduced_weights |= any(map(self._is_weight, filter(_is_reduced, inputs)))
-        known = {_storage(tensor) for tensor in inputs}
-        sizes = [_size(each) for each in outputs if _storage(each) not in known]
+            self._hidden_reduced |= any(map(is_reduced, (*inputs, *outputs)))
+        if count and is_reduced(inputs[0]):
+            self._reduced_weights |= any(map(self._is_weight, filter(is_reduced, inputs)))
+        known = {storage(tensor) for tensor in inputs}
+        sizes = [size(each) for each in outputs if storage(each) not in known]
         module, phase, in_autocast, function = self._caller()
         dtype = dtype_name((inputs or outputs)[0].dtype)
         made = dtype_name(outputs[0].dtype) if outputs else None
@@ -170,9 +178,9 @@ class OpRecord(TorchDispatchMode):
         tally.bytes += sum(sizes)
         tally.largest = max(tally.largest, *sizes, 0)
         if count:
-            tally.dims.update(*map(_matrix_dims, inputs[:3]))
+            tally.dims.update(*map(matrix_dims, inputs[:3]))
         elif name == "aten::_to_copy" and inputs:
-            tally.stretch = max(tally.stretch, _stretch(inputs[0]))
+            tally.stretch = max(tally.stretch, stretch(inputs[0]))
 
     def _caller(self) -> tuple[str | None, Phase, bool, str | None]:
         """Module, phase, whether autocast is in force, and the custom function around it."""
@@ -200,25 +208,25 @@ class OpRecord(TorchDispatchMode):
     def _look_for_stale(self, inputs: Tensors) -> None:
         """A cast of a weight that was updated since, and is used as if it were the weight."""
         for tensor in inputs:
-            cast = self._casts.get(_storage(tensor))
-            if cast is None or not _is_reduced(tensor):
+            cast = self._casts.get(storage(tensor))
+            if cast is None or not is_reduced(tensor):
                 continue
             weight, version = cast[0](), cast[1]
             if weight is None or weight._version == version or self._updating:
                 continue
             if torch._C._current_graph_task_id() != -1:
                 continue  # a backward pass wants the weights of its forward pass
-            if not torch.equal(_spread(tensor), _spread(weight.to(tensor.dtype))):
+            if not torch.equal(spread(tensor), spread(weight.to(tensor.dtype))):
                 self._stale[self.modules.path() or "outside of modules"] = None
 
     def _is_weight(self, tensor: torch.Tensor) -> bool:
         """Where neither modules nor optimizers tell, what was there before the step counts."""
-        storage = _storage(tensor)
-        return storage in self._weights if self._weights else storage not in self._made
+        place = storage(tensor)
+        return place in self._weights if self._weights else place not in self._made
 
     def _note_weights(self, module: torch.nn.Module) -> None:
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-            self._weights.setdefault(_storage(tensor), tensor)
+            self._weights.setdefault(storage(tensor), tensor)
 
     def _update(self, inside: bool) -> None:
         self._updating = inside
@@ -238,6 +246,8 @@ class OpRecord(TorchDispatchMode):
     def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         if self._recording:
             self._backward_under_autocast += self._autocast
+            roots = args[0] if args else ()
+            self._roots += [root.detach() for root in roots if root.numel() == 1]
         return original(*args, **kwargs)
 
     @contextmanager
@@ -285,6 +295,13 @@ class _Tally:
         )
 
 
+def _scale_of(roots: Sequence[torch.Tensor], returned: Sequence[float]) -> float | None:
+    """How much larger the largest loss of a backward pass is than the largest returned one."""
+    largest = max((abs(loss) for loss in returned), default=0.0)
+    passed = max((abs(float(root)) for root in roots), default=0.0)
+    return passed / largest if largest and passed and math.isfinite(passed / largest) else None
+
+
 def _summed(rows: Iterable[OpRow], key: str, what: str) -> dict[str, int]:
     """The sum of a column by another, without what has none."""
     total: dict[str, int] = {}
@@ -293,73 +310,6 @@ def _summed(rows: Iterable[OpRow], key: str, what: str) -> dict[str, int]:
         if amount:
             total[getattr(row, key)] = total.get(getattr(row, key), 0) + amount
     return total
-
-
-@contextmanager
-def _patched(owner: Any, name: str, around: Callable[..., Any]) -> Iterator[None]:
-    original = getattr(owner, name)
-
-    def patched(*args: Any, **kwargs: Any) -> Any:
-        return around(original, *args, **kwargs)
-
-    setattr(owner, name, patched)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
-
-
-@contextmanager
-def _custom_functions(around: Callable[[type], Any]) -> Iterator[None]:
-    """Tell of each call of a custom autograd function that is not torch's own."""
-    own = vars(torch.autograd.Function)["apply"]
-
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if cls.__module__.partition(".")[0] == "torch":
-            return own.__func__(cls, *args, **kwargs)
-        with around(cls):
-            return own.__func__(cls, *args, **kwargs)
-
-    function: Any = torch.autograd.Function
-    function.apply = classmethod(apply)
-    try:
-        yield
-    finally:
-        function.apply = own
-
-
-def _next_node() -> int:
-    number: Any = torch._C._autograd._get_sequence_nr()
-    return int(number)
-
-
-def _size(tensor: torch.Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-def _matrix_dims(tensor: torch.Tensor) -> tuple[int, ...]:
-    """The dimensions that a matrix kernel tiles; a convolution's are its channels."""
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        return ()
-    return tuple(tensor.shape[:2] if tensor.ndim > 3 else tensor.shape[-2:])
-
-
-def _stretch(tensor: torch.Tensor) -> int:
-    """How many elements share one place in memory, as in an expanded tensor."""
-    if tensor.layout is not torch.strided or not tensor.numel():
-        return 1
-    repeated = [n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride == 0]
-    return math.prod(repeated)
-
-
-def _spread(tensor: torch.Tensor) -> torch.Tensor:
-    """All that the tensor's memory holds, however it is viewed."""
-    base = tensor._base if tensor._base is not None else tensor
-    return base.detach().reshape(-1)
-
-
-def _is_reduced(tensor: torch.Tensor) -> bool:
-    return dtype_name(tensor.dtype) in REDUCED
 
 
 def _draws(func: Any, args: Any, kwargs: Any) -> bool:
@@ -380,16 +330,6 @@ def _drawn(out: Any) -> str:
     return " ".join(digest_in_any_dtype(tensor) for tensor in masks or tensors)
 
 
-def _floats(tree: Any) -> list[torch.Tensor]:
-    return [
-        leaf
-        for leaf in pytree.tree_leaves(tree)
-        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
-    ]
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):  # sparse and nested tensors have none of their own
-        return id(tensor)
+def _next_node() -> int:
+    number: Any = torch._C._autograd._get_sequence_nr()
+    return int(number)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
 from pytest_amp.errors import none_of_ours
-from pytest_amp.records import Floor, Losses, Operators, ParityRun, Start
+from pytest_amp.records import Floor, Losses, Operators, Parameter, ParityRun, Start
 from pytest_amp.run.arm import ArmName, Resident, Workbench
 from pytest_amp.run.fingerprint import first_inputs, pieces
 from pytest_amp.run.losses import LossCurves
 from pytest_amp.run.memory import peak_memory
 from pytest_amp.run.ops import OpRecord
-from pytest_amp.run.skips import Replay, StepWatch
+from pytest_amp.run.skips import Replay, StepWatch, Trained
+from pytest_amp.run.tensors import dtype_name
 
 __tracebackhide__ = none_of_ours
 
@@ -36,6 +37,8 @@ def run(
         peak = memory.stop()
         with resident.active():
             flags = bench.globals.flags()
+        moved = watch.trained.moved  # before the inspected steps move on
+        operators, names = _inspect(bench, resident, watch.trained.parameters)
         record = ParityRun(
             losses=losses,
             start=start,
@@ -44,8 +47,9 @@ def run(
             scales=watch.log.scales,
             skipped_steps=sum(watch.log.skipped()),
             stalled=watch.log.stalled,
-            moved=watch.trained.moved,
-            operators=_inspect(bench, resident, watch.trained.parameters),
+            moved=moved,
+            operators=operators,
+            parameters=_parameters(watch.trained, names),
             flags=flags,
         )
     return record, watch.replay()
@@ -104,12 +108,25 @@ def _steps(
     return losses, Start(trained.start, inputs[0] if inputs else None, devices, shared)
 
 
-def _inspect(bench: Workbench, resident: Resident, trained: list[torch.Tensor]) -> Operators:
+def _parameters(trained: Trained, names: Mapping[int, str]) -> tuple[Parameter, ...]:
+    return tuple(
+        Parameter(dtype_name(each.dtype), trained.has_gradient(each), names.get(id(each)))
+        for each in trained.parameters
+    )
+
+
+def _inspect(
+    bench: Workbench, resident: Resident, trained: list[torch.Tensor]
+) -> tuple[Operators, Mapping[int, str]]:
+    """One step under the operator record, and one more for what only a second step shows.
+
+    Returns the parameters' names by id, too.
+    """
     bench.progress.at("inspection", resident.arm.name)
-    record = OpRecord(trained)
+    record, losses, hidden = OpRecord(trained), LossCurves(), None
     try:
         with resident.active(), record.watching():
-            resident.step()
+            losses.append(resident.step())
             record.next_step()
             resident.step()
         bench.device.synchronize()
@@ -117,8 +134,9 @@ def _inspect(bench: Workbench, resident: Resident, trained: list[torch.Tensor]) 
         # Compiled code is inspected eagerly, which may take more memory than it ever had to.
         if not bench.device.is_oom(error):
             raise
-        return record.operators(hidden="memory ran out in the inspected step")
-    return record.operators()
+        hidden = "memory ran out in the inspected step"
+    returned = [curve[0] for curve in losses.read().values()]
+    return record.operators(returned, hidden), record.modules.parameter_names()
 
 
 @torch.no_grad()

@@ -40,6 +40,7 @@ class Trained:
         self.optimizers: list[Optimizer] = []
         self.parameters: list[torch.Tensor] = []
         self._start: list[str] = []
+        self._with_gradient: set[int] = set()
 
     @property
     def start(self) -> tuple[str, ...] | None:
@@ -50,6 +51,19 @@ class Trained:
     def moved(self) -> bool | None:
         """Whether the parameters are elsewhere than they started; None without any."""
         return digest(self.parameters) != self.start if self.parameters else None
+
+    def has_gradient(self, parameter: torch.Tensor) -> bool:
+        """Whether it had a gradient at any of its optimizer's steps."""
+        return id(parameter) in self._with_gradient
+
+    def note_gradients(self, optimizer: Optimizer) -> None:
+        """Which parameters have a gradient at this step of their optimizer."""
+        self._with_gradient.update(
+            id(param)
+            for group in optimizer.param_groups
+            for param in group["params"]
+            if param.grad is not None
+        )
 
     def number(self, optimizer: Optimizer) -> int:
         """Which one it is. One that is new is looked at before it moves anything."""
@@ -120,6 +134,7 @@ class StepWatch:
 
     def _attempt(self, optimizer: Optimizer) -> Attempt:
         number = self.trained.number(optimizer)
+        self.trained.note_gradients(optimizer)
         self._steps[number] += 1
         return number, self._steps[number] - 1
 
