@@ -123,6 +123,40 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class ScalerStep:
+    """One `step()` of an enabled GradScaler: on which optimizer, by its number, at which scale.
+
+    `step`: in which step of the experiment, from 0.
+    """
+
+    step: int
+    optimizer: int
+    scale: float
+    skipped: bool
+
+
+@dataclass(frozen=True)
+class ScalerUse:
+    """What enabled GradScalers did in a run, and the schedulers beside them.
+
+    `optimizers`: their kinds, in the order of their first steps, which numbers them. `scaled`: how
+    often losses were scaled. `moves`: each plain `step()` of a scheduler, as the experiment's step
+    and the optimizer's number, -1 where that one never stepped.
+    """
+
+    optimizers: tuple[str, ...] = ()
+    scaled: int = 0
+    updates: int = 0
+    steps: tuple[ScalerStep, ...] = ()
+    moves: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def live(self) -> bool:
+        """Whether an enabled scaler took part."""
+        return bool(self.scaled or self.steps)
+
+
+@dataclass(frozen=True)
 class ParityRun:
     """One arm alone in memory for `steps` steps: losses, peak, scaler, and one inspected step.
 
@@ -142,6 +176,7 @@ class ParityRun:
     operators: Operators | None = None
     parameters: tuple[Parameter, ...] = ()
     flags: Mapping[str, Any] = field(default_factory=dict)
+    scaler: ScalerUse = ScalerUse()
 
 
 @dataclass(frozen=True)
@@ -191,6 +226,73 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Overflow:
+    """What the amp arm did with one loss that was made infinite, up to the scaler's `update()`.
+
+    `reached`: the optimizers (by number) that stepped, or were to, on gradients that are not
+    finite. `changed`: what changed of these all the same, by optimizer. `skipped`: the optimizers
+    that took no step. `backward`: whether a backward pass began at that loss. `hidden`: whether it
+    did and reached no optimizer, and one stepped all the same. `moves`: for each plain `step()` of
+    a scheduler the number of its optimizer. `scale`: before, and after the update; None where there
+    was none. `next_loss_finite`: of the step that followed. `recovered`: whether one of the steps
+    that followed was not skipped. `raised`: what the scaler raised on the way.
+    """
+
+    reached: tuple[int, ...] = ()
+    changed: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    skipped: tuple[int, ...] = ()
+    backward: bool = False
+    hidden: bool = False
+    moves: tuple[int, ...] = ()
+    scale: tuple[float, float | None] = (0.0, None)
+    next_loss_finite: bool = True
+    recovered: bool = True
+    raised: str | None = None
+
+
+@dataclass(frozen=True)
+class OverflowDrill:
+    """Overflows on purpose. `moves`: those of schedulers in a step that nothing was done to."""
+
+    optimizers: tuple[str, ...]
+    moves: tuple[int, ...]
+    overflows: tuple[Overflow, ...]
+
+
+@dataclass(frozen=True)
+class GradientAtTwoScales:
+    """A gradient as its optimizer (by number) sees it at its first step, at two loss scales.
+
+    `difference`: the norm of the difference by the larger norm. `ratio`: the norm at the higher
+    scale by that at the lower; None where a norm is zero. `noise`: the difference between two
+    builds at one scale.
+    """
+
+    optimizer: int
+    parameter: str
+    difference: float
+    ratio: float | None
+    noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class TwoScales:
+    """The amp arm at two loss scales, autocast off.
+
+    `backwards`: how many backward passes there were, and `unscaled`: how many of them began at a
+    loss that was the same at both scales. `in_half`: whether gradients flowed in float16 all the
+    same, where they may have underflowed.
+    """
+
+    scales: tuple[float, float]
+    optimizers: tuple[str, ...]
+    gradients: tuple[GradientAtTwoScales, ...]
+    backwards: int = 0
+    unscaled: int = 0
+    in_half: bool = False
+
+
+@dataclass(frozen=True)
 class Observations:
     """Everything that was seen of one test."""
 
@@ -203,3 +305,5 @@ class Observations:
     timing: Timing | None = None
     nonfinite_origin: Origin | None = None
     device_type: str = "cpu"
+    overflow: OverflowDrill | None = None
+    two_scales: TwoScales | None = None

@@ -61,6 +61,6 @@ def load() -> list[Step]:
     """All steps of all files beside this one."""
     package = import_module("tests.catalogue")
     for found in pkgutil.iter_modules(package.__path__):
-        if not found.name.startswith(("test_", "__", "registry")):
+        if not found.name.startswith(("test_", "__", "registry", "steps")):
             import_module(f"tests.catalogue.{found.name}")
     return STEPS

@@ -7,7 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from pytest_amp.codes import CODES
-from pytest_amp.judge.rules import autocast, measurement, numerics, speed
+from pytest_amp.judge.rules import autocast, measurement, memory, numerics, speed
 from pytest_amp.judge.rules.base import Case, Rule
 from pytest_amp.results import Finding
 
@@ -26,6 +26,7 @@ RULES: tuple[Rule, ...] = (
     *autocast.RULES,
     *numerics.RULES,
     *speed.RULES,
+    *memory.RULES,
 )
 
 

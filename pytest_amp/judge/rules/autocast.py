@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 
+from pytest_amp import units
 from pytest_amp.judge.rules.base import Case, Rule, Word
-from pytest_amp.records import REDUCED
+from pytest_amp.records import REDUCED, Parameter
 
 
 def amp_no_op(case: Case) -> Iterator[Word]:
@@ -50,7 +52,120 @@ def dtype_substituted(case: Case) -> Iterator[Word]:
         )
 
 
+def half_parameters(case: Case) -> Iterator[Word]:
+    trained = case.seen.amp.parameters
+    reduced = [each for each in trained if each.dtype in REDUCED]
+    if reduced:
+        dtypes = ", ".join(sorted({each.dtype for each in reduced}))
+        yield Word(
+            f"{len(reduced)} of {units.plural(len(trained), 'trained parameter')} of the amp arm "
+            f"are kept in {dtypes} ({_named(reduced)}): updates smaller than their rounding are "
+            "lost; keep them in float32 and let autocast cast them",
+            {"reduced": len(reduced), "trained": len(trained), "dtypes": dtypes},
+            module=_module_of(reduced[0]),
+        )
+
+
+def stale_autocast_cache(case: Case) -> Iterator[Word]:
+    operators = case.seen.amp.operators
+    for module in operators.stale if operators else ():
+        yield Word(
+            "a weight was updated, and its cast from before the update was used again: autocast "
+            "keeps casts until its outermost region ends, so let each step have a region of its "
+            "own (and leave every region that is entered)",
+            {"module": module},
+            module=module,
+        )
+
+
+def missing_gradients(case: Case) -> Iterator[Word]:
+    fp32, amp = case.seen.fp32.parameters, case.seen.amp.parameters
+    if len(fp32) != len(amp):
+        return
+    lost = [
+        ours for ours, theirs in zip(amp, fp32, strict=True)
+        if theirs.has_gradient and not ours.has_gradient
+    ]  # fmt: skip
+    if lost:
+        yield Word(
+            f"{units.plural(len(lost), 'parameter')} that train in fp32 got no gradient under amp "
+            f"in any step ({_named(lost)}): something cuts the graph there, such as a cast of "
+            ".data, a detach, or a no_grad region that caches a cast",
+            {"parameters": [each.name for each in lost]},
+            module=_module_of(lost[0]),
+        )
+
+
+def backward_under_autocast(case: Case) -> Iterator[Word]:
+    operators = case.seen.amp.operators
+    if operators and operators.backward_under_autocast:
+        times = units.plural(operators.backward_under_autocast, "call")
+        yield Word(
+            f"{times} of backward() began inside an autocast region: operators of the backward pass run in the "
+            "dtypes of their forward pass by themselves, and autocast may cast them once more; "
+            "end the region after the loss",
+            {"backward_passes": operators.backward_under_autocast},
+        )
+
+
+def recompute_dtype(case: Case) -> Iterator[Word]:
+    first = _products(case, "forward", "module")
+    for module, again in _products(case, "recompute", "module").items():
+        before = first.get(module)
+        if before and not again & before:
+            yield Word(
+                f"a checkpointed segment ran in {_or(before)} and is computed again in "
+                f"{_or(again)}: its gradients belong to another forward pass; recompute it under "
+                "the same autocast state (torch.utils.checkpoint does so by itself)",
+                {"forward": sorted(before), "recompute": sorted(again)},
+                module=module or None,
+            )
+
+
+def custom_function_dtype(case: Case) -> Iterator[Word]:
+    forward = _products(case, "forward", "function")
+    for function, back in _products(case, "backward", "function").items():
+        ahead = forward.get(function)
+        if function and ahead and not ahead & back:
+            yield Word(
+                f"{function}'s forward runs in {_or(ahead)}, its backward in {_or(back)}: decorate "
+                "them with torch.amp.custom_fwd and torch.amp.custom_bwd of this device type, so "
+                "that both see the same autocast state",
+                {"function": function, "forward": sorted(ahead), "backward": sorted(back)},
+            )
+
+
+def _products(case: Case, phase: str, key: str) -> dict[str, set[str]]:
+    """The dtypes of the amp arm's matrix products in a phase, by module or function."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    operators = case.seen.amp.operators
+    for row in operators.rows if operators else ():
+        if row.flops and row.phase == phase:
+            found[getattr(row, key) or ""].add(row.dtype)
+    return dict(found)
+
+
+def _named(parameters: Iterable[Parameter]) -> str:
+    """The first names, and that there are more."""
+    names = [each.name or "one outside of modules" for each in parameters]
+    return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+
+
+def _module_of(parameter: Parameter) -> str | None:
+    return parameter.name.rpartition(".")[0] if parameter.name else None
+
+
+def _or(dtypes: Iterable[str]) -> str:
+    return " and ".join(sorted(dtypes))
+
+
 RULES = (
     Rule("AMP101", amp_no_op),
+    Rule("AMP102", half_parameters),
+    Rule("AMP103", stale_autocast_cache),
+    Rule("AMP104", missing_gradients),
+    Rule("AMP105", backward_under_autocast),
+    Rule("AMP106", recompute_dtype),
+    Rule("AMP107", custom_function_dtype),
     Rule("AMP108", dtype_substituted),
 )

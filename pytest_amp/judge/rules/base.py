@@ -29,6 +29,7 @@ class Word:
     evidence: Mapping[str, Any]
     severity: Severity | None = None
     module: str | None = None
+    location: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,5 +47,6 @@ class Rule:
                 severity=word.severity or CODES[self.code].severity,
                 message=word.message,
                 module=word.module,
+                location=word.location,
                 evidence=dict(word.evidence),
             )

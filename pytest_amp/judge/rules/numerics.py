@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from pytest_amp.judge.parity import first_nonfinite
+from pytest_amp import units
+from pytest_amp.judge.parity import first_nonfinite, noise_floor
 from pytest_amp.judge.rules.base import Case, Rule, Word
 
 
@@ -31,4 +33,19 @@ def nonfinite_loss(case: Case) -> Iterator[Word]:
     )
 
 
-RULES = (Rule("AMP301", nonfinite_loss),)
+def below_noise_floor(case: Case) -> Iterator[Word]:
+    gate, wanted = case.gates["loss_diff"], case.limits.max_loss_diff
+    if gate.verdict != "inconclusive" or wanted is None:
+        return
+    seen = case.seen
+    floor = max(noise_floor(seen.fp32.losses, seen.floor, key) for key in seen.fp32.losses)
+    if wanted < floor < math.inf:
+        yield Word(
+            f"max_loss_diff={wanted:g} is tighter than this model's own rounding noise "
+            f"({units.share(floor)} after one ulp of {seen.dtype} in its weights): raise it above "
+            "that, train more steps, or make the step less chaotic (a smaller learning rate)",
+            {"max_loss_diff": wanted, "noise_floor": floor},
+        )
+
+
+RULES = (Rule("AMP301", nonfinite_loss), Rule("AMP305", below_noise_floor))

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pytest_amp import units
 from pytest_amp.judge.rules.base import Case, Rule, Word
+from pytest_amp.records import REDUCED, OpRow
+
+# Shares of the step below which a pattern is not worth a word.
+FALLBACK = 0.2
+CASTS = 0.25
+SLOW = 0.2
+# Steps that move less are bound by calls, not by bytes; a model that small is a test's.
+LEAST_BYTES = 8 * 2**20
+TILE = 8
 
 
 def no_native_support(case: Case) -> Iterator[Word]:
@@ -22,4 +31,83 @@ def no_native_support(case: Case) -> Iterator[Word]:
     )
 
 
-RULES = (Rule("AMP401", no_native_support),)
+def fp32_fallback(case: Case) -> Iterator[Word]:
+    """Matrix products of the forward pass that autocast would reduce, if it were in force there.
+
+    Where it is in force and a product runs in float32 all the same, the kernel wants it so (as
+    attention with dropout does on a CPU), and nobody can write that better.
+    """
+    rows = [row for row in _rows(case, "forward") if row.flops]
+    total = sum(row.flops for row in rows)
+    kept = [row for row in rows if row.dtype == "float32" and not row.autocast]
+    share = sum(row.flops for row in kept) / total if total else 0.0
+    if share < FALLBACK or len(kept) == len(rows):  # all of it is AMP101
+        return
+    kept.sort(key=lambda row: -row.flops)
+    yield Word(
+        f"{units.share(share)} of the forward FLOPs stay in float32, outside of any autocast "
+        f"region, most of them in {_place(kept[0])}: cover them, unless they are kept so on "
+        "purpose",
+        {"share": share, "where": [_place(row) for row in kept[:5]]},
+        module=kept[0].module,
+        location=kept[0].location,
+    )
+
+
+def cast_bound(case: Case) -> Iterator[Word]:
+    rows = [row for row in _rows(case) if row.phase != "update"]
+    total, casts = sum(row.bytes for row in rows), [row for row in rows if row.is_cast]
+    share = sum(row.bytes for row in casts) / total if total >= LEAST_BYTES else 0.0
+    if share < CASTS:
+        return
+    most = max(casts, key=lambda row: row.bytes)
+    yield Word(
+        f"{units.share(share)} of the bytes that the amp arm makes are casts "
+        f"({units.plural(sum(row.count for row in casts), 'cast')}), most of them in "
+        f"{_place(most)}: with so little work per weight, casting costs more than it saves; use "
+        "larger batches, or keep this part in one dtype",
+        {"share": share, "casts": sum(row.count for row in casts)},
+        module=most.module,
+        location=most.location,
+    )
+
+
+def slow_shapes(case: Case) -> Iterator[Word]:
+    """Tensor cores want dimensions that are multiples of 8 in 16-bit types."""
+    if case.seen.device_type != "cuda" or not case.seen.native_support:
+        return
+    rows = [row for row in _rows(case) if row.flops and row.dtype in REDUCED]
+    total = sum(row.flops for row in rows)
+    odd = [row for row in rows if any(size > TILE and size % TILE for size in row.dims)]
+    share = sum(row.flops for row in odd) / total if total else 0.0
+    if share < SLOW:
+        return
+    most = max(odd, key=lambda row: row.flops)
+    sizes = [size for size in most.dims if size > TILE and size % TILE]
+    yield Word(
+        f"{units.share(share)} of the reduced FLOPs have dimensions that are no multiple of {TILE} "
+        f"({', '.join(map(str, sizes[:3]))} in {_place(most)}), which tensor cores run at a "
+        f"fraction of their speed: pad them, for example to {-(-sizes[0] // TILE) * TILE}",
+        {"share": share, "dims": sizes},
+        module=most.module,
+        location=most.location,
+    )
+
+
+def _rows(case: Case, phase: str | None = None) -> Sequence[OpRow]:
+    operators = case.seen.amp.operators
+    return [row for row in (operators.rows if operators else ()) if phase in (None, row.phase)]
+
+
+def _place(row: OpRow) -> str:
+    """``aten::mm in layers.0 (net.py:12)``"""
+    module = f" in {row.module}" if row.module else ""
+    return f"{row.op}{module}{f' ({row.location})' if row.location else ''}"
+
+
+RULES = (
+    Rule("AMP401", no_native_support),
+    Rule("AMP402", fp32_fallback),
+    Rule("AMP403", cast_bound),
+    Rule("AMP405", slow_shapes),
+)
