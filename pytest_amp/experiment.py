@@ -23,6 +23,7 @@ from pytest_amp.run import parity as parity_run
 from pytest_amp.run.arm import Setup, Workbench
 from pytest_amp.run.device import Device, world_size
 from pytest_amp.run.garbage import older_objects_set_aside
+from pytest_amp.run.inspection import inspect
 from pytest_amp.run.lock import turn
 from pytest_amp.run.progress import Progress
 from pytest_amp.run.scaler import AmpScaler
@@ -155,11 +156,13 @@ def _observe(
             f"the fp32 arm's step returned the losses {sorted(fp32.losses)}, the amp arm's "
             f"{sorted(amp.losses)}: both must return the same keys"
         )
+    fp32, amp, numerics = inspect(bench, fp32, amp, settings.steps)
     seen = Observations(
         device=bench.device.name(),
         dtype=dtype_name(bench.dtype),
         native_support=bench.device.native_support(bench.dtype),
         device_type=bench.device.type,
+        numerics=numerics,
         fp32=fp32,
         amp=amp,
         floor=parity_run.floor(bench, settings.steps, skipped, gates.draws_differ(fp32, amp)),

@@ -217,6 +217,43 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class Gradient:
+    """A parameter's gradient in the amp arm's first step, beside the fp32 arm's.
+
+    `parameter`: its number among the trained ones. `cosine`: between the two; `ratio`: of their
+    norms, amp to fp32. `zeroed`: the share of elements that are zero in amp and not in fp32.
+    `share`: of the norm of all fp32 gradients together.
+    """
+
+    parameter: int
+    cosine: float
+    ratio: float
+    zeroed: float
+    share: float
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class ModuleOutput:
+    """What a module returned first in the amp arm, beside the fp32 arm's.
+
+    `distance`: of a sample, relative to fp32's norm. `largest`: magnitude in the fp32 arm.
+    """
+
+    module: str
+    distance: float
+    largest: float
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """The first step of the two arms, side by side; modules in the order of their first calls."""
+
+    gradients: tuple[Gradient, ...] = ()
+    outputs: tuple[ModuleOutput, ...] = ()
+
+
+@dataclass(frozen=True)
 class Origin:
     """The first operator whose output was not finite though its inputs were."""
 
@@ -305,5 +342,6 @@ class Observations:
     timing: Timing | None = None
     nonfinite_origin: Origin | None = None
     device_type: str = "cpu"
+    numerics: Numerics = Numerics()
     overflow: OverflowDrill | None = None
     two_scales: TwoScales | None = None

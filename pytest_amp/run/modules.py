@@ -25,10 +25,18 @@ class Call(NamedTuple):
 
 
 class ModuleStack:
-    """Within it, the modules that are being called right now; `entered` is told of each."""
+    """Within it, the modules that are being called right now.
 
-    def __init__(self, entered: Callable[[torch.nn.Module], None] = lambda _: None) -> None:
+    `entered` is told of each, `left` of each and what it returned.
+    """
+
+    def __init__(
+        self,
+        entered: Callable[[torch.nn.Module], None] = lambda _: None,
+        left: Callable[[Call, Any], None] = lambda *_: None,
+    ) -> None:
         self._entered = entered
+        self._left = left
         self._stack: list[Call] = []
         self._paths: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
         self._roots: set[str] = set()
@@ -42,7 +50,9 @@ class ModuleStack:
             self._stack.append(Call(module, self._path_of(module), again))
             try:
                 self._entered(module)
-                return original(module, *args, **kwargs)
+                output = original(module, *args, **kwargs)
+                self._left(self._stack[-1], output)
+                return output
             finally:
                 self._stack.pop()
 

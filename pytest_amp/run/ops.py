@@ -85,15 +85,15 @@ class OpRecord(TorchDispatchMode):
         """From here on, look for stale casts only."""
         self._recording = False
 
-    def operators(self, returned: Sequence[float] = (), hidden: str | None = None) -> Operators:
-        """What was seen. `returned`: the step's losses; `hidden`: why the rest was not seen."""
+    def operators(self, returned: Sequence[float] = ()) -> Operators:
+        """What was seen. `returned`: the step's losses."""
         rows = tuple(tally.row() for tally in self._rows.values())
         return Operators(
             flops_by_dtype=_summed(rows, "dtype", "flops"),
             bytes_by_dtype=_summed(rows, "out", "bytes"),
             unknown=tuple(self._unknown),
-            hidden=(*self._hidden, hidden) if hidden else tuple(self._hidden),
-            hidden_reduced=self._hidden_reduced or hidden is not None,
+            hidden=tuple(self._hidden),
+            hidden_reduced=self._hidden_reduced,
             random_dtypes=frozenset(self._random),
             draws=tuple(self._draws),
             autocast_entered=self._autocast_entered,
@@ -108,6 +108,7 @@ class OpRecord(TorchDispatchMode):
     def watching(self) -> Iterator[OpRecord]:
         """Record what runs inside."""
         self._autocast = torch._C._is_any_autocast_enabled()
+        torch.clear_autocast_cache()  # in a region that is never left, casts from before the record
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(patched(autocast, "__enter__", self._around_enter))

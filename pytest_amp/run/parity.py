@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
 from pytest_amp.errors import none_of_ours
-from pytest_amp.records import Floor, Losses, Operators, Parameter, ParityRun, Start
+from pytest_amp.records import Floor, Losses, Parameter, ParityRun, Start
 from pytest_amp.run.arm import ArmName, Resident, Workbench
 from pytest_amp.run.fingerprint import first_inputs, pieces
 from pytest_amp.run.losses import LossCurves
 from pytest_amp.run.memory import peak_memory
-from pytest_amp.run.ops import OpRecord
 from pytest_amp.run.skips import Replay, StepWatch, Trained
 from pytest_amp.run.tensors import dtype_name
 
@@ -25,7 +24,7 @@ BEFORE_NUDGE = 2
 def run(
     bench: Workbench, name: ArmName, steps: int, replay: Replay | None = None
 ) -> tuple[ParityRun, Replay | None]:
-    """Run an arm for `steps` steps and then one more under the operator record.
+    """Run an arm for `steps` steps.
 
     Returns the record and the skips that another arm has to repeat. The amp arm's own `replay` is
     None; the fp32 arm gets what the amp arm skipped.
@@ -37,8 +36,6 @@ def run(
         peak = memory.stop()
         with resident.active():
             flags = bench.globals.flags()
-        moved = watch.trained.moved  # before the inspected steps move on
-        operators, names = _inspect(bench, resident, watch.trained.parameters)
         record = ParityRun(
             losses=losses,
             start=start,
@@ -47,10 +44,10 @@ def run(
             scales=watch.log.scales,
             skipped_steps=sum(watch.log.skipped()),
             stalled=watch.log.stalled,
-            moved=moved,
-            operators=operators,
-            parameters=_parameters(watch.trained, names),
+            moved=watch.trained.moved,
+            parameters=_parameters(watch.trained),
             flags=flags,
+            scaler=watch.use(),
         )
     return record, watch.replay()
 
@@ -108,35 +105,10 @@ def _steps(
     return losses, Start(trained.start, inputs[0] if inputs else None, devices, shared)
 
 
-def _parameters(trained: Trained, names: Mapping[int, str]) -> tuple[Parameter, ...]:
+def _parameters(trained: Trained) -> tuple[Parameter, ...]:
     return tuple(
-        Parameter(dtype_name(each.dtype), trained.has_gradient(each), names.get(id(each)))
-        for each in trained.parameters
+        Parameter(dtype_name(each.dtype), trained.has_gradient(each)) for each in trained.parameters
     )
-
-
-def _inspect(
-    bench: Workbench, resident: Resident, trained: list[torch.Tensor]
-) -> tuple[Operators, Mapping[int, str]]:
-    """One step under the operator record, and one more for what only a second step shows.
-
-    Returns the parameters' names by id, too.
-    """
-    bench.progress.at("inspection", resident.arm.name)
-    record, losses, hidden = OpRecord(trained), LossCurves(), None
-    try:
-        with resident.active(), record.watching():
-            losses.append(resident.step())
-            record.next_step()
-            resident.step()
-        bench.device.synchronize()
-    except Exception as error:
-        # Compiled code is inspected eagerly, which may take more memory than it ever had to.
-        if not bench.device.is_oom(error):
-            raise
-        hidden = "memory ran out in the inspected step"
-    returned = [curve[0] for curve in losses.read().values()]
-    return record.operators(returned, hidden), record.modules.parameter_names()
 
 
 @torch.no_grad()

@@ -101,9 +101,9 @@ def backward_under_autocast(case: Case) -> Iterator[Word]:
     if operators and operators.backward_under_autocast:
         times = units.plural(operators.backward_under_autocast, "call")
         yield Word(
-            f"{times} of backward() began inside an autocast region: operators of the backward pass run in the "
-            "dtypes of their forward pass by themselves, and autocast may cast them once more; "
-            "end the region after the loss",
+            f"{times} of backward() began inside an autocast region: operators of the backward "
+            "pass run in the dtypes of their forward pass by themselves, and autocast may cast "
+            "them once more; end the region after the loss",
             {"backward_passes": operators.backward_under_autocast},
         )
 

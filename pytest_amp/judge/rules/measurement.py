@@ -20,7 +20,7 @@ SERIAL = 0.3
 WIDE = 0.05
 
 
-def _first_losses_differ(case: Case) -> tuple[str, int, float, float] | None:
+def first_losses_differ(case: Case) -> tuple[str, int, float, float] | None:
     """Key, step and the losses of two fp32 builds from one seed, where they differ."""
     first, again = case.seen.fp32.losses, case.seen.floor
     for step in range(again.before_nudge):
@@ -44,7 +44,7 @@ def _same_kind_other_value(ours: tuple[str, ...] | None, theirs: tuple[str, ...]
 
 
 def not_reproducible(case: Case) -> Iterator[Word]:
-    differing = _first_losses_differ(case)
+    differing = first_losses_differ(case)
     if differing is None or any(word.severity != "warning" for word in arms_start_differ(case)):
         return
     key, step, first, second = differing
@@ -95,7 +95,7 @@ def arms_start_differ(case: Case) -> Iterator[Word]:
                 {"what": what, "between": "fp32 and amp"},
             )
             return
-    differing = _first_losses_differ(case)
+    differing = first_losses_differ(case)
     if fp32.inputs is None and differing is not None and differing[1] == 0:
         _, _, a, b = differing
         yield Word(

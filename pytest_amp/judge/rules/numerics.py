@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from pytest_amp import units
+from pytest_amp.judge.gates import draws_differ
 from pytest_amp.judge.parity import first_nonfinite, noise_floor
 from pytest_amp.judge.rules.base import Case, Rule, Word
+from pytest_amp.judge.rules.measurement import arms_start_differ, first_losses_differ
+from pytest_amp.records import Gradient
+
+# A tenth of a gradient's elements: ReLUs that flip by rounding make far fewer zero.
+UNDERFLOW = 0.1
+# What a gradient has of the norm of all, to be looked at for itself.
+MATTERS = 0.05
+# Healthy first gradients of small networks have cosines above 0.99 and norms within 3% in either
+# dtype; these are where something other than rounding is at work.
+COSINES = {"float16": 0.98, "bfloat16": 0.9}
+RATIOS = {"float16": 1.15, "bfloat16": 1.3}
+EPSILONS = {"float16": 2**-10, "bfloat16": 2**-7}
+OUTPUT_ULPS = 16
+LARGEST_FLOAT16 = 65504.0
 
 
 def nonfinite_loss(case: Case) -> Iterator[Word]:
@@ -35,7 +50,7 @@ def nonfinite_loss(case: Case) -> Iterator[Word]:
 
 def below_noise_floor(case: Case) -> Iterator[Word]:
     gate, wanted = case.gates["loss_diff"], case.limits.max_loss_diff
-    if gate.verdict != "inconclusive" or wanted is None:
+    if gate.verdict != "inconclusive" or wanted is None or any(arms_start_differ(case)):
         return
     seen = case.seen
     floor = max(noise_floor(seen.fp32.losses, seen.floor, key) for key in seen.fp32.losses)
@@ -48,4 +63,89 @@ def below_noise_floor(case: Case) -> Iterator[Word]:
         )
 
 
-RULES = (Rule("AMP301", nonfinite_loss), Rule("AMP305", below_noise_floor))
+def gradient_underflow(case: Case) -> Iterator[Word]:
+    lost = [each for each in _gradients(case) if each.zeroed >= UNDERFLOW]
+    if not lost:
+        return
+    worst = max(lost, key=lambda each: (each.zeroed, each.share))
+    yield Word(
+        f"{units.share(worst.zeroed)} of the gradient of {worst.name or 'a parameter'} is zero "
+        f"under amp and not in fp32{_and_more(lost)}: it is smaller than {case.seen.dtype} holds; "
+        "scale the loss (arm.scaler), start from a larger scale, or use bfloat16",
+        {"zeroed": worst.zeroed, "parameters": [each.name for each in lost]},
+        module=_module_of(worst),
+    )
+
+
+def gradient_mismatch(case: Case) -> Iterator[Word]:
+    """Speaks of gradients that matter: of a tiny one's direction, rounding is most."""
+    least, off = COSINES[case.seen.dtype], RATIOS[case.seen.dtype]
+    wrong = [
+        each
+        for each in _gradients(case)
+        if each.share >= MATTERS and (each.cosine < least or not 1 / off <= each.ratio <= off)
+    ]
+    if not wrong:
+        return
+    worst = min(wrong, key=lambda each: (each.cosine, -abs(math.log(each.ratio or 1e-30))))
+    yield Word(
+        f"the first gradient of {worst.name or 'a parameter'} is not fp32's (cosine "
+        f"{worst.cosine:.3f}, {units.ratio(worst.ratio)} its norm){_and_more(wrong)}, by more "
+        f"than {case.seen.dtype} explains{_first_to_leave(case)}: look at what computes it, "
+        "backward too",
+        {
+            "cosine": worst.cosine,
+            "ratio": worst.ratio,
+            "parameters": [each.name for each in wrong],
+        },
+        module=_module_of(worst),
+    )
+
+
+def overflow_risk(case: Case) -> Iterator[Word]:
+    seen = case.seen
+    if seen.dtype != "float16" or first_nonfinite(seen.amp.losses, seen.fp32.losses) is not None:
+        return
+    beyond = [each for each in case.seen.numerics.outputs if each.largest > LARGEST_FLOAT16]
+    if beyond:
+        worst = max(beyond, key=lambda each: each.largest)
+        yield Word(
+            f"the fp32 arm's activations reach {worst.largest:.3g} after {worst.module}, beyond "
+            f"float16's {LARGEST_FLOAT16:.0f}: keep that part in float32 "
+            "(torch.autocast(..., enabled=False)), normalise before it, or use bfloat16",
+            {"largest": worst.largest, "modules": [each.module for each in beyond]},
+            module=worst.module,
+        )
+
+
+def _gradients(case: Case) -> Sequence[Gradient]:
+    """Gradients that can be compared: from the same weights, data and random numbers."""
+    if draws_differ(case.seen.fp32, case.seen.amp) or any(arms_start_differ(case)):
+        return ()
+    if first_losses_differ(case):
+        return ()
+    return [each for each in case.seen.numerics.gradients if math.isfinite(each.ratio)]
+
+
+def _first_to_leave(case: Case) -> str:
+    """The first module whose output is further from fp32's than the dtype explains."""
+    budget = OUTPUT_ULPS * EPSILONS[case.seen.dtype]
+    found = next((o.module for o in case.seen.numerics.outputs if not o.distance <= budget), None)
+    return f"; going forward, {found} is the first to leave fp32" if found else ""
+
+
+def _and_more(found: Sequence[Gradient]) -> str:
+    return f" (and of {len(found) - 1} more)" if len(found) > 1 else ""
+
+
+def _module_of(gradient: Gradient) -> str | None:
+    return gradient.name.rpartition(".")[0] if gradient.name else None
+
+
+RULES = (
+    Rule("AMP301", nonfinite_loss),
+    Rule("AMP302", gradient_underflow),
+    Rule("AMP303", overflow_risk),
+    Rule("AMP304", gradient_mismatch),
+    Rule("AMP305", below_noise_floor),
+)

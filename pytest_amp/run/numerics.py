@@ -1,0 +1,128 @@
+"""The first step of both arms, compared: gradients as optimizers see them, modules' outputs.
+
+The fp32 arm's gradients are kept on the CPU until the amp arm's have been compared with them, of
+outputs a sample. Nothing is kept of the amp arm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils import _pytree as pytree
+
+from pytest_amp.errors import none_of_ours
+from pytest_amp.records import Gradient, ModuleOutput
+from pytest_amp.run.modules import Call
+
+__tracebackhide__ = none_of_ours
+
+SAMPLE = 1024
+
+
+class Witness:
+    """What one arm's first step computed. Give the fp32 arm's to the amp arm's `compared`."""
+
+    def __init__(self) -> None:
+        self.gradients: list[torch.Tensor | None] = []
+        self.parameters: list[torch.Tensor] = []
+        self._outputs: dict[str, torch.Tensor] = {}
+        self._largest: dict[str, float] = {}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Take the gradients of each optimizer's first step inside."""
+        hook = register_optimizer_step_pre_hook(self._take_gradients)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def module_left(self, call: Call, output: Any) -> None:
+        """Sample what a module returned from its first call."""
+        if call.again or call.path in self._outputs:
+            return
+        tensor = next(filter(_comparable, pytree.tree_leaves(output)), None)
+        if tensor is None:
+            return
+        with torch.no_grad():
+            flat = tensor.detach().reshape(-1)
+            self._outputs[call.path] = flat[:: -(-flat.numel() // SAMPLE)].float().cpu()
+            self._largest[call.path] = float(flat.abs().amax())
+
+    def outputs_beside(self, fp32: Witness) -> tuple[ModuleOutput, ...]:
+        """This arm's outputs beside the fp32 arm's, in the order of the calls."""
+        return tuple(
+            ModuleOutput(path, _distance(fp32._outputs[path], ours), fp32._largest[path])
+            for path, ours in self._outputs.items()
+            if path in fp32._outputs and fp32._outputs[path].shape == ours.shape
+        )
+
+    def gradients_beside(self, fp32: Witness) -> tuple[Gradient, ...]:
+        """This arm's gradients beside the fp32 arm's; none where the parameters do not match."""
+        if [p.shape for p in self.parameters] != [p.shape for p in fp32.parameters]:
+            return ()
+        pairs = list(zip(fp32.gradients, self.gradients, strict=True))
+        total = math.hypot(*(float(theirs.norm()) for theirs, _ in pairs if theirs is not None))
+        return tuple(
+            Gradient(index, *_beside(theirs, ours), _share(theirs, total))
+            for index, (theirs, ours) in enumerate(pairs)
+            if theirs is not None and ours is not None and theirs.shape == ours.shape
+        )
+
+    def _take_gradients(self, optimizer: Optimizer, *_: Any) -> None:
+        known = set(map(id, self.parameters))
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) not in known:
+                    self.parameters.append(parameter)
+                    self.gradients.append(seen_by(optimizer, parameter))
+
+
+def seen_by(optimizer: Any, parameter: torch.Tensor) -> torch.Tensor | None:
+    """The gradient as the optimizer will use it, on the CPU; None without a dense one.
+
+    Fused optimizers divide by the loss scale themselves, which torch hands them.
+    """
+    grad = parameter.grad
+    if grad is None or grad.layout is not torch.strided or grad.is_nested:
+        return None
+    with torch.no_grad():
+        scale = getattr(optimizer, "grad_scale", None)
+        copied = grad.detach().float().cpu() if scale is None else (grad / scale).float().cpu()
+        return copied.clone() if copied.data_ptr() == grad.data_ptr() else copied
+
+
+def _comparable(leaf: Any) -> bool:
+    return (
+        isinstance(leaf, torch.Tensor)
+        and leaf.is_floating_point()
+        and leaf.layout is torch.strided
+        and not leaf.is_nested
+        and leaf.numel() > 0
+    )
+
+
+def _distance(expected: torch.Tensor, found: torch.Tensor) -> float:
+    """Relative to what is expected, over all sampled elements."""
+    size = float(expected.norm())
+    return float((found - expected).norm()) / size if size else 0.0
+
+
+def _beside(expected: torch.Tensor, found: torch.Tensor) -> tuple[float, float, float]:
+    """Cosine, ratio of norms, and the share of elements that became zero."""
+    sizes = float(expected.norm()), float(found.norm())
+    product = float(expected.flatten() @ found.flatten())
+    cosine = product / (sizes[0] * sizes[1]) if sizes[0] and sizes[1] else math.nan
+    alive = expected != 0
+    zeroed = int((alive & (found == 0)).sum()) / max(1, int(alive.sum()))
+    return cosine, sizes[1] / sizes[0] if sizes[0] else math.nan, zeroed
+
+
+def _share(gradient: torch.Tensor, total: float) -> float:
+    return float(gradient.norm()) / total if total else 0.0
