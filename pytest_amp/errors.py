@@ -41,6 +41,15 @@ class AmpInconclusive(AssertionError):
         self.report = report
 
 
+def add_note(error: BaseException, text: str) -> None:
+    """Say more of an exception that goes its way."""
+    if hasattr(error, "add_note"):
+        error.add_note(text)
+    else:  # Python 3.10: pytest shows the attribute all the same
+        notes: Any = error
+        notes.__notes__ = [*getattr(error, "__notes__", []), text]
+
+
 def none_of_ours(info: Any) -> bool:
     """The ``__tracebackhide__`` of the modules that stand between pytest and the user's step.
 

@@ -12,7 +12,7 @@ from weakref import WeakSet
 import torch
 from torch.optim import Optimizer
 
-from pytest_amp.errors import AmpError, none_of_ours
+from pytest_amp.errors import AmpError, add_note, none_of_ours
 from pytest_amp.run.device import Device
 from pytest_amp.run.progress import Progress
 from pytest_amp.run.scaler import AmpScaler
@@ -111,9 +111,9 @@ class Resident:
                 "call it without limit, so wrap the loader, for example itertools.cycle(loader)"
             ) from error
         except Exception as error:
-            _note(error, f"pytest-amp: raised in {self._bench.progress.place()}")
+            add_note(error, f"pytest-amp: raised in {self._bench.progress.place()}")
             if "Tried to step" in str(error) and "total steps" in str(error):
-                _note(
+                add_note(
                     error,
                     "the schedule ran out: the experiment may call the step without limit, so "
                     "plan it for many more, for example total_steps=1_000_000",
@@ -193,7 +193,7 @@ class Workbench:
                 resident.build(self._setup)
             except Exception as error:
                 if not isinstance(error, AmpError):
-                    _note(error, f"pytest-amp: raised in setup of the {name} arm")
+                    add_note(error, f"pytest-amp: raised in setup of the {name} arm")
                 raise
             yield resident
         except BaseException as error:  # Ctrl-C too: a teardown that fails then must not hide it
@@ -233,12 +233,4 @@ def _forget_compiled_code() -> None:
 
 def _note_all(error: BaseException, others: list[Exception]) -> None:
     for other in others:
-        _note(error, f"pytest-amp: and raised in on_teardown: {type(other).__name__}: {other}")
-
-
-def _note(error: BaseException, text: str) -> None:
-    if hasattr(error, "add_note"):
-        error.add_note(text)
-    else:  # Python 3.10: pytest shows the attribute all the same
-        notes: Any = error
-        notes.__notes__ = [*getattr(error, "__notes__", []), text]
+        add_note(error, f"pytest-amp: and raised in on_teardown: {type(other).__name__}: {other}")

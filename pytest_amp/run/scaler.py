@@ -91,10 +91,7 @@ class AmpScaler(torch.amp.GradScaler):
         if not self._overflow:
             return scaled
         self._overflow = False
-        if isinstance(scaled, torch.Tensor):
-            return scaled * float("inf")
-        first, *rest = scaled
-        return type(scaled)([first * float("inf"), *rest])
+        return infinite(scaled)
 
     def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> float | None:
         result = super().step(optimizer, *args, **kwargs)
@@ -106,3 +103,21 @@ class AmpScaler(torch.amp.GradScaler):
         super().update(new_scale)
         if self.recording and self.is_enabled():
             self._log.updated(self)
+
+
+def infinite(scaled: Any) -> Any:
+    """A scaled loss times infinity; of several losses, the first."""
+    if isinstance(scaled, torch.Tensor):
+        return scaled * float("inf")
+    first, *rest = scaled
+    kind = type(scaled) if isinstance(scaled, (list, tuple)) else list
+    return kind([infinite(first), *rest])
+
+
+def raised_by_scaler(error: BaseException) -> bool:
+    """Whether a GradScaler of torch's own raised it."""
+    innermost = error.__traceback__
+    while innermost is not None and innermost.tb_next is not None:
+        innermost = innermost.tb_next
+    name = innermost.tb_frame.f_globals.get("__name__", "") if innermost else ""
+    return str(name).startswith("torch.") and str(name).endswith("grad_scaler")

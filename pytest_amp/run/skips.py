@@ -23,6 +23,7 @@ from torch.optim.optimizer import (
 )
 
 from pytest_amp.errors import none_of_ours
+from pytest_amp.records import ScalerStep, ScalerUse
 from pytest_amp.run.fingerprint import digest
 from pytest_amp.run.scaler import ScalerLog
 
@@ -107,6 +108,9 @@ class StepWatch:
         self._withheld: dict[Optimizer, list[tuple[torch.Tensor, torch.Tensor]]] = {}
         self._last_was_withheld = False
         self._schedules: list[int] = [0]
+        self._scaled = 0
+        self._stepped: list[tuple[int, torch.Tensor | float]] = []
+        self._moves: list[tuple[int, int]] = []
 
     def next_step(self) -> None:
         """Between two steps of the experiment."""
@@ -118,10 +122,25 @@ class StepWatch:
         skips = frozenset(attempt for attempt, skipped in pairs if skipped)
         return Replay(skips, tuple(self._schedules)) if skips else None
 
+    def use(self) -> ScalerUse:
+        """What scalers and schedulers did so far. Synchronizes."""
+        steps = zip(self._attempts, self._stepped, self.log.skipped(), strict=True)
+        return ScalerUse(
+            optimizers=tuple(type(each).__name__ for each in self.trained.optimizers),
+            scaled=self._scaled,
+            updates=len(self.log.scales),
+            steps=tuple(
+                ScalerStep(step, number, float(scale), skipped)
+                for (number, _), (step, scale), skipped in steps
+            ),
+            moves=tuple(self._moves),
+        )
+
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Watch what happens inside."""
         with ExitStack() as stack:
+            stack.enter_context(wrapped(GradScaler, "scale", self._around_scale))
             stack.enter_context(wrapped(GradScaler, "step", self._around_scaler_step))
             stack.enter_context(wrapped(GradScaler, "update", self._around_update))
             stack.enter_context(wrapped(LRScheduler, "step", self._around_schedule))
@@ -138,6 +157,10 @@ class StepWatch:
         self._steps[number] += 1
         return number, self._steps[number] - 1
 
+    def _around_scale(self, original: Around, scaler: Any, *args: Any, **kw: Any) -> Any:
+        self._scaled += bool(scaler.is_enabled())
+        return original(scaler, *args, **kw)
+
     def _around_scaler_step(self, original: Around, scaler: Any, *args: Any, **kw: Any) -> Any:
         if not scaler.is_enabled():
             return original(scaler, *args, **kw)
@@ -148,6 +171,8 @@ class StepWatch:
         finally:
             self._within_scaler = None
         self._attempts.append(attempt)
+        scale = math.nan if scaler._scale is None else scaler._scale.clone()
+        self._stepped.append((len(self._schedules) - 1, scale))
         self.log.stepped(scaler, optimizer)
         return result
 
@@ -160,10 +185,18 @@ class StepWatch:
     def _around_schedule(self, original: Around, scheduler: Any, *args: Any, **kw: Any) -> Any:
         """A scheduler moves on a withheld step as often as it did where that was skipped."""
         self._schedules[-1] += 1
+        if not args and not kw:  # a rate that is set by a number of the step's own may go on
+            self._moves.append((len(self._schedules) - 1, self._number_of(scheduler)))
         step, count = len(self._schedules) - 1, self._schedules[-1]
         if self._last_was_withheld and self._replay and not self._replay.may_schedule(step, count):
             return None
         return original(scheduler, *args, **kw)
+
+    def _number_of(self, scheduler: Any) -> int:
+        """Its optimizer's, which may stand there in a wrapper of its own."""
+        groups = getattr(getattr(scheduler, "optimizer", None), "param_groups", None)
+        known = [optimizer.param_groups for optimizer in self.trained.optimizers]
+        return next((number for number, each in enumerate(known) if each is groups), -1)
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         attempt = self._within_scaler
