@@ -162,13 +162,16 @@ class ParityRun:
 
     `stalled`: whether a GradScaler skipped every step of the last quarter. `moved`: whether the
     trained parameters ended elsewhere than they started; None without any. `parameters`: those, in
-    the order in which optimizers first stepped.
+    the order in which optimizers first stepped. `levels`: bytes that the arm holds after each step;
+    `held`: at the end, by kind (parameters, gradients, optimizer state).
     """
 
     losses: Losses
     start: Start = Start()
     peak_bytes: int | None = None
     reserved_bytes: int | None = None
+    levels: tuple[int, ...] = ()
+    held: Mapping[str, int] = field(default_factory=dict)
     scales: tuple[float, ...] = ()
     skipped_steps: int = 0
     stalled: bool = False
@@ -314,7 +317,7 @@ class GradientAtTwoScales:
 
 @dataclass(frozen=True)
 class TwoScales:
-    """The amp arm at two loss scales, autocast off.
+    """The amp arm at two loss scales, its autocast regions in float32.
 
     `backwards`: how many backward passes there were, and `unscaled`: how many of them began at a
     loss that was the same at both scales. `in_half`: whether gradients flowed in float16 all the

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,16 +27,22 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes above the level at the start; None where the device has no such counter."""
+    """Bytes above the level at the start; None where the device has no such counter.
+
+    `levels`: the bytes held at each `mark`.
+    """
 
     peak_bytes: int | None
     reserved_bytes: int | None
+    levels: tuple[int, ...] = ()
 
 
 class PeakMemory(Protocol):
     """Entered before an arm is built, stopped while the arm is still there."""
 
     def __enter__(self) -> PeakMemory: ...
+
+    def mark(self) -> None: ...
 
     def stop(self) -> Peak: ...
 
@@ -55,6 +62,7 @@ class _AcceleratorPeak:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._allocated = self._reserved = 0
+        self._levels: list[int] = []
 
     def __enter__(self) -> PeakMemory:
         gc.collect()
@@ -66,12 +74,17 @@ class _AcceleratorPeak:
         self._reserved = module.memory_reserved(device.torch)
         return self
 
+    def mark(self) -> None:
+        held = self._device.module.memory_allocated(self._device.torch)
+        self._levels.append(held - self._allocated)
+
     def stop(self) -> Peak:
         self._device.synchronize()
         device, module = self._device.torch, self._device.module
         return Peak(
             module.max_memory_allocated(device) - self._allocated,
             module.max_memory_reserved(device) - self._reserved,
+            tuple(self._levels),
         )
 
     def __exit__(self, *_: object) -> None: ...
@@ -81,6 +94,7 @@ class _CpuPeak:
     def __init__(self) -> None:
         self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
         self._running = False
+        self._marks_ns: list[int] = []
 
     def __enter__(self) -> PeakMemory:
         gc.collect()
@@ -94,14 +108,22 @@ class _CpuPeak:
             self._running = False
             self._profile.stop()
 
+    def mark(self) -> None:
+        self._marks_ns.append(time.time_ns())
+
     def stop(self) -> Peak:
         self.__exit__()
         profiler: Any = self._profile.profiler
         level = peak = 0
         live: dict[int, int] = {}
+        levels: list[int] = []
         # A block that is older than the profiler is freed under a size that torch may remember
         # from an earlier profile of another block: only what was seen to come is seen to go.
         for event in profiler.kineto_results.experimental_event_tree():
+            while len(levels) < len(self._marks_ns) and (
+                event.start_time_ns > self._marks_ns[len(levels)]
+            ):
+                levels.append(level)
             block = event.extra_fields
             if block.alloc_size > 0:
                 live[block.ptr] = block.alloc_size
@@ -109,7 +131,8 @@ class _CpuPeak:
                 peak = max(peak, level)
             else:
                 level -= live.pop(block.ptr, 0)
-        return Peak(peak, None)
+        levels += [level] * (len(self._marks_ns) - len(levels))
+        return Peak(peak, None, tuple(levels))
 
 
 @contextmanager
@@ -134,6 +157,8 @@ def _allocations_only() -> Iterator[None]:
 class _Unmeasured:
     def __enter__(self) -> PeakMemory:
         return self
+
+    def mark(self) -> None: ...
 
     def stop(self) -> Peak:
         return Peak(None, None)

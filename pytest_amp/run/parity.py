@@ -32,7 +32,7 @@ def run(
     bench.progress.at("parity", name)
     with peak_memory(bench.device) as memory, bench.built(name) as resident:
         watch = StepWatch(replay)
-        losses, start = _steps(bench, resident, watch, steps)
+        losses, start = _steps(bench, resident, watch, steps, after_step=memory.mark)
         peak = memory.stop()
         with resident.active():
             flags = bench.globals.flags()
@@ -41,6 +41,8 @@ def run(
             start=start,
             peak_bytes=peak.peak_bytes,
             reserved_bytes=peak.reserved_bytes,
+            levels=peak.levels,
+            held=watch.trained.held(),
             scales=watch.log.scales,
             skipped_steps=sum(watch.log.skipped()),
             stalled=watch.log.stalled,
@@ -84,6 +86,7 @@ def _steps(
     steps: int,
     phase: str = "parity",
     before_step: Callable[[int], None] = lambda _: None,
+    after_step: Callable[[], None] = lambda: None,
 ) -> tuple[Losses, Start]:
     curves = LossCurves()
     inputs: list[tuple[str, ...]] = []
@@ -98,6 +101,7 @@ def _steps(
             else:
                 watch.next_step()
                 curves.append(resident.step())
+            after_step()
         losses = curves.read()
     shared = any(optimizer in bench.optimizers_before for optimizer in trained.optimizers)
     bench.optimizers_before.update(trained.optimizers)

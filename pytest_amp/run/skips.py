@@ -26,6 +26,7 @@ from pytest_amp.errors import none_of_ours
 from pytest_amp.records import ScalerStep, ScalerUse
 from pytest_amp.run.fingerprint import digest
 from pytest_amp.run.scaler import ScalerLog
+from pytest_amp.run.tensors import size
 
 __tracebackhide__ = none_of_ours
 
@@ -52,6 +53,20 @@ class Trained:
     def moved(self) -> bool | None:
         """Whether the parameters are elsewhere than they started; None without any."""
         return digest(self.parameters) != self.start if self.parameters else None
+
+    def held(self) -> dict[str, int]:
+        """Bytes of the parameters, of their gradients and of the optimizers' state."""
+        gradients = [param.grad for param in self.parameters if param.grad is not None]
+        state = [
+            value
+            for optimizer in self.optimizers
+            for values in optimizer.state.values()
+            if isinstance(values, dict)
+            for value in values.values()
+            if isinstance(value, torch.Tensor)
+        ]
+        kinds = {"parameters": self.parameters, "gradients": gradients, "optimizer state": state}
+        return {kind: sum(map(size, tensors)) for kind, tensors in kinds.items()}
 
     def has_gradient(self, parameter: torch.Tensor) -> bool:
         """Whether it had a gradient at any of its optimizer's steps."""
