@@ -12,22 +12,25 @@ from dataclasses import dataclass, replace
 import torch
 
 from pytest_amp import units
-from pytest_amp.errors import AmpError, none_of_ours
+from pytest_amp.errors import AmpError, add_note, none_of_ours
 from pytest_amp.judge import gates, parity, rules, sequential
 from pytest_amp.judge.gates import Limits
 from pytest_amp.judge.rules.base import Case
 from pytest_amp.records import Observations, ParityRun
-from pytest_amp.results import AmpReport, ArmRun, Environment, Failure, Verdict
-from pytest_amp.run import nonfinite, timing
+from pytest_amp.results import AmpReport, ArmRun, Environment, Failure, Finding, Verdict
+from pytest_amp.run import drills, nonfinite, timing
 from pytest_amp.run import parity as parity_run
 from pytest_amp.run.arm import Setup, Workbench
 from pytest_amp.run.device import Device, world_size
 from pytest_amp.run.garbage import older_objects_set_aside
 from pytest_amp.run.inspection import inspect
 from pytest_amp.run.lock import turn
+from pytest_amp.run.overflow import overflow
 from pytest_amp.run.progress import Progress
-from pytest_amp.run.scaler import AmpScaler
+from pytest_amp.run.scaler import AmpScaler, raised_by_scaler
+from pytest_amp.run.source import location_of
 from pytest_amp.run.tensors import dtype_name
+from pytest_amp.run.two_scales import two_scales
 from pytest_amp.settings import Settings
 from pytest_amp.thresholds import DeviceNames, Threshold
 
@@ -39,6 +42,8 @@ UNGATED_SHARE_OF_TIME = 1 / 3
 _PHASES = {
     "parity": "parity",
     "noise floor": "parity",
+    "overflow drill": "inspection",
+    "scale drill": "inspection",
     "inspection": "inspection",
     "locating": "inspection",
     "warm-up": "timing",
@@ -116,7 +121,15 @@ def run(job: Job, progress: Progress) -> AmpReport:
 def failed(job: Job, progress: Progress, error: BaseException) -> AmpReport:
     """The report of a test whose own code, or whose machine, ended the experiment."""
     failure = Failure(progress.arm, progress.phase, progress.step, type(error).__name__, str(error))
-    return replace(_blank(job), verdict="error", error=failure, phases_s=_phases(progress))
+    found: tuple[Finding, ...] = ()
+    if raised_by_scaler(error):
+        where, settings = location_of(error), job.settings
+        found = rules.in_exception(str(error), where, settings.select, settings.ignore)
+    for finding in found:
+        add_note(error, str(finding))
+    return replace(
+        _blank(job), verdict="error", error=failure, findings=found, phases_s=_phases(progress)
+    )
 
 
 def nothing_measured(job: Job) -> AmpReport:
@@ -167,6 +180,15 @@ def _observe(
         amp=amp,
         floor=parity_run.floor(bench, settings.steps, skipped, gates.draws_differ(fp32, amp)),
     )
+    if amp.scaler.live:
+        steps, optimizers = settings.steps, len(amp.scaler.optimizers)
+        seen = replace(
+            seen,
+            overflow=drills.attempted("overflow drill", lambda: overflow(bench, steps), notes),
+            two_scales=drills.attempted(
+                "scale drill", lambda: two_scales(bench, steps, optimizers), notes
+            ),
+        )
     trained_on = amp.start.devices
     if trained_on and not any(_is(bench.device, name) for name in trained_on):
         notes.append(

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from traceback import walk_tb
+from types import FrameType
 
 import torch
 
@@ -28,16 +31,30 @@ def location() -> str | None:
 
     A line of the user's own is preferred to one of an installed library.
     """
-    frame = sys._getframe(1)
-    library = None
+    return _first(_callers())
+
+
+def location_of(error: BaseException) -> str | None:
+    """The same of an exception: where it came by on its way up."""
+    way = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
+    return _first(reversed(way))
+
+
+def _callers() -> Iterator[tuple[str, int]]:
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        file = frame.f_code.co_filename
+        yield frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back
+
+
+def _first(lines: Iterable[tuple[str, int]]) -> str | None:
+    library = None
+    for file, line in lines:
         kind = _kind(file)
         if kind == "user":
-            return f"{_shown(file)}:{frame.f_lineno}"
+            return f"{_shown(file)}:{line}"
         if kind == "library" and library is None:
-            library = f"{_shown(file)}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
+            library = f"{_shown(file)}:{line}"
     return library
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from pytest_amp.codes import CODES
-from pytest_amp.judge.rules import autocast, measurement, memory, numerics, speed
+from pytest_amp.judge.rules import autocast, measurement, memory, numerics, scaler, speed
 from pytest_amp.judge.rules.base import Case, Rule
 from pytest_amp.results import Finding
 
@@ -24,6 +24,7 @@ NOTHING_MEASURED = Finding(
 RULES: tuple[Rule, ...] = (
     *measurement.RULES,
     *autocast.RULES,
+    *scaler.RULES,
     *numerics.RULES,
     *speed.RULES,
     *memory.RULES,
@@ -38,6 +39,16 @@ def findings(case: Case, select: Sequence[str], ignore: Mapping[str, str]) -> tu
         if rule.code.startswith(tuple(select))
         for finding in rule.findings(case)
     )
+
+
+def in_exception(
+    message: str, location: str | None, select: Sequence[str], ignore: Mapping[str, str]
+) -> tuple[Finding, ...]:
+    """What the selected rules say of an exception that a GradScaler raised."""
+    found = scaler.protocol_violated(message, location)
+    if found is None or not found.code.startswith(tuple(select)):
+        return ()
+    return (replace(found, suppressed=suppression(found, ignore)),)
 
 
 def suppression(finding: Finding, ignore: Mapping[str, str]) -> str | None:

@@ -1,0 +1,237 @@
+"""The overflow drill: one scaled loss is made infinite, and the step is watched coping with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils import _pytree as pytree
+
+from pytest_amp.errors import none_of_ours
+from pytest_amp.records import Overflow, OverflowDrill
+from pytest_amp.run.arm import Workbench
+from pytest_amp.run.drills import Cycle, Run
+from pytest_amp.run.fingerprint import digest
+from pytest_amp.run.scaler import infinite, raised_by_scaler
+from pytest_amp.run.skips import wrapped
+
+__tracebackhide__ = none_of_ours
+
+# After an overflow the scale is halved: a step that is skipped this often again is stuck.
+PATIENCE = 3
+_ZERO = "zero"
+
+
+def overflow(bench: Workbench, steps: int) -> OverflowDrill | None:
+    """Overflow one loss, and others as long as an optimizer was not reached.
+
+    It begins once a step was not skipped, so that the scale fits; None where that or an `update()`
+    does not come in `steps` steps.
+    """
+    run = Run(bench, "overflow drill", steps)
+    injection = _Injection(run)
+    with run.built(injection.installed()):
+        normal = _normal(run, injection)
+        if normal is None:
+            return None
+        scaled, stepped = injection.calls, frozenset(injection.stepped)
+        found: list[Overflow] = []
+        for call in sorted({0, scaled // 2, scaled - 1}):
+            found.append(_one(run, injection, call, stepped, normal))
+            reached = {number for each in found for number in each.reached}
+            if found[-1].raised or not found[-1].recovered or stepped <= reached:
+                break
+        return OverflowDrill(run.watch.use().optimizers, normal.moves, tuple(found))
+
+
+def _normal(run: Run, injection: _Injection) -> Cycle | None:
+    """The first update without a skipped step."""
+    for _ in range(run.limit):
+        injection.new_cycle()
+        cycle = run.to_update()
+        if cycle is None or not cycle.skipped:
+            return cycle if injection.calls else None
+    return None
+
+
+def _one(
+    run: Run, injection: _Injection, call: int, stepped: frozenset[int], normal: Cycle
+) -> Overflow:
+    cycle: Cycle | None = None
+    next_loss_finite, recovered, raised = True, True, None
+    seen = injection.new_cycle(call)
+    try:
+        cycle = run.to_update()
+        if cycle is not None:
+            following = _followed(run, injection)
+            recovered = not following or not following[-1].skipped
+            losses = following[0].losses if following else ()
+            was_finite = all(map(math.isfinite, normal.losses))
+            next_loss_finite = not was_finite or all(map(math.isfinite, losses))
+    except Exception as error:
+        if not raised_by_scaler(error):
+            raise
+        raised = str(error)
+    idle = stepped - seen.stepped
+    return Overflow(
+        reached=tuple(sorted(seen.reached)),
+        changed={number: tuple(names) for number, names in seen.changed.items()},
+        skipped=tuple(sorted(idle | cycle.skipped)) if cycle else (),
+        backward=seen.backward,
+        hidden=seen.backward and not seen.reached and seen.moved,
+        moves=cycle.moves if cycle else (),
+        scale=(seen.scale, seen.scale_after),
+        next_loss_finite=next_loss_finite,
+        recovered=recovered,
+        raised=raised,
+    )
+
+
+def _followed(run: Run, injection: _Injection) -> list[Cycle]:
+    """What followed, until a step was not skipped."""
+    following: list[Cycle] = []
+    while len(following) < PATIENCE and (not following or following[-1].skipped):
+        injection.new_cycle()
+        cycle = run.to_update()
+        if cycle is None:
+            break
+        following.append(cycle)
+    return following
+
+
+@dataclass
+class _Seen:
+    reached: set[int] = field(default_factory=set)
+    changed: dict[int, list[str]] = field(default_factory=dict)
+    stepped: set[int] = field(default_factory=set)
+    moved: bool = False
+    backward: bool = False
+    scale: float = 0.0
+    scale_after: float | None = None
+
+
+class _Injection:
+    """Makes the loss of one `scale()` infinite, and looks at optimizers up to the next update."""
+
+    def __init__(self, run: Run) -> None:
+        self.calls = 0
+        self._run = run
+        self._call: int | None = None
+        self._looking = False
+        self._inside = False
+        self._before: dict[Optimizer, dict[str, str]] = {}
+        self._seen = _Seen()
+
+    @property
+    def stepped(self) -> set[int]:
+        return self._seen.stepped
+
+    def new_cycle(self, call: int | None = None) -> _Seen:
+        """Start counting again; the loss of that `scale()`, from 0, becomes infinite."""
+        self.calls, self._call, self._looking = 0, call, False
+        self._seen = _Seen()
+        return self._seen
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(wrapped(GradScaler, "scale", self._around_scale))
+            stack.enter_context(wrapped(GradScaler, "step", self._around_step))
+            stack.enter_context(wrapped(GradScaler, "update", self._around_update))
+            before = register_optimizer_step_pre_hook(self._before_step)
+            stack.callback(before.remove)
+            after = register_optimizer_step_post_hook(self._after_step)
+            stack.callback(after.remove)
+            yield
+
+    def _around_scale(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
+        scaled = original(scaler, *args, **kwargs)
+        if not scaler.is_enabled():
+            return scaled
+        self.calls += 1
+        if self._call is None or self.calls <= self._call:
+            return scaled
+        self._call, self._looking = None, True
+        self._seen.scale = scaler.get_scale()
+        scaled = infinite(scaled)
+        loss = pytree.tree_leaves(scaled)[0]
+        if loss.requires_grad:
+            loss.register_hook(self._note_backward)
+        return scaled
+
+    def _note_backward(self, _: torch.Tensor) -> None:
+        self._seen.backward = True
+
+    def _around_step(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
+        optimizer = args[0] if args else kwargs["optimizer"]
+        if not scaler.is_enabled() or not self._looking:
+            return original(scaler, *args, **kwargs)
+        before = self._look(optimizer)
+        self._inside = True
+        try:
+            return original(scaler, *args, **kwargs)
+        finally:
+            self._inside = False
+            self._compare(optimizer, before)
+
+    def _around_update(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(scaler, *args, **kwargs)
+        if self._looking and scaler.is_enabled():
+            self._looking = False
+            self._seen.scale_after = scaler.get_scale()
+        return result
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self._seen.stepped.add(self._run.watch.trained.number(optimizer))
+        if self._looking and not self._inside:
+            self._before[optimizer] = self._look(optimizer)
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        before = self._before.pop(optimizer, None)
+        if before is not None:
+            self._compare(optimizer, before)
+
+    def _look(self, optimizer: Optimizer) -> dict[str, str]:
+        """Digests of what the optimizer may change, and whether an overflow has reached it."""
+        found: dict[str, str] = {}
+        for name, param in self._run.parameters(optimizer):
+            if _is_not_finite(param.grad):
+                self._seen.reached.add(self._run.watch.trained.number(optimizer))
+            found[name] = digest([param])[0]
+            state = optimizer.state.get(param, {})
+            found.update({f"{key} of {name}": _value(state[key]) for key in state})
+        return found
+
+    def _compare(self, optimizer: Optimizer, before: dict[str, str]) -> None:
+        number = self._run.watch.trained.number(optimizer)
+        after = self._look(optimizer)
+        # A fused optimizer makes its state on a step that it skips: new and zero is no change.
+        changed = [name for name in after if after[name] != before.get(name, _ZERO)]
+        if changed and number in self._seen.reached:
+            known = self._seen.changed.setdefault(number, [])
+            known += [name for name in changed if name not in known]
+        elif changed:
+            self._seen.moved = True
+
+
+def _is_not_finite(gradient: torch.Tensor | None) -> bool:
+    if gradient is None:
+        return False
+    values = gradient._values() if gradient.is_sparse else gradient
+    return not bool(torch.isfinite(values).all())
+
+
+def _value(state: Any) -> str:
+    if isinstance(state, torch.Tensor):
+        return digest([state])[0] if bool(state.any()) else _ZERO
+    return digest([state])[0] if state else _ZERO
