@@ -16,7 +16,8 @@ Losses = Mapping[str, tuple[float, ...]]
 class Start:
     """Where an arm started: digests by value of its parameters and of its first module's inputs.
 
-    None where there was no optimizer, or no module, to look at. `devices`: those that the trained
+    None where there was no optimizer, or no module, to look at. `samples`: some elements of each of
+    those inputs. `devices`: those that the trained
     parameters are on. `shared`: whether it trained with an optimizer of a former arm.
     """
 
@@ -24,6 +25,7 @@ class Start:
     inputs: tuple[str, ...] | None = None
     devices: tuple[str, ...] = ()
     shared: bool = False
+    samples: tuple[tuple[float, ...], ...] = ()
 
 
 Phase = Literal["forward", "backward", "recompute", "update"]

@@ -168,6 +168,19 @@ def test_amp003_speaks_of_an_optimizer_that_all_arms_share() -> None:
     assert "was made outside setup(arm)" in finding(report, "AMP003").message
 
 
+def test_amp003_is_silent_on_data_that_reduced_precision_rounded_on_its_way() -> None:
+    def setup(arm):
+        model, (x, y) = net(), batch()
+        mix = torch.eye(8) + 0.1 * torch.randn(8, 8)
+
+        def loss_of():
+            return F.cross_entropy(model((x @ mix).float()).float(), y)
+
+        return train(arm, sgd(model), loss_of)
+
+    assert codes(measure(setup)) == []
+
+
 def test_amp003_is_silent_on_optimizers_that_setup_copies() -> None:
     model, (x, y) = net(), batch()
     originals = model, sgd(model)
@@ -199,7 +212,8 @@ def test_amp003_is_a_warning_where_only_the_dtypes_draw_differs() -> None:
     def setup(arm):
         first, model = nn.Linear(8, 8), net()
         optimizer = torch.optim.SGD([*first.parameters(), *model.parameters()], lr=0.05)
-        x, y = batch()
+        # The last 16 of a number of draws that 16 does not divide are others in another dtype.
+        x, y = torch.randn(3, 8), torch.arange(3)
 
         def loss_of():
             noise = torch.randn_like(F.linear(x, first.weight))

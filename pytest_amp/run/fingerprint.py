@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
@@ -15,6 +15,7 @@ __tracebackhide__ = none_of_ours
 
 _LEAST_PIECE = 2**12
 _MOST_PIECES = 2**8
+_SAMPLE = 64
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -71,9 +72,23 @@ def _sum(flat: torch.Tensor, bits_of: Callable[[torch.Tensor], torch.Tensor]) ->
     return int(total)
 
 
+class Inputs(NamedTuple):
+    """A module's inputs: a digest of each, and some of its elements where it has numbers."""
+
+    digests: tuple[str, ...] | None
+    samples: tuple[tuple[float, ...], ...]
+
+
+def _sample(value: Any) -> tuple[float, ...]:
+    real = _real(value) if isinstance(value, torch.Tensor) else None
+    if real is None or not real.is_floating_point() or not real.numel():
+        return ()
+    return tuple(real[:: -(-real.numel() // _SAMPLE)].tolist())
+
+
 @contextmanager
-def first_inputs(seen: list[tuple[str, ...]]) -> Iterator[None]:
-    """Put the digests of the first called module's inputs into `seen`.
+def first_inputs(seen: list[Inputs]) -> Iterator[None]:
+    """Put what the first called module is given into `seen`.
 
     Inputs that were computed from parameters are no data, and differ by rounding: of a step that
     calls a module only behind its own arithmetic (as ``CrossEntropyLoss``) nothing is seen.
@@ -90,7 +105,7 @@ def first_inputs(seen: list[tuple[str, ...]]) -> Iterator[None]:
             restore()
             inputs = pytree.tree_leaves((args, kwargs))
             if all(getattr(each, "grad_fn", None) is None for each in inputs):
-                seen.append(digest(inputs))
+                seen.append(Inputs(digest(inputs), tuple(map(_sample, inputs))))
         return original(self, *args, **kwargs)
 
     torch.nn.Module.__call__ = look_once  # type: ignore[method-assign]

@@ -10,7 +10,7 @@ import torch
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import Floor, Losses, Parameter, ParityRun, Start
 from pytest_amp.run.arm import ArmName, Resident, Workbench
-from pytest_amp.run.fingerprint import first_inputs, pieces
+from pytest_amp.run.fingerprint import Inputs, first_inputs, pieces
 from pytest_amp.run.losses import LossCurves
 from pytest_amp.run.memory import peak_memory
 from pytest_amp.run.skips import Replay, StepWatch, Trained
@@ -89,7 +89,7 @@ def _steps(
     after_step: Callable[[], None] = lambda: None,
 ) -> tuple[Losses, Start]:
     curves = LossCurves()
-    inputs: list[tuple[str, ...]] = []
+    inputs: list[Inputs] = []
     name, trained = resident.arm.name, watch.trained
     with resident.active(), watch.installed():
         for index in range(steps):
@@ -106,7 +106,8 @@ def _steps(
     shared = any(optimizer in bench.optimizers_before for optimizer in trained.optimizers)
     bench.optimizers_before.update(trained.optimizers)
     devices = tuple(sorted({str(param.device) for param in trained.parameters}))
-    return losses, Start(trained.start, inputs[0] if inputs else None, devices, shared)
+    first = inputs[0] if inputs else Inputs(None, ())
+    return losses, Start(trained.start, first.digests, devices, shared, first.samples)
 
 
 def _parameters(trained: Trained) -> tuple[Parameter, ...]:

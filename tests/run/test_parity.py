@@ -291,7 +291,8 @@ def test_only_the_first_modules_inputs_are_looked_at_and_the_call_is_put_back() 
         outer(x)
         assert nn.Module.__call__ is original
         inner(mask.new_ones(1, 4))
-    assert seen == [digest([x])]
+    assert [each.digests for each in seen] == [digest([x])]
+    assert seen[0].samples == (tuple(x.flatten().tolist()),)
     with pytest.raises(ZeroDivisionError), first_inputs([]):
         raise ZeroDivisionError
     assert nn.Module.__call__ is original
@@ -312,4 +313,4 @@ def test_keyword_inputs_and_nested_ones_are_seen_too() -> None:
     seen, x = [], torch.randn(3)
     with first_inputs(seen):
         Model()({"x": x}, scale=2.0)
-    assert seen == [digest([x, 2.0])]
+    assert [each.digests for each in seen] == [digest([x, 2.0])]
