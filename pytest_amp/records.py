@@ -273,11 +273,11 @@ class Overflow:
 
     `reached`: the optimizers (by number) that stepped, or were to, on gradients that are not
     finite. `changed`: what changed of these all the same, by optimizer. `skipped`: the optimizers
-    that took no step. `backward`: whether a backward pass began at that loss. `hidden`: whether it
-    did and reached no optimizer, and one stepped all the same. `moves`: for each plain `step()` of
-    a scheduler the number of its optimizer. `scale`: before, and after the update; None where there
-    was none. `next_loss_finite`: of the step that followed. `recovered`: whether one of the steps
-    that followed was not skipped. `raised`: what the scaler raised on the way.
+    that took no step. `backward`: whether a backward pass began at that loss. `hidden`: whether one
+    did, an optimizer stepped on finite gradients, and the scale did not go down. `moves`: for each
+    plain `step()` of a scheduler the number of its optimizer. `scale`: before, and after the
+    update; None where there was none. `next_loss_finite`: of the step that followed. `recovered`:
+    whether one of the next few was not skipped. `raised`: what the scaler raised on the way.
     """
 
     reached: tuple[int, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -63,9 +63,24 @@ def workbench(
 
 def measure(setup: Setup, device: Device | None = None, **given: Any) -> AmpReport:
     """The report of one experiment on the CPU; static unless it is told otherwise."""
+    return experiment.run(_job(setup, device, given), Progress())
+
+
+def attempt(setup: Setup, **given: Any) -> AmpReport:
+    """The report of one experiment, also where the step raises and a rule knows why."""
+    job, progress = _job(setup, None, given), Progress()
+    try:
+        return experiment.run(job, progress)
+    except Exception as error:
+        report = experiment.failed(job, progress, error)
+        if not report.findings:
+            raise
+        return report
+
+
+def _job(setup: Setup, device: Device | None, given: Mapping[str, Any]) -> experiment.Job:
     options = settings.resolve([("cli", {"static": True, "steps": 8, **given})])
-    test = experiment.Job("test_step", setup, device or Device(CPU), options)
-    return experiment.run(test, Progress())
+    return experiment.Job("test_step", setup, device or Device(CPU), options)
 
 
 def codes(report: AmpReport) -> list[str]:

@@ -113,18 +113,19 @@ class Run:
 
 
 class Cycle:
-    """The steps up to an update."""
+    """The steps up to an update. `by_scaler`: the optimizers that a scaler stepped, or skipped."""
 
     def __init__(self, before: ScalerUse, after: ScalerUse, losses: tuple[float, ...]) -> None:
         self.losses = losses
         self.moves = tuple(number for _, number in after.moves[len(before.moves) :])
         self._steps = after.steps[len(before.steps) :]
+        self.by_scaler = frozenset(step.optimizer for step in self._steps)
 
     @property
     def skipped(self) -> frozenset[int]:
         """The optimizers of which the scaler skipped every step."""
         taken = {step.optimizer for step in self._steps if not step.skipped}
-        return frozenset(step.optimizer for step in self._steps) - taken
+        return self.by_scaler - taken
 
 
 @contextmanager

@@ -82,13 +82,14 @@ def _one(
         if not raised_by_scaler(error):
             raise
         raised = str(error)
-    idle = stepped - seen.stepped
+    idle = stepped - normal.by_scaler - seen.stepped  # as where the check for inf is the user's own
+    lowered = seen.scale_after is not None and seen.scale_after < seen.scale
     return Overflow(
         reached=tuple(sorted(seen.reached)),
         changed={number: tuple(names) for number, names in seen.changed.items()},
         skipped=tuple(sorted(idle | cycle.skipped)) if cycle else (),
         backward=seen.backward,
-        hidden=seen.backward and not seen.reached and seen.moved,
+        hidden=seen.backward and not seen.reached and bool(seen.stepped) and not lowered,
         moves=cycle.moves if cycle else (),
         scale=(seen.scale, seen.scale_after),
         next_loss_finite=next_loss_finite,
@@ -114,7 +115,6 @@ class _Seen:
     reached: set[int] = field(default_factory=set)
     changed: dict[int, list[str]] = field(default_factory=dict)
     stepped: set[int] = field(default_factory=set)
-    moved: bool = False
     backward: bool = False
     scale: float = 0.0
     scale_after: float | None = None
@@ -220,8 +220,6 @@ class _Injection:
         if changed and number in self._seen.reached:
             known = self._seen.changed.setdefault(number, [])
             known += [name for name in changed if name not in known]
-        elif changed:
-            self._seen.moved = True
 
 
 def _is_not_finite(gradient: torch.Tensor | None) -> bool:

@@ -9,7 +9,7 @@ from pytest_amp import units
 from pytest_amp.codes import CODES
 from pytest_amp.judge.rules.base import Case, Rule, Word
 from pytest_amp.judge.rules.measurement import first_losses_differ
-from pytest_amp.records import GradientAtTwoScales, Overflow, ScalerStep
+from pytest_amp.records import GradientAtTwoScales, ScalerStep
 from pytest_amp.results import Finding
 
 # Healthy gradients are the same to the last bit at two loss scales; faulty ones differ by 4e-4 and
@@ -158,7 +158,7 @@ def stepped_on_overflow(case: Case) -> Iterator[Word]:
                 {"changed": list(changed), "next_loss_finite": each.next_loss_finite},
             )
             return
-        if each.hidden and not _lowered(each) and not _first_differing(case):
+        if each.hidden and not _first_differing(case):
             yield Word(
                 "an infinite loss went backward, and no optimizer saw it: its gradients were made "
                 "finite before the GradScaler looked (nan_to_num, clamp), so a step was taken on "
@@ -193,7 +193,8 @@ def scale_stuck(case: Case) -> Iterator[Word]:
             )
             return
     drill = case.seen.overflow
-    if drill and any(not each.recovered for each in drill.overflows):
+    # What stepped on the overflow may well be ruined, and AMP206 says so.
+    if drill and any(not each.recovered and not each.changed for each in drill.overflows):
         yield Word(
             "after one overflow, every step that followed was skipped as well: inf gradients stay "
             "and are added to; call zero_grad() after a skipped step too, and update() always",
@@ -297,11 +298,6 @@ def _after_the_first_taken(steps: Sequence[ScalerStep]) -> Sequence[ScalerStep]:
 
 def _skips(steps: Iterable[ScalerStep]) -> int:
     return sum(step.skipped for step in steps)
-
-
-def _lowered(overflow: Overflow) -> bool:
-    before, after = overflow.scale
-    return after is not None and after < before
 
 
 def _kind(kinds: Sequence[str], number: int) -> str:
