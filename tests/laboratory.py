@@ -66,9 +66,9 @@ def measure(setup: Setup, device: Device | None = None, **given: Any) -> AmpRepo
     return experiment.run(_job(setup, device, given), Progress())
 
 
-def attempt(setup: Setup, **given: Any) -> AmpReport:
+def attempt(setup: Setup, device: Device | None = None, **given: Any) -> AmpReport:
     """The report of one experiment, also where the step raises and a rule knows why."""
-    job, progress = _job(setup, None, given), Progress()
+    job, progress = _job(setup, device, given), Progress()
     try:
         return experiment.run(job, progress)
     except Exception as error:

@@ -10,7 +10,7 @@ from pytest_amp.records import REDUCED, OpRow
 
 # Shares of the step below which a pattern is not worth a word.
 FALLBACK = 0.2
-CASTS = 0.25
+CASTS = 0.4
 SLOW = 0.2
 # Steps that move less are bound by calls, not by bytes; a model that small is a test's.
 LEAST_BYTES = 8 * 2**20
