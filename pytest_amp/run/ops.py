@@ -80,6 +80,7 @@ class OpRecord(TorchDispatchMode):
         self._functions: list[str] = []
         self._function_nodes: dict[str, str] = {}
         self._callers: dict[int, tuple[str | None, bool]] = {}
+        self._last_node = -1
 
     def next_step(self) -> None:
         """From here on, look for stale casts only."""
@@ -192,8 +193,10 @@ class OpRecord(TorchDispatchMode):
         if torch._C._current_graph_task_id() == -1 or (call is not None and call.again):
             path = call.path if call is not None else None
             caller = path, self._autocast
-            if torch.is_grad_enabled():
-                self._callers[_next_node() - 1] = caller
+            node_made = _next_node()
+            if node_made != self._last_node:  # the first call since is the one that made it
+                self._last_node = node_made
+                self._callers[node_made - 1] = caller
             return (
                 path,
                 "recompute" if call is not None and call.again else "forward",

@@ -430,6 +430,30 @@ def test_the_users_line_is_named() -> None:
     assert product.location == f"tests/run/test_ops.py:{line}"
 
 
+class _Exp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.exp()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0].exp()
+
+
+class _Activation(nn.Module):
+    def forward(self, x):
+        return _Exp.apply(x).relu()
+
+
+def test_a_gradient_is_not_laid_to_a_later_module_whose_first_calls_need_none() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), _Activation(), nn.Dropout(0.5))
+    seen = record(lambda: model(torch.randn(2, 4)).sum().backward())
+    modules = {row.op: row.module for row in seen.rows if row.phase == "backward"}
+    assert modules["aten::threshold_backward"] == "1"
+    assert modules["aten::exp"] == "1"  # the custom function's
+
+
 def test_backward_passes_inside_an_autocast_region_are_counted() -> None:
     layer, x = nn.Linear(8, 4), torch.randn(3, 8)
     assert record(under_autocast(lambda: layer(x).sum().backward())).backward_under_autocast == 1
