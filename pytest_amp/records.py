@@ -142,13 +142,15 @@ class ScalerUse:
     """What enabled GradScalers did in a run, and the schedulers beside them.
 
     `optimizers`: their kinds, in the order of their first steps, which numbers them. `scaled`: how
-    often losses were scaled. `moves`: each plain `step()` of a scheduler, as the experiment's step
+    often losses were scaled. `updates_in_midst`: of the updates, those between backward passes that
+    add to the same gradients. `moves`: each plain `step()` of a scheduler, as the experiment's step
     and the optimizer's number, -1 where that one never stepped.
     """
 
     optimizers: tuple[str, ...] = ()
     scaled: int = 0
     updates: int = 0
+    updates_in_midst: int = 0
     steps: tuple[ScalerStep, ...] = ()
     moves: tuple[tuple[int, int], ...] = ()
 

@@ -24,7 +24,9 @@ from torch.optim.optimizer import (
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import ScalerStep, ScalerUse
+from pytest_amp.run.accumulation import Accumulation
 from pytest_amp.run.fingerprint import digest
+from pytest_amp.run.patches import patched
 from pytest_amp.run.scaler import ScalerLog
 from pytest_amp.run.tensors import size
 
@@ -124,6 +126,7 @@ class StepWatch:
         self._last_was_withheld = False
         self._schedules: list[int] = [0]
         self._scaled = 0
+        self._accumulation = Accumulation()
         self._stepped: list[tuple[int, torch.Tensor | float]] = []
         self._moves: list[tuple[int, int]] = []
 
@@ -144,6 +147,7 @@ class StepWatch:
             optimizers=tuple(type(each).__name__ for each in self.trained.optimizers),
             scaled=self._scaled,
             updates=len(self.log.scales),
+            updates_in_midst=self._accumulation.updates_in_midst,
             steps=tuple(
                 ScalerStep(step, number, float(scale), skipped)
                 for (number, _), (step, scale), skipped in steps
@@ -159,6 +163,8 @@ class StepWatch:
             stack.enter_context(wrapped(GradScaler, "step", self._around_scaler_step))
             stack.enter_context(wrapped(GradScaler, "update", self._around_update))
             stack.enter_context(wrapped(LRScheduler, "step", self._around_schedule))
+            engine = patched(torch.autograd, "_engine_run_backward", self._around_backward)
+            stack.enter_context(engine)
             before = register_optimizer_step_pre_hook(self._before_step)
             stack.callback(before.remove)
             after = register_optimizer_step_post_hook(self._after_step)
@@ -169,6 +175,7 @@ class StepWatch:
     def _attempt(self, optimizer: Optimizer) -> Attempt:
         number = self.trained.number(optimizer)
         self.trained.note_gradients(optimizer)
+        self._accumulation.step(optimizer)
         self._steps[number] += 1
         return number, self._steps[number] - 1
 
@@ -195,7 +202,12 @@ class StepWatch:
         result = original(scaler, *args, **kw)
         if scaler.is_enabled():
             self.log.updated(scaler)
+            self._accumulation.update()
         return result
+
+    def _around_backward(self, original: Around, *args: Any, **kwargs: Any) -> Any:
+        self._accumulation.backward(self.trained.optimizers)
+        return original(*args, **kwargs)
 
     def _around_schedule(self, original: Around, scheduler: Any, *args: Any, **kw: Any) -> Any:
         """A scheduler moves on a withheld step as often as it did where that was skipped."""

@@ -470,7 +470,7 @@ def a_hand_written_checkpoint_that_switches_autocast_off(arm):
     return hand_checkpointed(arm, lambda: torch.autocast("cpu", enabled=False))
 
 
-@faulty("AMP106", ignore=["AMP107"])
+@faulty("AMP106", ignore=["AMP107", "AMP201"])
 def a_hand_written_checkpoint_in_the_other_dtype(arm):
     def state():
         return torch.autocast("cpu", dtype=FP16, enabled=arm.enabled)
@@ -542,7 +542,7 @@ def _same(tensor):
     return tensor
 
 
-@faulty("AMP107")
+@faulty("AMP107", ignore=["AMP201"])
 def a_bfloat16_forward_and_a_float16_backward(arm):
     return with_product(arm, lambda t: t.to(BF16), lambda t: t.to(FP16))
 

@@ -7,7 +7,15 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from pytest_amp.codes import CODES
-from pytest_amp.judge.rules import autocast, measurement, memory, numerics, scaler, speed
+from pytest_amp.judge.rules import (
+    autocast,
+    loss_scale,
+    measurement,
+    memory,
+    numerics,
+    scaler,
+    speed,
+)
 from pytest_amp.judge.rules.base import Case, Rule
 from pytest_amp.results import Finding
 
@@ -21,13 +29,9 @@ NOTHING_MEASURED = Finding(
     ),
 )
 
-RULES: tuple[Rule, ...] = (
-    *measurement.RULES,
-    *autocast.RULES,
-    *scaler.RULES,
-    *numerics.RULES,
-    *speed.RULES,
-    *memory.RULES,
+GROUPS = (measurement, autocast, loss_scale, scaler, numerics, speed, memory)
+RULES: tuple[Rule, ...] = tuple(
+    sorted((rule for group in GROUPS for rule in group.RULES), key=lambda rule: rule.code)
 )
 
 
