@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from pathlib import Path
 from typing import Any, Final
 
+from pytest_amp import files
 from pytest_amp.results import AmpReport
 
 SCHEMA: Final = 1
@@ -42,21 +41,7 @@ def write(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
     text = json.dumps(document, allow_nan=False, ensure_ascii=False) + "\n"
     # A lone surrogate (an undecodable byte of a file name) has no UTF-8; its \udcXX is JSON.
     data = text.encode("utf-8", errors="backslashreplace")
-    target = Path(os.path.realpath(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists() and not target.is_file():  # a pipe or a terminal can't be replaced
-        target.write_bytes(data)
-        return
-    temporary = target.with_name(f".amp-{os.getpid()}-{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:  # not mkstemp: its 0600 ignores the umask
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    files.write(path, data)
 
 
 def schema() -> dict[str, Any]:
