@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pytest_amp import units
+from pytest_amp.codes import CODES
 
 if TYPE_CHECKING:
-    from pytest_amp.results import AmpReport, ArmRun, Gate
+    from pytest_amp.results import AmpReport, ArmRun, Finding, Gate
 
 FULL_COVERAGE = 0.95
+MOST_CHANGES = 80  # lines of a dtype map that are shown
 
 _MARK: Mapping[str, str] = {
     "pass": "ok", "fail": "FAILED", "inconclusive": "no answer", "not_gated": "not gated",
@@ -25,7 +27,13 @@ def explanation(report: AmpReport) -> Iterator[str]:
     where = report.environment
     if where is not None:
         yield f"on {where.device}, {where.dtype} against float32, torch {where.torch}"
-    for part in (_gates(report), _arms(report), _findings(report), _look_at(report, wrong)):
+    for part in (
+        _gates(report),
+        _dtype_map(report),
+        _arms(report),
+        _findings(report),
+        _look_at(report, wrong),
+    ):
         lines = list(part)
         if lines:
             yield ""
@@ -63,6 +71,16 @@ def _gates(report: AmpReport) -> Iterator[str]:
             yield f"  {gate.name:<{width}}  {_MARK[gate.verdict]:<9}  {gate.reason}"
 
 
+def _dtype_map(report: AmpReport) -> Iterator[str]:
+    found = report.dtype_map
+    if found is None or not found.changes:
+        return
+    yield f"  dtype map, - as stored in {found.file}, + as it ran"
+    yield from (f"  {line}" for line in found.changes[:MOST_CHANGES])
+    if len(found.changes) > MOST_CHANGES:
+        yield f"  ... and {len(found.changes) - MOST_CHANGES} more"
+
+
 def _both(report: AmpReport) -> tuple[ArmRun, ArmRun] | None:
     fp32, amp = report.arms.get("fp32"), report.arms.get("amp")
     return None if fp32 is None or amp is None else (fp32, amp)
@@ -85,11 +103,32 @@ def _arms(report: AmpReport) -> Iterator[str]:
 
 
 def _findings(report: AmpReport) -> Iterator[str]:
+    """Confirmed causes first, then errors, then by how much of a failing gate they explain."""
+    failed = [gate.name for gate in report.gates if gate.verdict == "fail"]
+
+    def place(finding: Finding) -> tuple[bool, str, bool, float, str]:
+        share = finding.evidence.get("share")
+        return (
+            not finding.confirmed,
+            finding.severity,
+            not _explained(finding, failed),
+            -share if isinstance(share, float) else 0.0,
+            finding.code,
+        )
+
     spoken = [finding for finding in report.findings if finding.suppressed is None]
-    for finding in sorted(spoken, key=lambda finding: (finding.severity, finding.code)):
-        yield f"  {finding.severity}: {finding}"
+    for finding in sorted(spoken, key=place):
+        gates = _explained(finding, failed)
+        sure = "confirmed" if finding.confirmed else "suspected"
+        cause = f", {sure} cause of {' and '.join(gates)}" if gates else ""
+        yield f"  {finding.severity}{cause}: {finding}"
     for note in report.notes:
         yield f"  note: {note}"
+
+
+def _explained(finding: Finding, failed: Sequence[str]) -> list[str]:
+    code = CODES.get(finding.code)
+    return [gate for gate in failed if code is not None and gate in code.explains]
 
 
 def _look_at(report: AmpReport, wrong: list[Gate]) -> Iterator[str]:
@@ -145,6 +184,12 @@ def _coverage_hint(report: AmpReport, _: Gate) -> str | None:
     return f"the amp arm's FLOPs by dtype: {shares}"
 
 
+def _map_hint(report: AmpReport, _: Gate) -> str | None:
+    if report.dtype_map is None or not report.dtype_map.changes:
+        return None
+    return "the map above: if it is as it should be, --amp-snapshot=update stores it"
+
+
 def _skip_hint(report: AmpReport, _: Gate) -> str | None:
     scales = report.arms["amp"].scales if "amp" in report.arms else ()
     if not scales:
@@ -159,4 +204,5 @@ _HINTS: Mapping[str, Callable[[AmpReport, Gate], str | None]] = {
     "loss_diff": _loss_hint,
     "coverage": _coverage_hint,
     "skipped_steps": _skip_hint,
+    "compare:dtype_map": _map_hint,
 }

@@ -155,6 +155,21 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class DtypeMap:
+    """Which modules ran which operators in which dtype, as ``--amp-snapshot`` keeps it.
+
+    `file`: where, from pytest's root directory; `test`: whose, by its name in the test file.
+    `stored`: whether there was a map to compare with; `changes`: the lines that differ from it.
+    """
+
+    file: str
+    test: str
+    lines: tuple[str, ...]
+    stored: bool
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class AmpReport:
     """One test's experiment, judged. The value of ``amp_benchmark(setup)``.
 
@@ -183,6 +198,7 @@ class AmpReport:
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     phases_s: Mapping[str, float] = field(default_factory=dict)
+    dtype_map: DtypeMap | None = None
 
     @property
     def fp32(self) -> ArmRun:
@@ -274,6 +290,10 @@ class AmpReport:
         for name, kind in (("environment", Environment), ("error", Failure)):
             if data.get(name):
                 values[name] = kind(**_fields(kind, data[name]))
+        if data.get("dtype_map"):
+            kept = _fields(DtypeMap, data["dtype_map"])
+            kept.update(lines=tuple(kept["lines"]), changes=tuple(kept["changes"]))
+            values["dtype_map"] = DtypeMap(**kept)
         if data.get("speedup"):
             speedup = _fields(Estimate, data["speedup"])
             values["speedup"] = Estimate(
