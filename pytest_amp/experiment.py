@@ -13,12 +13,12 @@ import torch
 
 from pytest_amp import units
 from pytest_amp.errors import AmpError, add_note, none_of_ours
-from pytest_amp.judge import gates, parity, rules, sequential
+from pytest_amp.judge import causes, dtype_map, gates, parity, rules, sequential
 from pytest_amp.judge.gates import Limits
 from pytest_amp.judge.rules.base import Case
 from pytest_amp.records import Observations, ParityRun
 from pytest_amp.results import AmpReport, ArmRun, Environment, Failure, Finding, Verdict
-from pytest_amp.run import drills, nonfinite, timing
+from pytest_amp.run import counterfactuals, drills, nonfinite, timing
 from pytest_amp.run import parity as parity_run
 from pytest_amp.run.arm import Setup, Workbench
 from pytest_amp.run.device import Device, world_size
@@ -46,6 +46,7 @@ _PHASES = {
     "scale drill": "inspection",
     "inspection": "inspection",
     "locating": "inspection",
+    "confirming": "inspection",
     "warm-up": "timing",
     "calibration": "timing",
     "timing": "timing",
@@ -57,6 +58,7 @@ class Job:
     """What is to be measured for one test, and where.
 
     `fixture`: the test's amp_scaler, if it has one. `notes`: what the report is to tell besides.
+    `snapshot`: the dtype map that its own is held against.
     """
 
     nodeid: str
@@ -68,6 +70,7 @@ class Job:
     worker: str | None = None
     rank: int | None = None
     notes: tuple[str, ...] = ()
+    snapshot: dtype_map.Snapshot | None = None
 
 
 def run(job: Job, progress: Progress) -> AmpReport:
@@ -90,9 +93,13 @@ def run(job: Job, progress: Progress) -> AmpReport:
         began = time.perf_counter()  # with the device to itself
         environment = _environment(bench)
         seen = _observe(bench, settings, limits, notes)
-    gated = gates.judge(seen, limits)
-    case = Case(seen, {gate.name: gate for gate in gated}, limits)
-    found = rules.findings(case, settings.select, settings.ignore)
+        gated, mapped = gates.judge(seen, limits), None
+        if job.snapshot is not None:
+            mapped, gate = dtype_map.judge(job.snapshot, seen)
+            gated = (*gated, gate)
+        case = Case(seen, {gate.name: gate for gate in gated}, limits)
+        found = rules.findings(case, settings.select, settings.ignore)
+        found = _confirmed(bench, settings.steps, case, found, notes)
     verdict: Verdict = "pass"
     if any(gate.verdict == "fail" for gate in gated) or any(each.stands for each in found):
         verdict = "fail"
@@ -115,6 +122,7 @@ def run(job: Job, progress: Progress) -> AmpReport:
         findings=found,
         notes=tuple(notes),
         phases_s=_phases(progress),
+        dtype_map=mapped,
     )
 
 
@@ -225,6 +233,32 @@ def _is(device: Device, name: str) -> bool:
     kind, _, index = name.partition(":")
     ours = device.torch.index
     return kind == device.type and (not index or ours is None or int(index) == ours)
+
+
+def _confirmed(
+    bench: Workbench, steps: int, case: Case, found: tuple[Finding, ...], notes: list[str]
+) -> tuple[Finding, ...]:
+    """The findings, and of the first suspect of each failing gate, whether it is the cause."""
+    tried: set[str] = set()
+    for index, finding in enumerate(found):
+        suspect = causes.suspect(finding, case)
+        if suspect is None or suspect.gate in tried:
+            continue
+        tried.add(suspect.gate)
+        bench.progress.at("confirming", "amp")
+        try:
+            if suspect.module is None:
+                changed = counterfactuals.without_cast_cache(bench, steps)
+            else:
+                changed = counterfactuals.in_float32(bench, steps, suspect.module)
+        except Exception as error:  # noqa: BLE001 - a step that does not bear it shows nothing
+            notes.append(
+                f"the rerun for {finding.code} ended early: {type(error).__name__}: {error}"
+            )
+            continue
+        judged = causes.judged(finding, suspect, case, changed)
+        found = (*found[:index], judged, *found[index + 1 :])
+    return found
 
 
 def _plan(bench: Workbench, settings: Settings, limits: Limits, notes: list[str]) -> timing.Plan:

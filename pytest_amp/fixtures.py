@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -131,6 +132,10 @@ def measure(
     live = LiveLine(item.config, item.nodeid)
     progress = Progress(show=live.show, say=live.say)
     job = job_of(item, setup, device, notes)
+    if job.settings.snapshot != "off":
+        from pytest_amp import snapshot
+
+        job = replace(job, snapshot=snapshot.stored_for(item, job.settings.snapshot == "update"))
     try:
         report = experiment.run(job, progress)
     except Exception as error:

@@ -20,6 +20,10 @@ and under autocast, and gate what came out. The settings, each of them an
 option (--amp-steps) and an ini key (amp_steps) too:"""
 
 
+# What an option means that is given without a value.
+_BARE = {"strict": "all", "snapshot": "compare"}
+
+
 def add_options(parser: pytest.Parser) -> None:
     """Every row of the table as an option and an ini key; both default to None, that is: unset."""
     group = parser.getgroup("amp", GROUP)
@@ -43,8 +47,8 @@ def add_options(parser: pytest.Parser) -> None:
 def _kind(entry: Entry) -> dict[str, Any]:
     if entry.name == "static":
         return {"action": "store_true"}
-    if entry.name == "strict":
-        return {"nargs": "?", "const": "all", "metavar": entry.metavar}
+    if entry.name in _BARE:
+        return {"nargs": "?", "const": _BARE[entry.name], "metavar": entry.metavar}
     return {"metavar": entry.metavar}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_amp import collection, fixtures, options
+from pytest_amp import collection, fixtures, options, settings
 from pytest_amp.fixtures import amp_benchmark, amp_device, amp_scaler, cuda_device
 from pytest_amp.session import Session
 
@@ -26,9 +26,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", options.marker_help(in_full=config.option.markers))
-    config.stash[fixtures.LEVELS] = options.session_levels(config)
+    levels = config.stash[fixtures.LEVELS] = options.session_levels(config)
     config.stash[SESSION] = Session(config)
     config.pluginmanager.register(config.stash[SESSION], "amp-session")
+    mode = settings.resolve(levels).snapshot
+    if mode != "off":
+        from pytest_amp.snapshot import Snapshots
+
+        config.pluginmanager.register(Snapshots(config, mode == "update"), "amp-snapshot")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 STRICT_KINDS = ("device", "inconclusive", "unmeasured", "baseline")
 DTYPES = ("float16", "bfloat16")
+SNAPSHOT_MODES = ("off", "compare", "update")
 _DEVICE = re.compile(r"(auto|(cpu|cuda|xpu|mps)(:\d+)?)")
 _CODES = re.compile(r"AMP\d{0,3}")
 # A setting is the strongest level's; these are all levels' together.
@@ -68,6 +69,7 @@ class Settings(NamedTuple):
     ignore: Mapping[str, str]
     static: bool
     strict: frozenset[str]
+    snapshot: str
     sources: Mapping[str, str]
 
     def described(self) -> dict[str, Setting]:
@@ -193,10 +195,23 @@ def _strict(value: object) -> frozenset[str]:
         return frozenset(STRICT_KINDS)
     for kind in kinds:
         if kind not in STRICT_KINDS:
-            path = "/" in kind or "\\" in kind or kind.endswith(".py")
-            hint = "; before a path write --amp-strict=all" if path else ""
+            hint = _before_a_path(kind, "--amp-strict=all")
             raise ValueError(f"{kind!r} is not one of all, {', '.join(STRICT_KINDS)}{hint}")
     return frozenset(kinds)
+
+
+def _snapshot(value: object) -> str:
+    mode = str(value).strip()
+    if mode not in SNAPSHOT_MODES:
+        hint = _before_a_path(mode, "--amp-snapshot=compare")
+        raise ValueError(f"{mode!r} is not one of {', '.join(SNAPSHOT_MODES)}{hint}")
+    return mode
+
+
+def _before_a_path(given: str, write: str) -> str:
+    """A bare option takes the path that follows it for its value."""
+    path = "/" in given or "\\" in given or given.endswith(".py")
+    return f"; before a path write {write}" if path else ""
 
 
 TABLE: tuple[Entry, ...] = (
@@ -249,6 +264,11 @@ TABLE: tuple[Entry, ...] = (
     Entry(
         "strict", _strict, frozenset(), "KINDS",
         "fail where an answer is missing; any of " + ", ".join(STRICT_KINDS) + " (bare: all)",
+        marker=False,
+    ),
+    Entry(
+        "snapshot", _snapshot, "off", "MODE",
+        "compare with the dtype map kept beside the test file (bare: compare), or update it",
         marker=False,
     ),
 )  # fmt: skip
