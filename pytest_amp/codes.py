@@ -10,10 +10,11 @@ from typing import Literal, NamedTuple
 
 
 class Code(NamedTuple):
-    """A row of the table."""
+    """A row of the table. `explains`: the gates whose failure it may be the cause of."""
 
     name: str
     severity: Literal["error", "warning"]
+    explains: tuple[str, ...] = ()
 
 
 CODES = {
@@ -23,35 +24,35 @@ CODES = {
     "AMP004": Code("fp32-arm-not-fp32", "error"),
     "AMP005": Code("baseline-flags", "warning"),
     "AMP006": Code("noisy-machine", "warning"),
-    "AMP101": Code("amp-no-op", "error"),
-    "AMP102": Code("half-parameters", "error"),
-    "AMP103": Code("stale-autocast-cache", "error"),
-    "AMP104": Code("missing-gradients", "error"),
-    "AMP105": Code("backward-under-autocast", "warning"),
-    "AMP106": Code("recompute-dtype", "error"),
-    "AMP107": Code("custom-function-dtype", "error"),
+    "AMP101": Code("amp-no-op", "error", ("speedup", "memory_reduction", "coverage")),
+    "AMP102": Code("half-parameters", "error", ("loss_diff",)),
+    "AMP103": Code("stale-autocast-cache", "error", ("loss_diff",)),
+    "AMP104": Code("missing-gradients", "error", ("loss_diff",)),
+    "AMP105": Code("backward-under-autocast", "warning", ("speedup", "loss_diff")),
+    "AMP106": Code("recompute-dtype", "error", ("loss_diff",)),
+    "AMP107": Code("custom-function-dtype", "error", ("loss_diff",)),
     "AMP108": Code("dtype-substituted", "warning"),
-    "AMP201": Code("fp16-without-scaler", "error"),
+    "AMP201": Code("fp16-without-scaler", "error", ("loss_diff",)),
     "AMP202": Code("scaler-with-bf16", "warning"),
-    "AMP203": Code("modified-before-unscale", "error"),
+    "AMP203": Code("modified-before-unscale", "error", ("loss_diff",)),
     "AMP204": Code("scaler-protocol", "error"),
     "AMP205": Code("scheduler-on-skipped-step", "warning"),
-    "AMP206": Code("stepped-on-overflow", "error"),
-    "AMP207": Code("scale-stuck", "error"),
-    "AMP208": Code("scaler-bypassed", "error"),
-    "AMP209": Code("scale-changed-mid-accumulation", "error"),
+    "AMP206": Code("stepped-on-overflow", "error", ("loss_diff",)),
+    "AMP207": Code("scale-stuck", "error", ("skipped_steps", "loss_diff")),
+    "AMP208": Code("scaler-bypassed", "error", ("loss_diff",)),
+    "AMP209": Code("scale-changed-mid-accumulation", "error", ("loss_diff", "skipped_steps")),
     "AMP210": Code("ranks-disagree-on-skip", "error"),
-    "AMP301": Code("nonfinite-loss", "error"),
-    "AMP302": Code("gradient-underflow", "warning"),
-    "AMP303": Code("overflow-risk", "warning"),
-    "AMP304": Code("gradient-mismatch", "warning"),
+    "AMP301": Code("nonfinite-loss", "error", ("loss_diff",)),
+    "AMP302": Code("gradient-underflow", "warning", ("loss_diff",)),
+    "AMP303": Code("overflow-risk", "warning", ("loss_diff", "skipped_steps")),
+    "AMP304": Code("gradient-mismatch", "warning", ("loss_diff",)),
     "AMP305": Code("below-noise-floor", "warning"),
-    "AMP401": Code("no-native-support", "warning"),
-    "AMP402": Code("fp32-fallback", "warning"),
-    "AMP403": Code("cast-bound", "warning"),
-    "AMP404": Code("host-bound", "warning"),
-    "AMP405": Code("slow-shapes", "warning"),
-    "AMP501": Code("memory-not-reduced", "warning"),
-    "AMP502": Code("memory-growth", "error"),
-    "AMP503": Code("cast-materialised", "warning"),
+    "AMP401": Code("no-native-support", "warning", ("speedup",)),
+    "AMP402": Code("fp32-fallback", "warning", ("speedup", "coverage", "memory_reduction")),
+    "AMP403": Code("cast-bound", "warning", ("speedup", "memory_reduction")),
+    "AMP404": Code("host-bound", "warning", ("speedup",)),
+    "AMP405": Code("slow-shapes", "warning", ("speedup",)),
+    "AMP501": Code("memory-not-reduced", "warning", ("memory_reduction",)),
+    "AMP502": Code("memory-growth", "error", ("memory_reduction",)),
+    "AMP503": Code("cast-materialised", "warning", ("memory_reduction",)),
 }

@@ -63,7 +63,7 @@ def test_the_whole_text() -> None:
         "    last loss    1 -> 1.001\n"
         "\n"
         "  error: AMP004 fp32-arm-not-fp32: half of it ran in bfloat16\n"
-        "  warning: AMP401 no-native-support: emulated\n"
+        "  warning, suspected cause of speedup: AMP401 no-native-support: emulated\n"
         "  note: both arms did not fit\n"
         "\n"
         "  look at coverage: 50% of the FLOPs ran in float16, and what stays in float32 gains "
@@ -99,6 +99,27 @@ def test_a_loss_s_hint_is_the_step_at_which_it_parts() -> None:
 def test_what_loss_atol_accepts_is_no_parting() -> None:
     report = curves({"loss": (0.001, 1.0)}, {"loss": (0.004, 2.0)})
     assert hints(report) == ["  look at step 2 of 2, where 'loss' parts: 1, 2"]
+
+
+def test_causes_of_a_failing_gate_come_first_by_how_much_they_explain() -> None:
+    report = replace(
+        REPORT,
+        findings=(
+            Finding("AMP005", "baseline-flags", "warning", "flags"),
+            Finding("AMP403", "cast-bound", "warning", "casts", evidence={"share": 0.4}),
+            Finding("AMP402", "fp32-fallback", "warning", "half", evidence={"share": 0.5}),
+            Finding("AMP501", "memory-not-reduced", "warning", "casts", confirmed=True),
+            Finding("AMP304", "gradient-mismatch", "warning", "no gate of its own failed"),
+        ),
+    )
+    lines = [line.strip() for line in report.explain().splitlines() if " AMP" in line]
+    assert [line.partition(":")[0] + line.partition(":")[2][:7] for line in lines] == [
+        "warning, confirmed cause of memory_reduction AMP501",
+        "warning, suspected cause of speedup and memory_reduction AMP402",
+        "warning, suspected cause of speedup and memory_reduction AMP403",
+        "warning AMP005",
+        "warning AMP304",
+    ]
 
 
 def test_of_several_losses_the_first_to_part_is_named() -> None:

@@ -47,7 +47,7 @@ class ModuleStack:
 
         def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
             again = torch._C._current_graph_task_id() != -1
-            self._stack.append(Call(module, self._path_of(module), again))
+            self._stack.append(Call(module, self.path_of(module), again))
             try:
                 self._entered(module)
                 output = original(module, *args, **kwargs)
@@ -83,7 +83,8 @@ class ModuleStack:
             for name, parameter in module.named_parameters(recurse=False)
         }
 
-    def _path_of(self, module: torch.nn.Module) -> str:
+    def path_of(self, module: torch.nn.Module) -> str:
+        """The path of a module that is called, or about to be."""
         known = self._paths.get(module)
         if known is None:
             self._name_all(module)

@@ -91,11 +91,12 @@ def gradient_mismatch(case: Case) -> Iterator[Word]:
     yield Word(
         f"the first gradient of {worst.name or 'a parameter'} is not fp32's (cosine "
         f"{worst.cosine:.3f}, {units.ratio(worst.ratio)} its norm){_and_more(wrong)}, by more "
-        f"than {case.seen.dtype} explains{_first_to_leave(case)}: look at what computes it, "
+        f"than {case.seen.dtype} explains{_going_forward(case)}: look at what computes it, "
         "backward too",
         {
             "cosine": worst.cosine,
             "ratio": worst.ratio,
+            "first_to_leave": _first_to_leave(case),
             "parameters": [each.name for each in wrong],
         },
         module=_module_of(worst),
@@ -127,10 +128,14 @@ def _gradients(case: Case) -> Sequence[Gradient]:
     return [each for each in case.seen.numerics.gradients if math.isfinite(each.ratio)]
 
 
-def _first_to_leave(case: Case) -> str:
+def _first_to_leave(case: Case) -> str | None:
     """The first module whose output is further from fp32's than the dtype explains."""
     budget = OUTPUT_ULPS * EPSILONS[case.seen.dtype]
-    found = next((o.module for o in case.seen.numerics.outputs if not o.distance <= budget), None)
+    return next((o.module for o in case.seen.numerics.outputs if not o.distance <= budget), None)
+
+
+def _going_forward(case: Case) -> str:
+    found = _first_to_leave(case)
     return f"; going forward, {found} is the first to leave fp32" if found else ""
 
 
