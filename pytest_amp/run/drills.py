@@ -68,10 +68,10 @@ class Run:
         self._bench.progress.at(self._phase, "amp")
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.enter_context(_scalers_put_back())
             stack.enter_context(self.watch.installed())
             for patch in patches:
                 stack.enter_context(patch)
+            stack.enter_context(_scalers_put_back())  # the last, to see them first
             resident = stack.enter_context(self._bench.built("amp"))
             stack.enter_context(resident.active())
             stack.enter_context(self.modules)

@@ -88,8 +88,8 @@ def modified_before_unscale(case: Case) -> Iterator[Word]:
     everything = [each for each in drill.gradients if each.optimizer == worst.optimizer]
     yield Word(
         f"what {_which(drill.optimizers, worst.optimizer)} sees depends on the loss scale: between "
-        f"{drill.scales[1]:g} and {drill.scales[0]:g}, {len(differing)} of "
-        f"{units.plural(len(everything), 'gradient')} differ, that of {worst.parameter} by "
+        f"{drill.scales[1]:g} and {drill.scales[0]:g}, {len(differing)} of {len(everything)} "
+        f"gradients differ, that of {worst.parameter} by "
         f"{units.share(worst.difference)}; something changes them while they are still scaled, as "
         "clipping does: call scaler.unscale_(optimizer) before it, once per step",
         {
@@ -261,6 +261,8 @@ def _first_differing(case: Case) -> Sequence[GradientAtTwoScales]:
     drill = case.seen.two_scales
     if drill is None or first_losses_differ(case) is not None:
         return ()
+    if case.seen.amp.scaler.updates_in_midst:
+        return ()  # AMP209 says why
     differing = [
         each
         for each in drill.gradients
