@@ -65,7 +65,7 @@ def below_noise_floor(case: Case) -> Iterator[Word]:
 
 def gradient_underflow(case: Case) -> Iterator[Word]:
     lost = [each for each in _gradients(case) if each.zeroed >= UNDERFLOW]
-    if not lost:
+    if not lost or _first_to_leave(case):  # which makes gradients zero by itself
         return
     worst = max(lost, key=lambda each: (each.zeroed, each.share))
     yield Word(
