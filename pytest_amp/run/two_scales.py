@@ -59,7 +59,7 @@ def two_scales(bench: Workbench, steps: int, optimizers: int) -> TwoScales:
     same = [a > 0 and math.isclose(a, b, rel_tol=0.01) for a, b in pairs]
     return TwoScales(
         scales=(HIGH, LOW),
-        optimizers=high.kinds,
+        optimizers=max(high.kinds, low.kinds, key=len),
         gradients=tuple(
             GradientAtTwoScales(*key, difference, ratio, noise.get(key, (0.0, None))[0])
             for key, (difference, ratio) in sorted(found.items(), key=lambda item: item[0][0])

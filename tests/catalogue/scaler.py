@@ -278,6 +278,24 @@ def clipped_while_scaled_by_a_scaler_subclass(arm):
     return scaled(arm, model, adamw(model), scaler=own)
 
 
+@faulty("AMP203", **HALF)
+def steps_left_out_where_the_scaled_norm_is_large(arm):
+    model, scaler, (x, y) = mlp(), arm.scaler, batch()
+    optimizer = adamw(model)
+
+    def step():
+        optimizer.zero_grad()
+        with arm.autocast():
+            loss = F.cross_entropy(model(x).float(), y)
+        scaler.scale(loss).backward()
+        if torch.stack([grad.norm() for grad in grads(model)]).norm() < 2000:
+            scaler.step(optimizer)
+            scaler.update()
+        return loss
+
+    return step
+
+
 @healthy("AMP203", **HALF)
 def clipped_after_unscale(arm):
     model = mlp()
