@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 import math
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -75,21 +75,13 @@ class Job:
 
 def run(job: Job, progress: Progress) -> AmpReport:
     """Measure both arms, judge them, and report. Raises what the test's own code raises."""
-    settings, device = job.settings, job.device
+    settings = job.settings
     if not settings.static:
         _refuse_several_ranks()
     blank = _blank(job)
-    names = device.names()
-    limits = _limits(settings, names)
-    dtype = _dtype(settings, device)
-    bench = Workbench(job.setup, device, dtype, settings.seed, progress, job.fixture)
+    limits = limits_of(settings, job.device.names())
     notes = list(job.notes)
-    with (
-        nullcontext() if settings.static else turn(device, progress),
-        device.activated(),
-        bench.globals.preserved(),
-        older_objects_set_aside(device),
-    ):
+    with laboratory(job, progress) as bench:
         began = time.perf_counter()  # with the device to itself
         environment = _environment(bench)
         seen = _observe(bench, settings, limits, notes)
@@ -124,6 +116,21 @@ def run(job: Job, progress: Progress) -> AmpReport:
         phases_s=_phases(progress),
         dtype_map=mapped,
     )
+
+
+@contextmanager
+def laboratory(job: Job, progress: Progress) -> Iterator[Workbench]:
+    """The workbench of a job; it has the device to itself, and leaves no global behind."""
+    settings, device = job.settings, job.device
+    dtype = _dtype(settings, device)
+    bench = Workbench(job.setup, device, dtype, settings.seed, progress, job.fixture)
+    with (
+        nullcontext() if settings.static else turn(device, progress),
+        device.activated(),
+        bench.globals.preserved(),
+        older_objects_set_aside(device),
+    ):
+        yield bench
 
 
 def failed(job: Job, progress: Progress, error: BaseException) -> AmpReport:
@@ -250,7 +257,7 @@ def _confirmed(
             if suspect.module is None:
                 changed = counterfactuals.without_cast_cache(bench, steps)
             else:
-                changed = counterfactuals.in_float32(bench, steps, suspect.module)
+                changed, _ = counterfactuals.in_float32(bench, steps, {suspect.module})
         except Exception as error:  # noqa: BLE001 - a step that does not bear it shows nothing
             notes.append(
                 f"the rerun for {finding.code} ended early: {type(error).__name__}: {error}"
@@ -295,7 +302,9 @@ def _plan(bench: Workbench, settings: Settings, limits: Limits, notes: list[str]
     return timing.Plan(settings.warmup, stop, foresee, show)
 
 
-def _limits(settings: Settings, names: DeviceNames) -> Limits:
+def limits_of(settings: Settings, names: DeviceNames) -> Limits:
+    """The thresholds that a test's settings put in force on such a device."""
+
     def on(threshold: Threshold | None) -> float | None:
         return None if threshold is None else threshold.on(names)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from pytest_amp.run import parity
 from pytest_amp.run.arm import Workbench
 from pytest_amp.run.modules import ModuleStack
 from pytest_amp.run.patches import patched
+from pytest_amp.run.skips import Replay
 
 __tracebackhide__ = none_of_ours
 
@@ -31,28 +32,33 @@ def without_cast_cache(bench: Workbench, steps: int) -> ParityRun:
         return parity.run(bench, "amp", steps)[0]
 
 
-def in_float32(bench: Workbench, steps: int, path: str) -> ParityRun:
-    """The amp arm with one module kept in float32, and all below it; compiled code runs eagerly."""
+def in_float32(
+    bench: Workbench, steps: int, paths: Collection[str]
+) -> tuple[ParityRun, Replay | None]:
+    """The amp arm with these modules kept in float32, and all below them; its skips, too.
+
+    Compiled code runs eagerly, or nobody could reach into it.
+    """
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(_kept(bench.device.type, path))
-        return parity.run(bench, "amp", steps)[0]
+        stack.enter_context(_kept(bench.device.type, paths))
+        return parity.run(bench, "amp", steps)
 
 
 @contextmanager
-def _kept(device_type: str, path: str) -> Iterator[None]:
-    """Where the module at `path` is called, autocast is off and its inputs are float32."""
+def _kept(device_type: str, paths: Collection[str]) -> Iterator[None]:
+    """Where a module at one of the paths is called, autocast is off and its inputs are float32."""
     with ModuleStack() as modules:
-        original: Any = torch.nn.Module.__call__
 
-        def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if modules.path_of(module) != path:
+        def call(original: Any, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if modules.path_of(module) not in paths:
                 return original(module, *args, **kwargs)
             args, kwargs = pytree.tree_map(_widened, (args, kwargs))
             with torch.autocast(device_type, enabled=False):
                 return original(module, *args, **kwargs)
 
-        with patched(torch.nn.Module, "__call__", lambda _, *args, **kwargs: call(*args, **kwargs)):
+        # Around the stack's own call: a module's path is asked for before it is entered.
+        with patched(torch.nn.Module, "__call__", call):
             yield
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.amp import GradScaler
@@ -20,7 +20,7 @@ from pytest_amp.errors import none_of_ours
 from pytest_amp.records import Numerics, Operators, Parameter, ParityRun
 from pytest_amp.run.arm import ArmName, Workbench
 from pytest_amp.run.losses import LossCurves
-from pytest_amp.run.modules import ModuleStack
+from pytest_amp.run.modules import Call, ModuleStack
 from pytest_amp.run.numerics import Witness
 from pytest_amp.run.ops import OpRecord
 from pytest_amp.run.skips import wrapped
@@ -50,6 +50,28 @@ def inspect(
             outputs=witness.outputs_beside(baseline),
         ),
     )
+
+
+class Computing(NamedTuple):
+    """A module that calls operators, the user's line that the first comes from, and its FLOPs."""
+
+    call: Call
+    location: str | None
+    flops: int
+
+
+def computing_modules(bench: Workbench) -> list[Computing]:
+    """The amp arm's modules that call operators themselves."""
+    record = OpRecord()
+    with bench.built("amp") as resident, resident.active(), record.watching():
+        resident.step()
+        calls = record.modules.calls()
+    rows = [row for row in record.operators().rows if row.phase == "forward" and row.module]
+    return [
+        Computing(call, mine[0].location, sum(row.flops for row in mine))
+        for call in calls
+        if (mine := [row for row in rows if row.module == call.path])
+    ]
 
 
 class _Look:

@@ -75,6 +75,10 @@ class ModuleStack:
         """
         return self._stack[-1].path if self._stack else None
 
+    def calls(self) -> list[Call]:
+        """All modules that were seen, by their paths."""
+        return [Call(module, path, again=False) for module, path in self._paths.items()]
+
     def parameter_names(self) -> dict[int, str]:
         """By id, the names of the parameters of all modules that were called."""
         return {

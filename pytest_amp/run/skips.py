@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -97,19 +98,19 @@ class Trained:
         return len(self.optimizers) - 1
 
 
+@dataclass(frozen=True)
 class Replay:
     """The steps that one arm's scaler skipped, to be withheld in the other arm.
 
     `schedules`: how often a scheduler moved in each step of the experiment.
     """
 
-    def __init__(self, skips: frozenset[Attempt], schedules: tuple[int, ...]) -> None:
-        self.skips = skips
-        self._schedules = schedules
+    skips: frozenset[Attempt]
+    schedules: tuple[int, ...]
 
     def may_schedule(self, step: int, count: int) -> bool:
         """Whether the `count`-th move of a scheduler in this step happened there too."""
-        return step >= len(self._schedules) or count <= self._schedules[step]
+        return step >= len(self.schedules) or count <= self.schedules[step]
 
 
 class StepWatch:

@@ -99,11 +99,11 @@ def test_keeping_one_module_changes_its_dtype_and_no_other() -> None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         return train(arm, optimizer, lambda: model(torch.randn(4, 8)).float().mean())
 
-    counterfactuals.in_float32(workbench(setup), 1, "1")
+    counterfactuals.in_float32(workbench(setup), 1, {"1"})
     assert seen["a"] == (torch.float32, torch.bfloat16)
     assert seen["b"] == (torch.float32, torch.float32)
     assert seen["c"] == (torch.float32, torch.bfloat16)
-    counterfactuals.in_float32(workbench(setup, HALF), 1, "1.inner")
+    counterfactuals.in_float32(workbench(setup, HALF), 1, {"1.inner"})
     assert seen["b"] == (torch.float16, torch.float32)
 
 

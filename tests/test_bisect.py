@@ -1,0 +1,176 @@
+"""`pytest-amp bisect`: the modules that have to stay in float32, and the lines that keep them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pytest_amp import bisect
+
+NET = """
+import pytest, torch
+import torch.nn.functional as F
+from torch import nn
+
+class Scale(nn.Module):
+    def forward(self, x):
+        {scale}
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(8, 8), Scale() if n in (2, 5) else nn.Identity(), nn.ReLU())
+            for n in range(8)
+        )
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+"""
+BY_SUBTRACTION = """
+        # a variance by subtraction, of what is far from zero
+        x = x + 50
+        spread = (x * x).mean(-1, keepdim=True) - x.mean(-1, keepdim=True) ** 2
+        return (x - 50) / (spread.abs() + 0.1).sqrt()
+"""
+OVERFLOWING = """
+        # squares beyond float16's range, and a result within it
+        x = x + 300
+        return (x - 300) / ((x * x).mean(-1, keepdim=True) / 90000).sqrt() * 3
+"""
+FORM_2 = """
+def test_step(amp_benchmark):
+    def setup(arm):
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        x, y = torch.randn(32, 8), torch.randint(4, (32,))
+        def step():
+            optimizer.zero_grad()
+            with arm.autocast():
+                loss = F.cross_entropy(model(x).float(), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+        return step
+    result = amp_benchmark(setup)
+    assert result.verdict == "pass"
+
+def test_of_something_else():
+    pass
+
+@pytest.mark.amp(max_loss_diff=None)
+def test_without_a_parity_gate(amp_benchmark):
+    amp_benchmark(lambda arm: lambda: 1.0)
+"""
+FORM_1 = """
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Net()
+
+@pytest.fixture
+def optimizer(model):
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+@pytest.mark.amp
+def test_step(model, optimizer):
+    torch.manual_seed(1)
+    return F.cross_entropy(model(torch.randn(32, 8)).float(), torch.randint(4, (32,)))
+"""
+
+
+@pytest.fixture
+def bisected(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
+    """Bisect a test of a file; the exit code and what was said."""
+    monkeypatch.chdir(pytester.path)
+
+    def run(source, nodeid="test_it.py::test_step", *more):
+        pytester.makepyfile(test_it=source)
+        said = []
+        code = bisect.main(nodeid, ["-p", "no:asyncio", *more], said.append)
+        return code, "\n".join(said)
+
+    return run
+
+
+def net(scale=BY_SUBTRACTION):
+    return NET.format(scale=scale.strip())
+
+
+@pytest.mark.parametrize("form", [FORM_1, FORM_2], ids=["body", "setup"])
+def test_the_planted_modules_are_found_and_the_fix_is_printed(bisected, form) -> None:
+    code, said = bisected(net(OVERFLOWING) + form, "test_it.py::test_step", "--amp-dtype=float16")
+    assert code == bisect.FOUND
+    assert "bisecting test_it.py::test_step on cpu in float16" in said
+    found = [line.strip() for line in said.splitlines() if line.startswith("  blocks")]
+    assert found == ["blocks.2.1  (Scale, test_it.py:6)", "blocks.5.1  (Scale, test_it.py:6)"]
+    assert 'with torch.autocast("cpu", enabled=False):' in said
+    assert "loss_diff goes from" in said
+
+
+def test_pasting_the_fix_makes_the_test_pass(pytester: pytest.Pytester, bisected) -> None:
+    fixed = """
+        x = x.float()
+        with torch.autocast("cpu", enabled=False):
+            x = x + 50
+            spread = (x * x).mean(-1, keepdim=True) - x.mean(-1, keepdim=True) ** 2
+            return (x - 50) / (spread.abs() + 0.1).sqrt()
+"""
+    pytester.makepyfile(test_it=net() + FORM_1)
+    pytester.runpytest("--amp-static").assert_outcomes(failed=1)
+    code, said = bisected(net(fixed) + FORM_1)
+    assert (code, "nothing to do: the losses agree as it is (1 trial" in said) == (
+        bisect.FOUND,
+        True,
+    )
+    pytester.runpytest("--amp-static").assert_outcomes(passed=1)
+
+
+def test_what_no_module_explains_is_said(bisected) -> None:
+    loss = "F.cross_entropy(model(x).float(), y)"
+    outside = net("return x") + FORM_2.replace(loss, f"(1.5 if arm.enabled else 1.0) * {loss}")
+    code, said = bisected(outside)
+    assert code == bisect.NO_HELP
+    assert "not even all modules in float32 make the losses agree (2 trials" in said
+
+
+@pytest.mark.parametrize(
+    ("nodeid", "message"),
+    [
+        ("test_it.py::test_nowhere", "did not run as one amp test"),
+        ("test_it.py::test_of_something_else", "did not run as one amp test"),
+        ("test_it.py::test_without_a_parity_gate", "max_loss_diff is off for this test"),
+    ],
+)
+def test_what_cannot_be_bisected_is_a_usage_error(bisected, nodeid, message) -> None:
+    code, said = bisected(net("return x") + FORM_2, nodeid)
+    assert code == bisect.USAGE
+    assert message in said
+
+
+def test_the_tests_own_settings_hold_and_more_can_be_given(bisected) -> None:
+    marked = FORM_1.replace("@pytest.mark.amp", "@pytest.mark.amp(steps=4, dtype='float16')")
+    source = net("return x") + marked
+    _, said = bisected(source, "test_it.py::test_step", "--amp-override", "max_loss_diff=9")
+    assert "on cpu in float16" in said
+    assert "max_loss_diff 900%" in said
+    assert "nothing to do: the losses agree as it is (1 trial, 13 steps" in said
+
+
+def test_a_module_of_torchs_own_is_kept_where_it_is_called(bisected) -> None:
+    """A product of which the terms cancel: reduced precision keeps nothing of the difference."""
+    cancels = """
+        self.even = nn.Linear(8, 8)
+        with torch.no_grad():
+            self.even.weight.copy_(300 * torch.ones(8, 8).cumsum(0))
+            self.even.bias.copy_(-1200 * torch.ones(8).cumsum(0))
+"""
+    source = net("return x").replace("        self.head", f"{cancels}        self.head")
+    source = source.replace("self.head(x)", "self.head(x + self.even(x * 0 + 0.5 + 1e-3 * x))")
+    code, said = bisected(source + FORM_1)
+    assert code == bisect.FOUND
+    assert "  even  (Linear, torch/nn/modules/linear.py:" in said
+    assert "    where it is called, test_it.py:" in said
+    assert "          y = self.even(x.float())" in said
