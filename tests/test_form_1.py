@@ -85,7 +85,7 @@ def test_step(model, optimizer, batch):
     return F.cross_entropy(model(batch[0]), batch[1])
 
 def test_every_build_had_its_own():
-    assert len({id(model) for model in SEEN}) == 3  # amp, fp32, and fp32 for the noise floor
+    assert len({id(model) for model in SEEN}) == 5  # parity, inspection, the noise floor
 """,
     )
     assert losses(reports["test_step"])[0] == pytest.approx(
@@ -132,7 +132,8 @@ class TestStep:
         return self.model(batch[0])
 
 def test_each_build_counted_its_own_steps():
-    assert SEEN == [1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1, 2, 3, 4]
+    parity, inspection = [1, 2, 3, 4], [1, 2, 3]
+    assert SEEN == parity * 2 + inspection * 2 + parity
 """
 AFTERWARDS = """
         assert torch.equal(self.model.weight, self.original)
@@ -288,8 +289,8 @@ def test_once(encoder, decoder, batch, optimizers):
     return F.cross_entropy(decoder(encoder(batch[0]).relu()), batch[1])
 
 def test_each_weight_moved_in_each_step():
-    build = SEEN[:5]
-    assert len({one for one, _ in build}) == len({two for _, two in build}) == 5
+    build = SEEN[:4]
+    assert len({one for one, _ in build}) == len({two for _, two in build}) == 4
 """
 
 
@@ -377,10 +378,11 @@ def test_a_scheduler_moves_once_per_step(project: pytest.Pytester, name: str) ->
     _, seen = rates_seen(project, expression=SCHEDULERS[name])
     expected = rates_by_hand(SCHEDULERS[name], 9)
     assert len(set(expected)) > 1
-    amp, fp32, floor = seen[:9], seen[9:18], seen[18:]
+    amp, fp32, floor = seen[:8], seen[8:16], seen[-8:]
+    inspected = seen[16:-8]
     assert {enabled for enabled, _ in amp} == {True}
     assert {enabled for enabled, _ in fp32 + floor} == {False}
-    for build in (amp, fp32, floor):
+    for build in (amp, fp32, floor, inspected[:3], inspected[3:]):
         rates = [rate for _, rate in build]
         assert rates == pytest.approx(expected[: len(rates)])
 
@@ -396,7 +398,7 @@ def test_a_scheduler_waits_while_steps_are_skipped(project: pytest.Pytester) -> 
     skipped = reports["test_step"]["arms"]["amp"]["skipped_steps"]
     assert 1 <= skipped <= 6
     expected = [0.01] * skipped + [0.01 * 0.5**n for n in range(8 - skipped)]
-    for build in (seen[:8], seen[9:17]):
+    for build in (seen[:8], seen[8:16]):
         assert [rate for _, rate in build] == pytest.approx(expected)
 
 
@@ -474,8 +476,8 @@ def test_step(
 
 def test_one_file_and_one_log_for_all_steps(tmp_path):
     steps = next(tmp_path.parent.glob("test_step*/steps")).read_text()
-    assert len(steps) == len(SEEN) == 14
-    assert SEEN == list(range(1, 15))
+    assert len(steps) == len(SEEN) == 18
+    assert SEEN == list(range(1, 19))
 
 def test_what_the_body_patched_is_put_back_after_the_test():
     assert not hasattr(threading, "leaked")

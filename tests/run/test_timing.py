@@ -261,7 +261,7 @@ def test_the_warm_up_goes_on_while_the_scaler_looks_for_its_scale() -> None:
     device = SimulatedDevice()
     gate, report = speed(device, scaled(device, lambda step: step < 12), warmup=3)
     assert gate.verdict == "pass"
-    assert report.notes == ()
+    assert not any("left out" in note for note in report.notes)
 
 
 def test_an_arm_that_skips_now_and_then_too_often_to_be_decided_says_so() -> None:
