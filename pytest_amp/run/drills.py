@@ -20,7 +20,8 @@ from pytest_amp.records import ScalerUse
 from pytest_amp.run.arm import Resident, Workbench
 from pytest_amp.run.losses import LossCurves
 from pytest_amp.run.modules import ModuleStack
-from pytest_amp.run.skips import StepWatch, wrapped
+from pytest_amp.run.patches import wrapped
+from pytest_amp.run.skips import StepWatch
 
 __tracebackhide__ = none_of_ours
 

@@ -23,7 +23,7 @@ from pytest_amp.run.losses import LossCurves
 from pytest_amp.run.modules import Call, ModuleStack
 from pytest_amp.run.numerics import Witness
 from pytest_amp.run.ops import OpRecord
-from pytest_amp.run.skips import wrapped
+from pytest_amp.run.patches import wrapped
 
 __tracebackhide__ = none_of_ours
 

@@ -22,8 +22,8 @@ from pytest_amp.records import Overflow, OverflowDrill
 from pytest_amp.run.arm import Workbench
 from pytest_amp.run.drills import Cycle, Run
 from pytest_amp.run.fingerprint import digest
+from pytest_amp.run.patches import wrapped
 from pytest_amp.run.scaler import infinite, raised_by_scaler
-from pytest_amp.run.skips import wrapped
 
 __tracebackhide__ = none_of_ours
 

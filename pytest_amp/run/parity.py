@@ -13,8 +13,9 @@ from pytest_amp.run.arm import ArmName, Resident, Workbench
 from pytest_amp.run.fingerprint import Inputs, first_inputs, pieces
 from pytest_amp.run.losses import LossCurves
 from pytest_amp.run.memory import peak_memory
-from pytest_amp.run.skips import Replay, StepWatch, Trained
+from pytest_amp.run.skips import Replay, StepWatch
 from pytest_amp.run.tensors import dtype_name
+from pytest_amp.run.trained import Trained
 
 __tracebackhide__ = none_of_ours
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
 from typing import Any
 
 import torch
@@ -45,3 +46,38 @@ def custom_functions(around: Callable[[type], Any]) -> Iterator[None]:
         yield
     finally:
         function.apply = own
+
+
+def _family(cls: Any) -> Iterable[type]:
+    yield cls
+    children: list[type] = cls.__subclasses__()
+    for child in children:
+        yield from _family(child)
+
+
+@contextmanager
+def wrapped(cls: type, method: str, around: Callable[..., Any]) -> Iterator[None]:
+    """Wrap `method` wherever the class family defines it; only the outermost call is told."""
+    depth = 0
+
+    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+            nonlocal depth
+            depth += 1
+            try:
+                if depth > 1:
+                    return original(self, *args, **kwargs)
+                return around(original, self, *args, **kwargs)
+            finally:
+                depth -= 1
+
+        return wrapper
+
+    with ExitStack() as stack:
+        for each in dict.fromkeys(_family(cls)):
+            if method in vars(each):
+                original = vars(each)[method]
+                stack.callback(setattr, each, method, original)
+                setattr(each, method, wrap(original))
+        yield

@@ -1,4 +1,4 @@
-"""Steps that a GradScaler skips: noted in one arm, withheld in the other, not counted as speed.
+"""Steps that a GradScaler skips: noted in one arm, withheld in the other.
 
 Scalers, optimizers and schedulers are watched on their classes, whoever made the instance.
 """
@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import wraps
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch.amp import GradScaler
@@ -26,76 +24,15 @@ from torch.optim.optimizer import (
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import ScalerStep, ScalerUse
 from pytest_amp.run.accumulation import Accumulation
-from pytest_amp.run.fingerprint import digest
-from pytest_amp.run.patches import patched
+from pytest_amp.run.patches import patched, wrapped
 from pytest_amp.run.scaler import ScalerLog
-from pytest_amp.run.tensors import size
+from pytest_amp.run.trained import Trained
 
 __tracebackhide__ = none_of_ours
 
 # (the optimizer's number, by the order of their first steps; which of its steps, from 0)
 Attempt = tuple[int, int]
 Around = Callable[..., Any]
-
-
-class Trained:
-    """The optimizers of a run, in the order of their first steps, and what they train."""
-
-    def __init__(self) -> None:
-        self.optimizers: list[Optimizer] = []
-        self.parameters: list[torch.Tensor] = []
-        self._start: list[str] = []
-        self._with_gradient: set[int] = set()
-
-    @property
-    def start(self) -> tuple[str, ...] | None:
-        """Digests of the parameters before the first step of the first optimizer that has them."""
-        return tuple(self._start) if self.optimizers else None
-
-    @property
-    def moved(self) -> bool | None:
-        """Whether the parameters are elsewhere than they started; None without any."""
-        return digest(self.parameters) != self.start if self.parameters else None
-
-    def held(self) -> dict[str, int]:
-        """Bytes of the parameters, of their gradients and of the optimizers' state."""
-        gradients = [param.grad for param in self.parameters if param.grad is not None]
-        state = [
-            value
-            for optimizer in self.optimizers
-            for values in optimizer.state.values()
-            if isinstance(values, dict)
-            for value in values.values()
-            if isinstance(value, torch.Tensor)
-        ]
-        kinds = {"parameters": self.parameters, "gradients": gradients, "optimizer state": state}
-        return {kind: sum(map(size, tensors)) for kind, tensors in kinds.items()}
-
-    def has_gradient(self, parameter: torch.Tensor) -> bool:
-        """Whether it had a gradient at any of its optimizer's steps."""
-        return id(parameter) in self._with_gradient
-
-    def note_gradients(self, optimizer: Optimizer) -> None:
-        """Which parameters have a gradient at this step of their optimizer."""
-        self._with_gradient.update(
-            id(param)
-            for group in optimizer.param_groups
-            for param in group["params"]
-            if param.grad is not None
-        )
-
-    def number(self, optimizer: Optimizer) -> int:
-        """Which one it is. One that is new is looked at before it moves anything."""
-        for number, known in enumerate(self.optimizers):
-            if known is optimizer:
-                return number
-        self.optimizers.append(optimizer)
-        known_parameters = set(map(id, self.parameters))
-        for group in optimizer.param_groups:
-            new = [param for param in group["params"] if id(param) not in known_parameters]
-            self.parameters.extend(new)
-            self._start.extend(digest(new))
-        return len(self.optimizers) - 1
 
 
 @dataclass(frozen=True)
@@ -244,97 +181,3 @@ class StepWatch:
     def _give_back(self) -> None:
         for optimizer in list(self._withheld):
             self._after_step(optimizer)
-
-
-# What a scaler's state was: its scale, its count of steps since it grew, and its updates so far.
-ScalerState = tuple[float, int, int]
-
-
-class SkipCheck:
-    """Whether any step between two looks was skipped, from what scalers keep of it anyway.
-
-    A block of steps is timed without a record of ours, which would slow the amp arm alone. But a
-    GradScaler counts the steps since its scale last grew, and each skip puts that back to 0 and
-    shrinks the scale: after a known number of updates, only one state means that none was skipped.
-    """
-
-    def __init__(self) -> None:
-        self._updates: WeakKeyDictionary[GradScaler, int] = WeakKeyDictionary()
-
-    @contextmanager
-    def installed(self) -> Iterator[SkipCheck]:
-        """Count the updates of every enabled scaler inside."""
-        with wrapped(GradScaler, "update", self._around_update):
-            yield self
-
-    def look(self) -> Mapping[GradScaler, ScalerState]:
-        """The scalers that were updated so far, as they are now. Synchronizes."""
-        return {scaler: self._state(scaler) for scaler in list(self._updates)}
-
-    def skipped_since(self, before: Mapping[GradScaler, ScalerState]) -> bool:
-        """Whether a step was skipped since then. Synchronizes."""
-        return any(
-            _was_skipped(scaler, before.get(scaler) or _unused(scaler), now)
-            for scaler, now in self.look().items()
-        )
-
-    def _around_update(self, original: Around, scaler: Any, *args: Any, **kw: Any) -> Any:
-        result = original(scaler, *args, **kw)
-        if scaler._enabled:
-            self._updates[scaler] = self._updates.get(scaler, 0) + 1
-        return result
-
-    def _state(self, scaler: GradScaler) -> ScalerState:
-        scale, growth = scaler._scale, scaler._growth_tracker
-        if scale is None or growth is None:
-            return _unused(scaler)
-        return float(scale), int(growth), self._updates[scaler]
-
-
-def _unused(scaler: GradScaler) -> ScalerState:
-    return float(scaler._init_scale), int(scaler._init_growth_tracker), 0
-
-
-def _was_skipped(scaler: GradScaler, before: ScalerState, now: ScalerState) -> bool:
-    scale, growth, updates = before
-    found, found_growth, all_updates = now
-    times, left = divmod(growth + all_updates - updates, scaler.get_growth_interval())
-    grown = scale * scaler.get_growth_factor() ** times
-    if grown > torch.finfo(torch.float32).max:  # where a scale no longer grows
-        return found_growth != left
-    return not found or found_growth != left or not math.isclose(found, grown, rel_tol=1e-3)
-
-
-def _family(cls: Any) -> Iterable[type]:
-    yield cls
-    children: list[type] = cls.__subclasses__()
-    for child in children:
-        yield from _family(child)
-
-
-@contextmanager
-def wrapped(cls: type, method: str, around: Around) -> Iterator[None]:
-    """Wrap `method` wherever the class family defines it; only the outermost call is told."""
-    depth = 0
-
-    def wrap(original: Around) -> Around:
-        @wraps(original)
-        def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-            nonlocal depth
-            depth += 1
-            try:
-                if depth > 1:
-                    return original(self, *args, **kwargs)
-                return around(original, self, *args, **kwargs)
-            finally:
-                depth -= 1
-
-        return wrapper
-
-    with ExitStack() as stack:
-        for each in dict.fromkeys(_family(cls)):
-            if method in vars(each):
-                original = vars(each)[method]
-                stack.callback(setattr, each, method, original)
-                setattr(each, method, wrap(original))
-        yield

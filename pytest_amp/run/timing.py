@@ -12,7 +12,7 @@ import torch
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import Timing
 from pytest_amp.run.arm import ArmName, Resident, Workbench
-from pytest_amp.run.skips import SkipCheck
+from pytest_amp.run.skip_check import SkipCheck
 
 __tracebackhide__ = none_of_ours
 

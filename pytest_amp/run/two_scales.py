@@ -17,8 +17,7 @@ from pytest_amp.errors import none_of_ours
 from pytest_amp.records import GradientAtTwoScales, TwoScales
 from pytest_amp.run.arm import Workbench
 from pytest_amp.run.drills import NothingShown, Run
-from pytest_amp.run.patches import patched
-from pytest_amp.run.skips import wrapped
+from pytest_amp.run.patches import patched, wrapped
 
 __tracebackhide__ = none_of_ours
 

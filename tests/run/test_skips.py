@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, StepLR
 
 from pytest_amp.run.fingerprint import digest
 from pytest_amp.run.scaler import AmpScaler
-from pytest_amp.run.skips import Replay, SkipCheck, StepWatch
+from pytest_amp.run.skip_check import SkipCheck
+from pytest_amp.run.skips import Replay, StepWatch
 from tests.laboratory import codes, measure, train
 from tests.run.scaling import INF, parameter, sgd, step
 
