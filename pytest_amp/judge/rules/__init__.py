@@ -15,6 +15,7 @@ from pytest_amp.judge.rules import (
     numerics,
     scaler,
     speed,
+    two_scales,
 )
 from pytest_amp.judge.rules.base import Case, Rule
 from pytest_amp.results import Finding
@@ -29,7 +30,7 @@ NOTHING_MEASURED = Finding(
     ),
 )
 
-GROUPS = (measurement, autocast, loss_scale, scaler, numerics, speed, memory)
+GROUPS = (measurement, autocast, loss_scale, scaler, two_scales, numerics, speed, memory)
 RULES: tuple[Rule, ...] = tuple(
     sorted((rule for group in GROUPS for rule in group.RULES), key=lambda rule: rule.code)
 )

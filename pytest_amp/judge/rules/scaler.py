@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from pytest_amp import units
 from pytest_amp.codes import CODES
 from pytest_amp.judge.rules.base import Case, Rule, Word
-from pytest_amp.judge.rules.measurement import first_losses_differ
-from pytest_amp.records import GradientAtTwoScales, ScalerStep
+from pytest_amp.judge.rules.two_scales import first_differing
+from pytest_amp.records import ScalerStep
 from pytest_amp.results import Finding
 
-# Healthy gradients are the same to the last bit at two loss scales; faulty ones differ by 4e-4 and
-# more. Two builds at one scale may differ too, and have to differ by much less.
-DIFFERS_FROM = 1e-4
-TIMES_NOISE = 10
-RATIO_WITHIN = 0.01
 # Once the scale has been found, a step in twenty may still overflow by itself.
 STRAY_SKIPS = 2
 STRAY_SHARE = 0.25
@@ -79,31 +73,6 @@ def scaler_with_bf16(case: Case) -> Iterator[Word]:
         )
 
 
-def modified_before_unscale(case: Case) -> Iterator[Word]:
-    drill = case.seen.two_scales
-    differing = _first_differing(case)
-    if drill is None or not differing or drill.in_half or _bypassed(case):
-        return
-    worst = max(differing, key=lambda each: each.difference)
-    everything = [each for each in drill.gradients if each.optimizer == worst.optimizer]
-    yield Word(
-        f"what {_which(drill.optimizers, worst.optimizer)} sees depends on the loss scale: between "
-        f"{drill.scales[1]:g} and {drill.scales[0]:g}, {len(differing)} of {len(everything)} "
-        f"gradients differ, that of {worst.parameter} by "
-        f"{units.share(worst.difference)}; something changes them while they are still scaled, as "
-        "clipping does: call scaler.unscale_(optimizer) before it, once per step",
-        {
-            "optimizer": _kind(drill.optimizers, worst.optimizer),
-            "parameter": worst.parameter,
-            "difference": worst.difference,
-            "ratio": worst.ratio,
-            "scales": list(drill.scales),
-            "differing": len(differing),
-        },
-        module=worst.parameter.rpartition(".")[0] or None,
-    )
-
-
 def scaler_protocol(case: Case) -> Iterator[Word]:
     """What the scaler raised after an overflow; what it raises before ends the experiment."""
     drill = case.seen.overflow
@@ -120,14 +89,14 @@ def scheduler_on_skipped_step(case: Case) -> Iterator[Word]:
     if skipped:
         number, step = skipped[0]
         where = f"in step {step + 1}" + (f" and {len(skipped) - 1} more" if skipped[1:] else "")
-        yield _moved_on(_which(kinds, number), where, {"step": step + 1, "steps": len(skipped)})
+        yield _moved_on(named(kinds, number), where, {"step": step + 1, "steps": len(skipped)})
         return
     drill = case.seen.overflow
     for each in drill.overflows if drill else ():
         usual, moves = Counter(drill.moves if drill else ()), Counter(each.moves)
         for number in each.skipped:
             if usual[number] and moves[number] >= usual[number]:
-                which = _which(kinds, number)
+                which = named(kinds, number)
                 yield _moved_on(which, "in the overflow drill", {"moves": moves[number]})
                 return
 
@@ -143,7 +112,7 @@ def _moved_on(which: str, where: str, evidence: Mapping[str, object]) -> Word:
 
 
 def stepped_on_overflow(case: Case) -> Iterator[Word]:
-    drill, bypassed = case.seen.overflow, _bypassed(case)
+    drill, bypassed = case.seen.overflow, past_the_scaler(case)
     for each in drill.overflows if drill else ():
         for number, changed in each.changed.items():
             if bypassed is not None and number == bypassed[0]:
@@ -151,14 +120,14 @@ def stepped_on_overflow(case: Case) -> Iterator[Word]:
             more = f" (and {len(changed) - 1} more)" if changed[1:] else ""
             wrong = "" if each.next_loss_finite else "; the next loss was not finite"
             yield Word(
-                f"{_which(drill.optimizers if drill else (), number)} stepped although an overflow "
+                f"{named(drill.optimizers if drill else (), number)} stepped although an overflow "
                 f"had made its gradients inf: {changed[0]}{more} changed{wrong}; let "
                 "scaler.step(optimizer) decide, and heed found_inf in an optimizer or a scaler of "
                 "your own",
                 {"changed": list(changed), "next_loss_finite": each.next_loss_finite},
             )
             return
-        if each.hidden and not _first_differing(case):
+        if each.hidden and not first_differing(case):
             yield Word(
                 "an infinite loss went backward, and no optimizer saw it: its gradients were made "
                 "finite before the GradScaler looked (nan_to_num, clamp), so a step was taken on "
@@ -173,7 +142,7 @@ def scale_stuck(case: Case) -> Iterator[Word]:
     use = case.seen.amp.scaler
     for number in range(len(use.optimizers)):
         steps = [step for step in use.steps if step.optimizer == number]
-        which = _which(use.optimizers, number)
+        which = named(use.optimizers, number)
         if _at_the_floor(steps):
             yield Word(
                 f"the loss scale is down at {steps[-1].scale:g}, and the steps of {which} are "
@@ -200,79 +169,6 @@ def scale_stuck(case: Case) -> Iterator[Word]:
             "and are added to; call zero_grad() after a skipped step too, and update() always",
             {"drill": "overflow"},
         )
-
-
-def scaler_bypassed(case: Case) -> Iterator[Word]:
-    use, drill = case.seen.amp.scaler, case.seen.two_scales
-    if drill is not None and drill.gradients:
-        bypassed = _bypassed(case)
-        if bypassed is not None:
-            yield bypassed[1]
-    elif use.scaled and not use.steps and use.optimizers:
-        yield Word(
-            f"a GradScaler scaled losses ({use.scaled} times), and its step() was never called: "
-            f"{_which(use.optimizers, 0)} stepped on what it was given, overflows and all; call "
-            "scaler.step(optimizer) in place of optimizer.step()",
-            {"scaled": use.scaled},
-        )
-
-
-def _bypassed(case: Case) -> tuple[int, Word] | None:
-    """The optimizer that sees gradients which the scaler does not account for, and how it shows."""
-    drill, differing = case.seen.two_scales, _first_differing(case)
-    if drill is None or not differing:
-        return None
-    number, first = differing[0].optimizer, differing[0]
-    which, times = _which(drill.optimizers, number), drill.scales[0] / drill.scales[1]
-    evidence = {
-        "optimizer": _kind(drill.optimizers, number),
-        "parameter": first.parameter,
-        "ratio": first.ratio,
-        "scales": list(drill.scales),
-        "unscaled_backward_passes": drill.unscaled,
-    }
-    module = first.parameter.rpartition(".")[0] or None
-    if all(_is_about(each.ratio, times) for each in differing):
-        return number, Word(
-            f"{which} steps on gradients that are still scaled: at {times:g} times the loss scale "
-            f"that of {first.parameter} is {times:g} times as large; call scaler.step(optimizer) "
-            "in place of optimizer.step(), for each optimizer",
-            evidence,
-            module=module,
-        )
-    if drill.unscaled:
-        return number, Word(
-            f"{drill.unscaled} of {drill.backwards} backward passes began at "
-            f"a loss that was not scaled, and the GradScaler divides the gradients of {which} by "
-            f"the loss scale all the same (that of {first.parameter} differs by "
-            f"{units.share(first.difference)} between two scales); call scaler.scale(loss)"
-            ".backward() for every loss",
-            evidence,
-            module=module,
-        )
-    return None
-
-
-def _first_differing(case: Case) -> Sequence[GradientAtTwoScales]:
-    """Gradients that depend on the loss scale, of the first optimizer that has any.
-
-    What it did with them may well be why those of the others differ.
-    """
-    drill = case.seen.two_scales
-    if drill is None or first_losses_differ(case) is not None:
-        return ()
-    if case.seen.amp.scaler.updates_in_midst:
-        return ()  # AMP209 says why
-    differing = [
-        each
-        for each in drill.gradients
-        if each.difference > max(DIFFERS_FROM, TIMES_NOISE * each.noise)
-    ]
-    return [each for each in differing if each.optimizer == differing[0].optimizer]
-
-
-def _is_about(ratio: float | None, expected: float) -> bool:
-    return ratio is not None and abs(ratio / expected - 1) < RATIO_WITHIN
 
 
 def _skips_with_a_move(case: Case) -> list[tuple[int, int]]:
@@ -302,22 +198,10 @@ def _skips(steps: Iterable[ScalerStep]) -> int:
     return sum(step.skipped for step in steps)
 
 
-def _kind(kinds: Sequence[str], number: int) -> str:
-    return kinds[number] if number < len(kinds) else "the optimizer"
-
-
-def _which(kinds: Sequence[str], number: int) -> str:
-    """``AdamW``, and which one where there are several."""
-    kind = _kind(kinds, number)
-    return f"{kind} (optimizer {number + 1} of {len(kinds)})" if len(kinds) > 1 else kind
-
-
 RULES = (
     Rule("AMP202", scaler_with_bf16),
-    Rule("AMP203", modified_before_unscale),
     Rule("AMP204", scaler_protocol),
     Rule("AMP205", scheduler_on_skipped_step),
     Rule("AMP206", stepped_on_overflow),
     Rule("AMP207", scale_stuck),
-    Rule("AMP208", scaler_bypassed),
 )
