@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pytest_amp.codes import CODES
 from pytest_amp.judge.rules.base import Case, Rule, Word
-from pytest_amp.judge.rules.two_scales import first_differing
+from pytest_amp.judge.rules.two_scales import first_differing, named, past_the_scaler
 from pytest_amp.records import ScalerStep
 from pytest_amp.results import Finding
 
