@@ -207,7 +207,8 @@ class Timing:
 
     `stopped`: why the sampling ended ("decided", "precise" or "budget"). `one_resident`: the arms
     did not fit in memory together and were rebuilt for every block. `skipping_pairs`: how many
-    pairs were left out because a GradScaler skipped steps in them.
+    pairs were left out because a GradScaler skipped steps in them. `busy_s`: how long the
+    accelerator works in one amp step; None on a CPU, or where it can't be told.
     """
 
     fp32_step_s: tuple[float, ...]
@@ -217,6 +218,7 @@ class Timing:
     elapsed_s: float
     one_resident: bool = False
     skipping_pairs: int = 0
+    busy_s: float | None = None
 
     @property
     def ratios(self) -> tuple[float, ...]:

@@ -8,7 +8,6 @@ that are older than the profiler are not reported.
 from __future__ import annotations
 
 import gc
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +19,6 @@ from torch._C._profiler import RecordScope
 from torch.profiler import ProfilerActivity, profile
 
 from pytest_amp.run.device import Device
-
-# Kineto prints a line to stderr at each start and stop of a profiler, unless it is told not to.
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import Timing
 from pytest_amp.run.arm import ArmName, Resident, Workbench
+from pytest_amp.run.busy import busy_s
 from pytest_amp.run.skip_check import SkipCheck
 
 __tracebackhide__ = none_of_ours
@@ -50,7 +51,9 @@ def run(bench: Workbench, plan: Plan) -> Timing:
         try:
             with ExitStack() as stack:
                 residents = {name: stack.enter_context(bench.built(name)) for name in ARMS}
-                return _sample(bench, plan, _Together(bench, residents, plan.warmup, skips))
+                timed = _sample(bench, plan, _Together(bench, residents, plan.warmup, skips))
+                with residents["amp"].active():
+                    return replace(timed, busy_s=busy_s(bench.device, residents["amp"].step))
         except Exception as error:
             if not bench.device.is_oom(error):
                 raise

@@ -14,7 +14,7 @@ def main() -> None:
     steps = load()
     print(f"{'rule':<42} {'found / faulty':>15} {'findings / healthy':>20}")
     false_findings = 0
-    for code, (name, _) in CODES.items():
+    for code, (name, *_) in CODES.items():
         mine = [step for step in steps if step.code == code]
         if not mine:
             continue

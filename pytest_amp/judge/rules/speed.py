@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Sequence
 
 from pytest_amp import units
@@ -11,6 +12,7 @@ from pytest_amp.records import REDUCED, OpRow
 # Shares of the step below which a pattern is not worth a word.
 FALLBACK = 0.2
 CASTS = 0.4
+IDLE = 0.5
 SLOW = 0.2
 # Steps that move less are bound by calls, not by bytes; a model that small is a test's.
 LEAST_BYTES = 8 * 2**20
@@ -72,6 +74,24 @@ def cast_bound(case: Case) -> Iterator[Word]:
     )
 
 
+def host_bound(case: Case) -> Iterator[Word]:
+    """Speaks where a speed gate is not passed: small models of fast tests are all like this."""
+    gate, timing = case.gates["speedup"], case.seen.timing
+    if timing is None or timing.busy_s is None or gate.verdict not in ("fail", "inconclusive"):
+        return
+    step_s = statistics.median(timing.amp_step_s)
+    idle = 1 - timing.busy_s / step_s
+    if idle < IDLE:
+        return
+    yield Word(
+        f"the accelerator works for {units.duration(timing.busy_s)} of an amp step of "
+        f"{units.duration(step_s)} and waits {units.share(idle)} of it for Python, data or "
+        "synchronisation (.item(), .cpu(), print): faster kernels can't shorten that; use larger "
+        "batches, torch.compile, CUDA graphs or fused optimizers, and look for what waits",
+        {"busy_s": timing.busy_s, "step_s": step_s, "idle": idle},
+    )
+
+
 def slow_shapes(case: Case) -> Iterator[Word]:
     """Tensor cores want dimensions that are multiples of 8 in 16-bit types."""
     if case.seen.device_type != "cuda" or not case.seen.native_support:
@@ -109,5 +129,6 @@ RULES = (
     Rule("AMP401", no_native_support),
     Rule("AMP402", fp32_fallback),
     Rule("AMP403", cast_bound),
+    Rule("AMP404", host_bound),
     Rule("AMP405", slow_shapes),
 )
