@@ -1,4 +1,4 @@
-"""One test's experiment, the phases in order: the only place where run/ meets judge/."""
+"""One test's experiment, the phases in order: where run/ meets judge/."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 import torch
 
 from pytest_amp import units
+from pytest_amp.confirmation import confirmed, try_remedies
 from pytest_amp.errors import AmpError, add_note, none_of_ours
-from pytest_amp.judge import causes, dtype_map, gates, parity, rules, sequential
+from pytest_amp.judge import dtype_map, gates, parity, rules, sequential
 from pytest_amp.judge.gates import Limits
 from pytest_amp.judge.rules.base import Case
 from pytest_amp.records import Observations, ParityRun
 from pytest_amp.results import AmpReport, ArmRun, Environment, Failure, Finding, Verdict
-from pytest_amp.run import counterfactuals, drills, nonfinite, timing
+from pytest_amp.run import drills, nonfinite, timing
 from pytest_amp.run import parity as parity_run
 from pytest_amp.run.arm import Setup, Workbench
 from pytest_amp.run.device import Device, world_size
@@ -91,7 +92,9 @@ def run(job: Job, progress: Progress) -> AmpReport:
             gated = (*gated, gate)
         case = Case(seen, {gate.name: gate for gate in gated}, limits)
         found = rules.findings(case, settings.select, settings.ignore)
-        found = _confirmed(bench, settings.steps, case, found, notes)
+        found = confirmed(bench, settings, case, found, notes)
+        if not settings.static:
+            try_remedies(bench, settings, case, notes)
     verdict: Verdict = "pass"
     if any(gate.verdict == "fail" for gate in gated) or any(each.stands for each in found):
         verdict = "fail"
@@ -240,32 +243,6 @@ def _is(device: Device, name: str) -> bool:
     kind, _, index = name.partition(":")
     ours = device.torch.index
     return kind == device.type and (not index or ours is None or int(index) == ours)
-
-
-def _confirmed(
-    bench: Workbench, steps: int, case: Case, found: tuple[Finding, ...], notes: list[str]
-) -> tuple[Finding, ...]:
-    """The findings, and of the first suspect of each failing gate, whether it is the cause."""
-    tried: set[str] = set()
-    for index, finding in enumerate(found):
-        suspect = causes.suspect(finding, case)
-        if suspect is None or suspect.gate in tried:
-            continue
-        tried.add(suspect.gate)
-        bench.progress.at("confirming", "amp")
-        try:
-            if suspect.module is None:
-                changed = counterfactuals.without_cast_cache(bench, steps)
-            else:
-                changed, _ = counterfactuals.in_float32(bench, steps, {suspect.module})
-        except Exception as error:  # noqa: BLE001 - a step that does not bear it shows nothing
-            notes.append(
-                f"the rerun for {finding.code} ended early: {type(error).__name__}: {error}"
-            )
-            continue
-        judged = causes.judged(finding, suspect, case, changed)
-        found = (*found[:index], judged, *found[index + 1 :])
-    return found
 
 
 def _plan(bench: Workbench, settings: Settings, limits: Limits, notes: list[str]) -> timing.Plan:

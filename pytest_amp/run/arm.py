@@ -179,8 +179,10 @@ class Workbench:
         return self._seed
 
     @contextmanager
-    def built(self, name: ArmName) -> Iterator[Resident]:
-        """An arm, built afresh from the seed, and closed afterwards."""
+    def built(
+        self, name: ArmName, change: Callable[[Setup], Setup] = lambda setup: setup
+    ) -> Iterator[Resident]:
+        """An arm, built afresh from the seed by the setup or by another made of it, and closed."""
         self.builds += 1
         if not self._alive:
             _forget_compiled_code()
@@ -190,7 +192,7 @@ class Workbench:
         self._alive += 1
         try:
             try:
-                resident.build(self._setup)
+                resident.build(change(self._setup))
             except Exception as error:
                 if not isinstance(error, AmpError):
                     add_note(error, f"pytest-amp: raised in setup of the {name} arm")

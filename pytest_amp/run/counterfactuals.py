@@ -13,12 +13,14 @@ from torch.utils import _pytree as pytree
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import ParityRun
 from pytest_amp.run import parity
-from pytest_amp.run.arm import Workbench
+from pytest_amp.run.arm import Arm, Setup, Step, Workbench
 from pytest_amp.run.modules import ModuleStack
 from pytest_amp.run.patches import patched
 from pytest_amp.run.skips import Replay
 
 __tracebackhide__ = none_of_ours
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def without_cast_cache(bench: Workbench, steps: int) -> ParityRun:
@@ -43,6 +45,45 @@ def in_float32(
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(_kept(bench.device.type, paths))
         return parity.run(bench, "amp", steps)
+
+
+def channels_last(setup: Setup) -> Setup:
+    """The same arm, the weights of its images' and volumes' convolutions in channels_last.
+
+    Modules are known once they are called, so it is the first step that turns them.
+    """
+
+    def turn(module: torch.nn.Module) -> None:
+        for parameter in module.parameters(recurse=False):
+            layout = _CHANNELS_LAST.get(parameter.dim())
+            if layout is not None and parameter.layout is torch.strided:
+                parameter.data = parameter.data.contiguous(memory_format=layout)
+
+    def changed(arm: Arm) -> Step:
+        step, steps = setup(arm), 0
+
+        def turned_at_first() -> Any:
+            nonlocal steps
+            steps += 1
+            if steps > 1:
+                return step()
+            with torch.compiler.set_stance("force_eager"), ModuleStack(entered=turn):
+                return step()
+
+        return turned_at_first
+
+    return changed
+
+
+def autotuned(setup: Setup) -> Setup:
+    """The same arm, cuDNN trying its kernels (``torch.backends.cudnn.benchmark``)."""
+
+    def changed(arm: Arm) -> Step:
+        step = setup(arm)
+        torch.backends.cudnn.benchmark = True
+        return step
+
+    return changed
 
 
 @contextmanager

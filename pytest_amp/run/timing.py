@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 
 import torch
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import Timing
-from pytest_amp.run.arm import ArmName, Resident, Workbench
+from pytest_amp.run.arm import ArmName, Resident, Setup, Workbench
 from pytest_amp.run.busy import busy_s
 from pytest_amp.run.skip_check import SkipCheck
 
 __tracebackhide__ = none_of_ours
 
-ARMS: tuple[ArmName, ArmName] = ("fp32", "amp")
 LEAST_BLOCK_S = 0.010
 MOST_BLOCK_STEPS = 10_000
 # A float16 scaler starts high and skips until its scale fits: so many steps more than the warm-up.
 MOST_SETTLING_STEPS = 40
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two that are timed: an arm as it is, or with something changed in its setup."""
+
+    arm: ArmName
+    change: Callable[[Setup], Setup] = lambda setup: setup
+
+    def built(self, bench: Workbench) -> AbstractContextManager[Resident]:
+        return bench.built(self.arm, self.change)
+
+
+Sides = tuple[Side, Side]
+ARMS: Sides = (Side("fp32"), Side("amp"))
 
 # (ratios so far, seconds spent) -> why to stop, or None to go on
 Stop = Callable[[Sequence[float], float], "str | None"]
@@ -45,39 +59,47 @@ class Block:
     skipped: bool
 
 
-def run(bench: Workbench, plan: Plan) -> Timing:
-    """Time both arms, both resident; one at a time where they do not fit together."""
+def run(bench: Workbench, plan: Plan, sides: Sides = ARMS) -> Timing:
+    """Time both sides, both resident; one at a time where they do not fit together."""
     with SkipCheck().installed() as skips:
         try:
             with ExitStack() as stack:
-                residents = {name: stack.enter_context(bench.built(name)) for name in ARMS}
-                timed = _sample(bench, plan, _Together(bench, residents, plan.warmup, skips))
-                with residents["amp"].active():
-                    return replace(timed, busy_s=busy_s(bench.device, residents["amp"].step))
+                first, second = (stack.enter_context(side.built(bench)) for side in sides)
+                lab = _Together(bench, (first, second), plan.warmup, skips)
+                timed = _sample(bench, plan, lab)
+                with second.active():
+                    return replace(timed, busy_s=busy_s(bench.device, second.step))
         except Exception as error:
             if not bench.device.is_oom(error):
                 raise
         bench.device.empty_cache()
-        return _sample(bench, plan, _Apart(bench, plan.warmup, skips))
+        return _sample(bench, plan, _Apart(bench, sides, plan.warmup, skips))
 
 
 class _Together:
-    """Both arms stay in memory."""
+    """Both stay in memory."""
 
     one_resident = False
 
     def __init__(
-        self, bench: Workbench, residents: dict[ArmName, Resident], warmup: int, skips: SkipCheck
+        self,
+        bench: Workbench,
+        residents: tuple[Resident, Resident],
+        warmup: int,
+        skips: SkipCheck,
     ) -> None:
         self._bench = bench
         self._residents = residents
         self._skips = skips
-        for name, resident in residents.items():
-            _warm_up(bench, resident, warmup, name, skips)
+        for resident in residents:
+            _warm_up(bench, resident, warmup, skips)
         self._retries = bench.device.allocation_retries()
 
-    def block(self, name: ArmName, steps: int) -> Block:
-        resident = self._residents[name]
+    def arm(self, side: int) -> ArmName:
+        return self._residents[side].arm.name
+
+    def block(self, side: int, steps: int) -> Block:
+        resident = self._residents[side]
         with resident.active():
             block = _timed(self._bench, resident, steps, self._skips)
         if self._bench.device.allocation_retries() > self._retries:
@@ -86,31 +108,33 @@ class _Together:
 
 
 class _Apart:
-    """Each block builds its arm, warms it up, and lets it go."""
+    """Each block builds its side, warms it up, and lets it go."""
 
     one_resident = True
 
-    def __init__(self, bench: Workbench, warmup: int, skips: SkipCheck) -> None:
+    def __init__(self, bench: Workbench, sides: Sides, warmup: int, skips: SkipCheck) -> None:
         self._bench = bench
+        self._sides = sides
         self._warmup = warmup
         self._skips = skips
 
-    def block(self, name: ArmName, steps: int) -> Block:
-        with self._bench.built(name) as resident:
-            _warm_up(self._bench, resident, self._warmup, name, self._skips)
+    def arm(self, side: int) -> ArmName:
+        return self._sides[side].arm
+
+    def block(self, side: int, steps: int) -> Block:
+        with self._sides[side].built(self._bench) as resident:
+            _warm_up(self._bench, resident, self._warmup, self._skips)
             with resident.active():
                 return _timed(self._bench, resident, steps, self._skips)
 
 
-def _warm_up(
-    bench: Workbench, resident: Resident, steps: int, name: ArmName, skips: SkipCheck
-) -> None:
+def _warm_up(bench: Workbench, resident: Resident, steps: int, skips: SkipCheck) -> None:
     """So many steps, and more while a scaler still skips them."""
     resident.arm.pause_scaler_record()  # it would cost the amp arm alone
     with resident.active():
         for index in range(steps + MOST_SETTLING_STEPS * bool(steps)):
             before = skips.look()
-            bench.progress.at("warm-up", name, index + 1, steps)
+            bench.progress.at("warm-up", resident.arm.name, index + 1, steps)
             resident.step()
             if index + 1 >= steps and not skips.skipped_since(before):
                 break
@@ -136,27 +160,28 @@ def _sample(bench: Workbench, plan: Plan, lab: _Together | _Apart) -> Timing:
     steps, pair_s = _calibrate(bench, lab)
     plan.foresee(pair_s)
     order = random.Random(bench.seed)
-    times: dict[ArmName, list[float]] = {"fp32": [], "amp": []}
+    times: tuple[list[float], list[float]] = [], []
     ratios: list[float] = []
     retimed = 0
     while True:
         first = order.randrange(2)
-        pair: dict[ArmName, Block] = {}
-        for name in (ARMS[first], ARMS[1 - first]):
-            bench.progress.at("timing", name, len(ratios) + 1, None, plan.show(ratios))
-            pair[name] = lab.block(name, steps)
+        pair: dict[int, Block] = {}
+        for side in (first, 1 - first):
+            shown = plan.show(ratios)
+            bench.progress.at("timing", lab.arm(side), len(ratios) + 1, None, shown)
+            pair[side] = lab.block(side, steps)
         if any(block.skipped for block in pair.values()):
             retimed += 1  # a skipped step does less than a step
         else:
-            for name, block in pair.items():
-                times[name].append(block.step_s)
-            ratios.append(pair["fp32"].step_s / pair["amp"].step_s)
+            for side, block in pair.items():
+                times[side].append(block.step_s)
+            ratios.append(pair[0].step_s / pair[1].step_s)
         elapsed = bench.device.now() - began
         reason = plan.stop(ratios, elapsed)
         if reason is not None:
             return Timing(
-                fp32_step_s=tuple(times["fp32"]),
-                amp_step_s=tuple(times["amp"]),
+                fp32_step_s=tuple(times[0]),
+                amp_step_s=tuple(times[1]),
                 block_steps=steps,
                 stopped=reason,
                 elapsed_s=elapsed,
@@ -174,7 +199,7 @@ def _calibrate(bench: Workbench, lab: _Together | _Apart) -> tuple[int, float]:
     steps = 1
     while True:
         began = bench.device.now()
-        fastest = min(lab.block(name, steps).step_s for name in ARMS)
+        fastest = min(lab.block(side, steps).step_s for side in (0, 1))
         pair_s = bench.device.now() - began
         if fastest * steps >= LEAST_BLOCK_S or steps >= MOST_BLOCK_STEPS:
             return steps, pair_s

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_amp.run import counterfactuals
-from tests.laboratory import measure, train, workbench
+from tests.laboratory import SimulatedDevice, active, measure, train, workbench
 
 HALF = torch.float16
 
@@ -127,3 +127,99 @@ def test_a_step_that_does_not_bear_the_change_is_noted_and_stays_a_suspect() -> 
     [finding] = [each for each in report.findings if each.code == "AMP301"]
     assert not finding.confirmed
     assert any("the rerun for AMP301 ended early: ValueError" in note for note in report.notes)
+
+
+class Layouts(SimulatedDevice):
+    """A clock on which convolutions take half the time where their weights are channels_last."""
+
+    def convolving(self, arm, duration_s=0.010):
+        convolution = nn.Conv2d(8, 8, 3)
+        model = nn.Sequential(convolution, nn.Flatten(), nn.Linear(8 * 36, 2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        x, y = torch.randn(4, 8, 8, 8), torch.randint(2, (4,))
+        step = train(arm, optimizer, lambda: F.cross_entropy(model(x).float(), y))
+
+        def timed():
+            turned = convolution.weight.is_contiguous(memory_format=torch.channels_last)
+            self.time_s += duration_s / (2 if turned else 1)
+            return step()
+
+        return timed
+
+
+def test_a_layout_that_makes_slow_convolutions_faster_is_confirmed() -> None:
+    device = Layouts()
+    report = measure(device.convolving, device, static=False, min_speedup=1.5, max_time=30)
+    assert report.gate("speedup").verdict == "fail"
+    [note] = [each for each in report.notes if "channels_last" in each]
+    assert note.startswith("confirmed by a rerun: with channels_last weights an amp step takes ")
+    assert "5.00 ms, and 10.0 ms without (2.00x" in note
+    assert note in report.explain()
+
+
+def test_a_layout_is_not_tried_where_speed_is_as_wanted() -> None:
+    device = Layouts()
+    report = measure(device.convolving, device, static=False, min_speedup=0.9, max_time=30)
+    assert report.gate("speedup").verdict == "pass"
+    assert report.notes == ()
+
+
+def test_a_layout_that_changes_nothing_is_not_told() -> None:
+    device = Layouts()
+
+    def setup(arm):
+        step = device.convolving(arm, duration_s=0.0)
+
+        def timed():
+            device.time_s += 0.01
+            return step()
+
+        return timed
+
+    report = measure(setup, device, static=False, min_speedup=1.5, max_time=30)
+    assert report.gate("speedup").verdict == "fail"
+    assert report.notes == ()
+
+
+def test_channels_last_turns_the_weights_of_images_and_volumes_alone() -> None:
+    models = []
+
+    def setup(arm):
+        model = nn.ModuleDict(
+            {"image": nn.Conv2d(3, 4, 3), "volume": nn.Conv3d(3, 4, 3), "line": nn.Linear(3, 4)}
+        )
+        models.append(model)
+        return lambda: sum(
+            out.sum()
+            for out in (
+                model["image"](torch.ones(1, 3, 8, 8)),
+                model["volume"](torch.ones(1, 3, 8, 8, 8)),
+                model["line"](torch.ones(1, 3)),
+            )
+        )
+
+    bench = workbench(setup)
+    with active(bench, "amp") as plain:
+        expected = plain.step()
+    with bench.built("amp", counterfactuals.channels_last) as changed, changed.active():
+        found = [changed.step() for _ in range(2)]
+    torch.testing.assert_close(found, [expected, expected])
+    plain, turned = models
+    for name, layout in (("image", torch.channels_last), ("volume", torch.channels_last_3d)):
+        assert turned[name].weight.is_contiguous(memory_format=layout)
+        assert not plain[name].weight.is_contiguous(memory_format=layout)
+    assert turned["line"].weight.is_contiguous()
+
+
+def test_cudnn_tries_its_kernels_in_the_changed_arm_alone() -> None:
+    def setup(arm):
+        return lambda: torch.backends.cudnn.benchmark
+
+    bench = workbench(setup)
+    with bench.built("amp", counterfactuals.autotuned) as changed, bench.built("amp") as plain:
+        for _ in range(2):
+            with changed.active():
+                assert changed.step() is True
+            with plain.active():
+                assert plain.step() is False
+    assert torch.backends.cudnn.benchmark is False

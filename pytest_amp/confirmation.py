@@ -1,0 +1,76 @@
+"""The experiment's last phase: reruns that show whether a suspect is the cause of a failed gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from pytest_amp.errors import none_of_ours
+from pytest_amp.judge import causes
+from pytest_amp.judge.rules.base import Case
+from pytest_amp.results import Finding
+from pytest_amp.run import counterfactuals, timing
+from pytest_amp.run.arm import Setup, Workbench
+from pytest_amp.settings import Settings
+
+__tracebackhide__ = none_of_ours
+
+# Of max_time, for each remedy that is tried.
+_SHARE_OF_TIME = 1 / 6
+
+_CHANGES: Mapping[causes.Remedy, Callable[[Setup], Setup]] = {
+    causes.CHANNELS_LAST: counterfactuals.channels_last,
+    causes.AUTOTUNED: counterfactuals.autotuned,
+}
+
+
+def confirmed(
+    bench: Workbench,
+    settings: Settings,
+    case: Case,
+    found: tuple[Finding, ...],
+    notes: list[str],
+) -> tuple[Finding, ...]:
+    """The findings, and of the first suspect of each failing gate, whether it is the cause."""
+    tried: set[str] = set()
+    for index, finding in enumerate(found):
+        suspect = causes.suspect(finding, case)
+        if suspect is None or suspect.gate in tried:
+            continue
+        tried.add(suspect.gate)
+        bench.progress.at("confirming", "amp")
+        with _ending_early(finding.code, notes):
+            if suspect.module is None:
+                changed = counterfactuals.without_cast_cache(bench, settings.steps)
+            else:
+                changed, _ = counterfactuals.in_float32(bench, settings.steps, {suspect.module})
+            judged = causes.judged(finding, suspect, case, changed)
+            found = (*found[:index], judged, *found[index + 1 :])
+    return found
+
+
+def try_remedies(bench: Workbench, settings: Settings, case: Case, notes: list[str]) -> None:
+    """Time amp steps as they are against amp steps with each remedy, and note what helps."""
+    rate, budget = settings.error_rate, settings.max_time * _SHARE_OF_TIME
+
+    def stop(ratios: Sequence[float], elapsed_s: float) -> str | None:
+        if causes.is_settled(ratios, rate):
+            return "decided"
+        return "budget" if elapsed_s >= budget else None
+
+    for remedy in causes.remedies(case):
+        sides = timing.Side("amp"), timing.Side("amp", _CHANGES[remedy])
+        with _ending_early(remedy.name, notes):
+            timed = timing.run(bench, timing.Plan(settings.warmup, stop), sides)
+            said = causes.helped(remedy, timed, rate)
+            if said:
+                notes.append(said)
+
+
+@contextmanager
+def _ending_early(what: str, notes: list[str]) -> Iterator[None]:
+    """A step that does not bear a rerun shows nothing, and the verdict stands without it."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
+        notes.append(f"the rerun for {what} ended early: {type(error).__name__}: {error}")
