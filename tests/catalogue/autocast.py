@@ -129,6 +129,13 @@ def a_halved_model_with_a_scaler_that_is_off(arm):
     return step
 
 
+@faulty("AMP102", dtype="float16")
+def a_halved_model_with_a_scaler(arm):
+    """torch refuses it: the test ends in that error, and this finding says what it means."""
+    model, (x, y) = mlp().to(arm.dtype), batch()
+    return train(arm, sgd(model), lambda: F.cross_entropy(model(x.to(arm.dtype)).float(), y))
+
+
 @faulty("AMP102")
 def a_parameter_of_its_own_in_the_amp_dtype(arm):
     model, (x, y) = mlp(), batch()

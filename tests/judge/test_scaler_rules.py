@@ -152,7 +152,12 @@ def test_each_of_torchs_messages_has_a_meaning_of_its_own() -> None:
     assert {(each.code, each.severity, each.location) for each in found} == {
         ("AMP204", "error", "train.py:12")
     }
-    assert protocol_violated("Attempting to unscale FP16 gradients.") is None
+    assert protocol_violated("Index out of range") is None
+
+
+def test_a_model_in_half_is_told_as_such() -> None:
+    found = protocol_violated("Attempting to unscale FP16 gradients.", "train.py:12")
+    assert (found.code, found.severity, found.location) == ("AMP102", "error", "train.py:12")
 
 
 def test_what_is_not_selected_is_not_said_and_what_is_ignored_keeps_its_reason() -> None:

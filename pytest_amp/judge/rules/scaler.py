@@ -44,18 +44,28 @@ PROTOCOL = {
 }
 
 
+# A model in float16 ends in this one: its parameters are at fault, not an order of calls.
+HALF_PARAMETERS = {
+    "Attempting to unscale FP16 gradients": (
+        "the trained parameters are kept in float16 (.half()), and so are their gradients, which "
+        "a GradScaler refuses to divide: keep parameters in float32 and let autocast cast them"
+    ),
+}
+
+
 def protocol_violated(message: str, location: str | None = None) -> Finding | None:
     """What a GradScaler's exception means, told from its message; None where it is another one."""
-    for beginning, meaning in PROTOCOL.items():
-        if message.startswith(beginning):
-            return Finding(
-                "AMP204",
-                CODES["AMP204"].name,
-                CODES["AMP204"].severity,
-                meaning,
-                location=location,
-                evidence={"raised": message},
-            )
+    for code, meanings in (("AMP204", PROTOCOL), ("AMP102", HALF_PARAMETERS)):
+        for beginning, meaning in meanings.items():
+            if message.startswith(beginning):
+                return Finding(
+                    code,
+                    CODES[code].name,
+                    CODES[code].severity,
+                    meaning,
+                    location=location,
+                    evidence={"raised": message},
+                )
     return None
 
 
