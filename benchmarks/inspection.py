@@ -29,7 +29,7 @@ def transformer(arm):
 def seconds(step):
     began = time.perf_counter()
     loss = step()
-    return time.perf_counter() - began, float(loss)
+    return time.perf_counter() - began, float(loss.detach())
 
 
 def main():

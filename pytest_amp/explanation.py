@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from pytest_amp.results import AmpReport, ArmRun, Finding, Gate
 
 FULL_COVERAGE = 0.95
+_WIDTH = 88
 MOST_CHANGES = 80  # lines of a dtype map that are shown
 
 _MARK: Mapping[str, str] = {
@@ -116,14 +118,26 @@ def _findings(report: AmpReport) -> Iterator[str]:
             finding.code,
         )
 
-    spoken = [finding for finding in report.findings if finding.suppressed is None]
-    for finding in sorted(spoken, key=place):
+    spoken = sorted((each for each in report.findings if each.suppressed is None), key=place)
+    for finding in spoken:
         gates = _explained(finding, failed)
         sure = "confirmed" if finding.confirmed else "suspected"
         cause = f", {sure} cause of {' and '.join(gates)}" if gates else ""
-        yield f"  {finding.severity}{cause}: {finding}"
+        yield f"  {finding.severity} {finding.title}{cause}"
+        yield from _wrapped(finding.message, "    ")
     for note in report.notes:
-        yield f"  note: {note}"
+        yield from _wrapped(f"note: {note}", "  ")
+    if spoken:
+        yield f"  `pytest-amp explain {spoken[0].code}` says more"
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    """Paths and codes are never broken; further lines of a note or hint stand further in."""
+    further = indent + "  " * (len(indent) < 4)
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=indent, subsequent_indent=further,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _explained(finding: Finding, failed: Sequence[str]) -> list[str]:
@@ -135,7 +149,7 @@ def _look_at(report: AmpReport, wrong: list[Gate]) -> Iterator[str]:
     for gate in wrong:
         hint = _HINTS[gate.name](report, gate) if gate.name in _HINTS else None
         if hint:
-            yield f"  look at {hint}"
+            yield from _wrapped(f"look at {hint}", "  ")
 
 
 def _speed_hint(report: AmpReport, _: Gate) -> str | None:

@@ -115,9 +115,15 @@ class Finding:
         """Whether it counts against the verdict."""
         return self.severity == "error" and self.suppressed is None
 
+    @property
+    def title(self) -> str:
+        """``AMP402 fp32-fallback in decoder.head (net.py:12)``"""
+        module = f" in {self.module}" if self.module else ""
+        location = f" ({self.location})" if self.location else ""
+        return f"{self.code} {self.name}{module}{location}"
+
     def __str__(self) -> str:
-        place = "".join(f" ({part})" for part in (self.module, self.location) if part)
-        return f"{self.code} {self.name}{place}: {self.message}"
+        return f"{self.title}: {self.message}"
 
 
 @dataclass(frozen=True)

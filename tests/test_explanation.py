@@ -62,14 +62,17 @@ def test_the_whole_text() -> None:
         "    peak memory  1.00 GiB -> 768 MiB\n"
         "    last loss    1 -> 1.001\n"
         "\n"
-        "  error: AMP004 fp32-arm-not-fp32: half of it ran in bfloat16\n"
-        "  warning, suspected cause of speedup: AMP401 no-native-support: emulated\n"
+        "  error AMP004 fp32-arm-not-fp32\n"
+        "    half of it ran in bfloat16\n"
+        "  warning AMP401 no-native-support, suspected cause of speedup\n"
+        "    emulated\n"
         "  note: both arms did not fit\n"
+        "  `pytest-amp explain AMP004` says more\n"
         "\n"
-        "  look at coverage: 50% of the FLOPs ran in float16, and what stays in float32 gains "
-        "nothing\n"
-        "  look at what is no activation: parameters, gradients and optimizer state stay float32 "
-        "under autocast, and so do the outputs of the operators that it keeps there\n"
+        "  look at coverage: 50% of the FLOPs ran in float16, and what stays in float32 gains\n"
+        "    nothing\n"
+        "  look at what is no activation: parameters, gradients and optimizer state stay float32\n"
+        "    under autocast, and so do the outputs of the operators that it keeps there\n"
         "  look at the loss scale, 2^16 after the first update and 2^14 after the last"
     )
 
@@ -112,14 +115,27 @@ def test_causes_of_a_failing_gate_come_first_by_how_much_they_explain() -> None:
             Finding("AMP304", "gradient-mismatch", "warning", "no gate of its own failed"),
         ),
     )
-    lines = [line.strip() for line in report.explain().splitlines() if " AMP" in line]
-    assert [line.partition(":")[0] + line.partition(":")[2][:7] for line in lines] == [
-        "warning, confirmed cause of memory_reduction AMP501",
-        "warning, suspected cause of speedup and memory_reduction AMP402",
-        "warning, suspected cause of speedup and memory_reduction AMP403",
-        "warning AMP005",
-        "warning AMP304",
+    lines = [line.strip() for line in report.explain().splitlines() if "  warning AMP" in line]
+    assert lines == [
+        "warning AMP501 memory-not-reduced, confirmed cause of memory_reduction",
+        "warning AMP402 fp32-fallback, suspected cause of speedup and memory_reduction",
+        "warning AMP403 cast-bound, suspected cause of speedup and memory_reduction",
+        "warning AMP005 baseline-flags",
+        "warning AMP304 gradient-mismatch",
     ]
+    assert "`pytest-amp explain AMP501` says more" in report.explain()
+
+
+def test_a_long_message_is_wrapped_and_no_path_is_broken() -> None:
+    path = "decoder.layers." + "0." * 60 + "attention"
+    message = " ".join(["the share of gradients that are zero", path] + ["goes on"] * 30)
+    finding = Finding("AMP302", "gradient-underflow", "warning", message, module="decoder")
+    lines = replace(REPORT, findings=(finding,), notes=(message,)).explain().splitlines()
+    assert "  warning AMP302 gradient-underflow in decoder" in lines
+    assert f"    {path}" in lines
+    wrapped = [line for line in lines if "goes on" in line]
+    assert len(wrapped) > 4
+    assert max(map(len, wrapped)) <= 88
 
 
 def test_of_several_losses_the_first_to_part_is_named() -> None:

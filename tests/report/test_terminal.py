@@ -326,7 +326,7 @@ PASS  tests/vision/test_resnet.py::test_resnet[channels_last]
   passed      speedup: 1.52x [1.48, 1.55] is at least 1.50x
   not gated   memory_reduction: 44% (412 MiB -> 230 MiB)
   passed      loss_diff: 0.03% (2.1 -> 2.1006) is at most 2.0%
-  suppressed  AMP402 fp32-fallback (decoder.norm) (model.py:88): 18% of the FLOPs stay in float32
+  suppressed  AMP402 fp32-fallback in decoder.norm (model.py:88): 18% of the FLOPs stay in float32
               [norms stay in fp32]
   device      NVIDIA H100 80GB HBM3, float16
   noise       fp32 drifts 0.11% from itself under rounding

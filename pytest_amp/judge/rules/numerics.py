@@ -10,6 +10,7 @@ from pytest_amp.judge.gates import draws_differ
 from pytest_amp.judge.parity import first_nonfinite, noise_floor
 from pytest_amp.judge.rules.base import Case, Rule, Word
 from pytest_amp.judge.rules.measurement import arms_start_differ, first_losses_differ
+from pytest_amp.judge.rules.two_scales import first_differing
 from pytest_amp.records import Gradient
 
 # A tenth of a gradient's elements: ReLUs that flip by rounding make far fewer zero.
@@ -123,7 +124,7 @@ def _gradients(case: Case) -> Sequence[Gradient]:
     """Gradients that can be compared: from the same weights, data and random numbers."""
     if draws_differ(case.seen.fp32, case.seen.amp) or any(arms_start_differ(case)):
         return ()
-    if first_losses_differ(case):
+    if first_losses_differ(case) or first_differing(case):  # AMP203 and AMP208 say why
         return ()
     return [each for each in case.seen.numerics.gradients if math.isfinite(each.ratio)]
 
