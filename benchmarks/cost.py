@@ -13,6 +13,7 @@ import torch
 from steps import STEPS
 
 from pytest_amp import experiment, settings
+from pytest_amp.job import Job
 from pytest_amp.run.arm import Arm
 from pytest_amp.run.device import choose
 from pytest_amp.run.progress import Progress
@@ -34,7 +35,7 @@ def counted(setup, builds, steps):
 
 def amp_test(setup, device, options):
     builds, steps = Counter(), Counter()
-    test = experiment.Job("cost", counted(setup, builds, steps), device, options)
+    test = Job("cost", counted(setup, builds, steps), device, options)
     began = time.perf_counter()
     experiment.run(test, Progress())
     return time.perf_counter() - began, builds, steps

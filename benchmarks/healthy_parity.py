@@ -17,6 +17,7 @@ from steps import training_step
 from torch import nn
 
 from pytest_amp import experiment, settings
+from pytest_amp.job import Job
 from pytest_amp.run.device import choose
 from pytest_amp.run.progress import Progress
 
@@ -154,7 +155,7 @@ def row(label, dtype, setup, seeds, device):
     differences, floors, failures = [], [], []
     for seed in seeds:
         options = settings.resolve([("cli", {"static": True, "dtype": dtype, "seed": seed})])
-        report = experiment.run(experiment.Job(label, setup, device, options), Progress())
+        report = experiment.run(Job(label, setup, device, options), Progress())
         gate = report.gate("loss_diff")
         verdicts[gate.verdict] += 1
         found.update(finding.code for finding in report.findings)

@@ -18,7 +18,7 @@ from pytest_amp import fixtures, units
 from pytest_amp.errors import AmpError
 
 if TYPE_CHECKING:
-    from pytest_amp.experiment import Job
+    from pytest_amp.job import Job
     from pytest_amp.judge.bisection import Bisection
     from pytest_amp.results import AmpReport
     from pytest_amp.run.progress import Progress

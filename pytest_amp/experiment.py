@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from pytest_amp import units
 from pytest_amp.confirmation import confirmed, try_remedies
-from pytest_amp.errors import AmpError, add_note, none_of_ours
+from pytest_amp.errors import AmpError, none_of_ours
+from pytest_amp.job import Job, arms_of, blank_report, environment_of, phases_of
 from pytest_amp.judge import dtype_map, gates, parity, rules, sequential
 from pytest_amp.judge.gates import Limits
 from pytest_amp.judge.rules.base import Case
-from pytest_amp.records import Observations, ParityRun
-from pytest_amp.results import AmpReport, ArmRun, Environment, Failure, Finding, Verdict
+from pytest_amp.records import Observations
+from pytest_amp.results import AmpReport, Verdict
 from pytest_amp.run import drills, nonfinite, timing
 from pytest_amp.run import parity as parity_run
-from pytest_amp.run.arm import Setup, Workbench
+from pytest_amp.run.arm import Workbench
 from pytest_amp.run.device import Device, world_size
 from pytest_amp.run.garbage import older_objects_set_aside
 from pytest_amp.run.inspection import inspect
 from pytest_amp.run.lock import turn
 from pytest_amp.run.overflow import overflow
 from pytest_amp.run.progress import Progress
-from pytest_amp.run.scaler import AmpScaler, raised_by_scaler
-from pytest_amp.run.source import location_of
 from pytest_amp.run.tensors import dtype_name
 from pytest_amp.run.two_scales import two_scales
 from pytest_amp.settings import Settings
@@ -40,51 +38,18 @@ __tracebackhide__ = none_of_ours
 PRECISE_HALF_WIDTH = 0.02
 UNGATED_SHARE_OF_TIME = 1 / 3
 
-_PHASES = {
-    "parity": "parity",
-    "noise floor": "parity",
-    "overflow drill": "inspection",
-    "scale drill": "inspection",
-    "inspection": "inspection",
-    "locating": "inspection",
-    "confirming": "inspection",
-    "warm-up": "timing",
-    "calibration": "timing",
-    "timing": "timing",
-}
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be measured for one test, and where.
-
-    `fixture`: the test's amp_scaler, if it has one. `notes`: what the report is to tell besides.
-    `snapshot`: the dtype map that its own is held against.
-    """
-
-    nodeid: str
-    setup: Setup
-    device: Device
-    settings: Settings
-    fixture: AmpScaler | None = None
-    attempt: int = 1
-    worker: str | None = None
-    rank: int | None = None
-    notes: tuple[str, ...] = ()
-    snapshot: dtype_map.Snapshot | None = None
-
 
 def run(job: Job, progress: Progress) -> AmpReport:
     """Measure both arms, judge them, and report. Raises what the test's own code raises."""
     settings = job.settings
     if not settings.static:
         _refuse_several_ranks()
-    blank = _blank(job)
+    blank = blank_report(job)
     limits = limits_of(settings, job.device.names())
     notes = list(job.notes)
     with laboratory(job, progress) as bench:
         began = time.perf_counter()  # with the device to itself
-        environment = _environment(bench)
+        environment = environment_of(bench)
         seen = _observe(bench, settings, limits, notes)
         gated, mapped = gates.judge(seen, limits), None
         if job.snapshot is not None:
@@ -107,7 +72,7 @@ def run(job: Job, progress: Progress) -> AmpReport:
         duration_s=time.perf_counter() - began,
         environment=environment,
         gates=gated,
-        arms=_arms(seen),
+        arms=arms_of(seen),
         speedup=gates.estimate(seen.timing, limits.error_rate),
         loss_diff=loss.value,
         noise_floor=max(
@@ -116,7 +81,7 @@ def run(job: Job, progress: Progress) -> AmpReport:
         coverage=gates.coverage(seen),
         findings=found,
         notes=tuple(notes),
-        phases_s=_phases(progress),
+        phases_s=phases_of(progress),
         dtype_map=mapped,
     )
 
@@ -134,37 +99,6 @@ def laboratory(job: Job, progress: Progress) -> Iterator[Workbench]:
         older_objects_set_aside(device),
     ):
         yield bench
-
-
-def failed(job: Job, progress: Progress, error: BaseException) -> AmpReport:
-    """The report of a test whose own code, or whose machine, ended the experiment."""
-    failure = Failure(progress.arm, progress.phase, progress.step, type(error).__name__, str(error))
-    found: tuple[Finding, ...] = ()
-    if raised_by_scaler(error):
-        where, settings = location_of(error), job.settings
-        found = rules.in_exception(str(error), where, settings.select, settings.ignore)
-    for finding in found:
-        add_note(error, str(finding))
-    return replace(
-        _blank(job), verdict="error", error=failure, findings=found, phases_s=_phases(progress)
-    )
-
-
-def nothing_measured(job: Job) -> AmpReport:
-    """The report of a test that never called amp_benchmark."""
-    return replace(_blank(job), verdict="fail", findings=(rules.NOTHING_MEASURED,))
-
-
-def _blank(job: Job) -> AmpReport:
-    return AmpReport(
-        nodeid=job.nodeid,
-        verdict="error",
-        started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        attempt=job.attempt,
-        worker=job.worker,
-        rank=job.rank,
-        settings=job.settings.described(),
-    )
 
 
 def _refuse_several_ranks() -> None:
@@ -303,45 +237,3 @@ def _dtype(settings: Settings, device: Device) -> torch.dtype:
         return device.default_dtype()
     dtype: torch.dtype = getattr(torch, settings.dtype)
     return dtype
-
-
-def _environment(bench: Workbench) -> Environment:
-    device, versions = bench.device, bench.device.versions()
-    return Environment(
-        device=device.name(),
-        device_type=device.type,
-        torch=torch.__version__,
-        cuda=versions["cuda"],
-        cudnn=versions["cudnn"],
-        driver=versions["driver"],
-        dtype=dtype_name(bench.dtype),
-        native_support=device.native_support(bench.dtype),
-        flags=bench.globals.flags(),
-    )
-
-
-def _arms(seen: Observations) -> dict[str, ArmRun]:
-    def arm(run: ParityRun, times: tuple[float, ...]) -> ArmRun:
-        return ArmRun(
-            step_times_s=times,
-            losses_by_key=run.losses,
-            peak_bytes=run.peak_bytes,
-            reserved_bytes=run.reserved_bytes,
-            flops_by_dtype=run.operators.flops_by_dtype if run.operators else {},
-            scales=run.scales,
-            skipped_steps=run.skipped_steps,
-        )
-
-    timed = seen.timing
-    return {
-        "fp32": arm(seen.fp32, timed.fp32_step_s if timed else ()),
-        "amp": arm(seen.amp, timed.amp_step_s if timed else ()),
-    }
-
-
-def _phases(progress: Progress) -> dict[str, float]:
-    totals = dict.fromkeys(("parity", "inspection", "timing"), 0.0)
-    for phase, seconds in progress.seconds.items():
-        if phase in _PHASES:
-            totals[_PHASES[phase]] += seconds
-    return totals

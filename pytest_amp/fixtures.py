@@ -20,7 +20,7 @@ from pytest_amp.settings import Level, Settings
 if TYPE_CHECKING:
     import torch
 
-    from pytest_amp.experiment import Job
+    from pytest_amp.job import Job
     from pytest_amp.results import AmpReport
     from pytest_amp.run.arm import Arm
     from pytest_amp.run.device import Device
@@ -127,6 +127,7 @@ def measure(
     """Run the experiment of one test and keep its report for the reporters."""
     __tracebackhide__ = True
     from pytest_amp import experiment
+    from pytest_amp.job import failed
     from pytest_amp.live import LiveLine
     from pytest_amp.run.progress import Progress
 
@@ -140,7 +141,7 @@ def measure(
     try:
         report = item.config.stash.get(RUNNER, experiment.run)(job, progress)
     except Exception as error:
-        item.stash[REPORT] = experiment.failed(job, progress, error)
+        item.stash[REPORT] = failed(job, progress, error)
         raise
     finally:
         live.clear()
@@ -152,7 +153,7 @@ def job_of(
     item: pytest.Item, setup: Callable[[Arm], Any], device: Device, notes: Iterable[str] = ()
 ) -> Job:
     """The experiment's view of a pytest item."""
-    from pytest_amp.experiment import Job
+    from pytest_amp.job import Job
 
     rank = os.environ.get("RANK", "")
     return Job(

@@ -37,10 +37,10 @@ def require_measurement(item: pytest.Item) -> None:
     __tracebackhide__ = True
     if "amp_benchmark" not in getattr(item, "funcargs", {}) or fixtures.REPORT in item.stash:
         return
-    from pytest_amp import experiment
+    from pytest_amp.job import nothing_measured
 
     job = fixtures.job_of(item, lambda _: None, fixtures.device_of(item))
-    item.stash[fixtures.REPORT] = experiment.nothing_measured(job)
+    item.stash[fixtures.REPORT] = nothing_measured(job)
     raise AmpRegression(item.stash[fixtures.REPORT])
 
 

@@ -7,7 +7,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from pytest_amp.errors import none_of_ours
-from pytest_amp.experiment import Job, laboratory, limits_of
+from pytest_amp.experiment import laboratory, limits_of
+from pytest_amp.job import Job
 from pytest_amp.judge import gates
 from pytest_amp.records import Floor, Observations, ParityRun
 from pytest_amp.results import Gate

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from pytest_amp import experiment, settings
+from pytest_amp.job import Job, failed
 from pytest_amp.results import AmpReport
 from pytest_amp.run.arm import Arm, Resident, Setup, Workbench
 from pytest_amp.run.device import Device
@@ -72,15 +73,15 @@ def attempt(setup: Setup, device: Device | None = None, **given: Any) -> AmpRepo
     try:
         return experiment.run(job, progress)
     except Exception as error:
-        report = experiment.failed(job, progress, error)
+        report = failed(job, progress, error)
         if not report.findings:
             raise
         return report
 
 
-def _job(setup: Setup, device: Device | None, given: Mapping[str, Any]) -> experiment.Job:
+def _job(setup: Setup, device: Device | None, given: Mapping[str, Any]) -> Job:
     options = settings.resolve([("cli", {"static": True, "steps": 8, **given})])
-    return experiment.Job("test_step", setup, device or Device(CPU), options)
+    return Job("test_step", setup, device or Device(CPU), options)
 
 
 def codes(report: AmpReport) -> list[str]:

@@ -165,11 +165,12 @@ def test_too_short_a_budget_is_told_before_timing_with_the_one_that_would_do() -
 
     def told(**given):
         from pytest_amp import experiment, settings
+        from pytest_amp.job import Job
         from pytest_amp.run.progress import Progress
 
         options = settings.resolve([("cli", {"steps": 4, "min_speedup": 1.5, **given})])
         progress = Progress(say=lambda text: said.append((text, device.events.count("fp32"))))
-        return experiment.run(experiment.Job("test", setup, device, options), progress)
+        return experiment.run(Job("test", setup, device, options), progress)
 
     report = told(max_time=10)
     [(note, steps_before)] = said
