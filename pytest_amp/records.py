@@ -16,16 +16,17 @@ Losses = Mapping[str, tuple[float, ...]]
 class Start:
     """Where an arm started: digests by value of its parameters and of its first module's inputs.
 
-    None where there was no optimizer, or no module, to look at. `samples`: some elements of each of
-    those inputs. `devices`: those that the trained
-    parameters are on. `shared`: whether it trained with an optimizer of a former arm.
+    None where there was no optimizer, or no module, to look at. `parameter_samples`,
+    `input_samples`: some elements of each. `devices`: those that the trained parameters are on.
+    `shared`: whether it trained with an optimizer of a former arm.
     """
 
     parameters: tuple[str, ...] | None = None
     inputs: tuple[str, ...] | None = None
     devices: tuple[str, ...] = ()
     shared: bool = False
-    samples: tuple[tuple[float, ...], ...] = ()
+    parameter_samples: tuple[tuple[float, ...], ...] = ()
+    input_samples: tuple[tuple[float, ...], ...] = ()
 
 
 Phase = Literal["forward", "backward", "recompute", "update"]

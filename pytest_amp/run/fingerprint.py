@@ -79,7 +79,8 @@ class Inputs(NamedTuple):
     samples: tuple[tuple[float, ...], ...]
 
 
-def _sample(value: Any) -> tuple[float, ...]:
+def sample(value: Any) -> tuple[float, ...]:
+    """Some of a floating point tensor's elements, spread over it; nothing of another value."""
     real = _real(value) if isinstance(value, torch.Tensor) else None
     if real is None or not real.is_floating_point() or not real.numel():
         return ()
@@ -105,7 +106,7 @@ def first_inputs(seen: list[Inputs]) -> Iterator[None]:
             restore()
             inputs = pytree.tree_leaves((args, kwargs))
             if all(getattr(each, "grad_fn", None) is None for each in inputs):
-                seen.append(Inputs(digest(inputs), tuple(map(_sample, inputs))))
+                seen.append(Inputs(digest(inputs), tuple(map(sample, inputs))))
         return original(self, *args, **kwargs)
 
     torch.nn.Module.__call__ = look_once  # type: ignore[method-assign]

@@ -108,7 +108,9 @@ def _steps(
     bench.optimizers_before.update(trained.optimizers)
     devices = tuple(sorted({str(param.device) for param in trained.parameters}))
     first = inputs[0] if inputs else Inputs(None, ())
-    return losses, Start(trained.start, first.digests, devices, shared, first.samples)
+    return losses, Start(
+        trained.start, first.digests, devices, shared, trained.samples, first.samples
+    )
 
 
 def _parameters(trained: Trained) -> tuple[Parameter, ...]:

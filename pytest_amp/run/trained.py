@@ -6,7 +6,7 @@ import torch
 from torch.optim import Optimizer
 
 from pytest_amp.errors import none_of_ours
-from pytest_amp.run.fingerprint import digest
+from pytest_amp.run.fingerprint import digest, sample
 from pytest_amp.run.tensors import size
 
 __tracebackhide__ = none_of_ours
@@ -19,12 +19,18 @@ class Trained:
         self.optimizers: list[Optimizer] = []
         self.parameters: list[torch.Tensor] = []
         self._start: list[str] = []
+        self._samples: list[tuple[float, ...]] = []
         self._with_gradient: set[int] = set()
 
     @property
     def start(self) -> tuple[str, ...] | None:
         """Digests of the parameters before the first step of the first optimizer that has them."""
         return tuple(self._start) if self.optimizers else None
+
+    @property
+    def samples(self) -> tuple[tuple[float, ...], ...]:
+        """Some elements of each, from the same moment."""
+        return tuple(self._samples)
 
     @property
     def moved(self) -> bool | None:
@@ -69,4 +75,5 @@ class Trained:
             new = [param for param in group["params"] if id(param) not in known_parameters]
             self.parameters.extend(new)
             self._start.extend(digest(new))
+            self._samples.extend(map(sample, new))
         return len(self.optimizers) - 1

@@ -129,6 +129,33 @@ def noise_like_the_hidden_state(arm):
 
 
 @healthy("AMP003")
+def sharpness_aware_weights(arm):
+    """They are moved uphill and back before the optimizer steps, which leaves some rounding."""
+    model, (x, y) = mlp(), batch()
+    optimizer, parameters = sgd(model), list(model.parameters())
+
+    def loss_of():
+        with arm.autocast():
+            return F.cross_entropy(model(x).float(), y)
+
+    def step():
+        optimizer.zero_grad()
+        uphill = torch.autograd.grad(loss_of(), parameters)
+        with torch.no_grad():
+            length = torch.stack([each.norm() for each in uphill]).norm()
+            moves = [0.05 * each / length for each in uphill]
+            torch._foreach_add_(parameters, moves)
+        loss = loss_of()
+        loss.backward()
+        with torch.no_grad():
+            torch._foreach_sub_(parameters, moves)
+        optimizer.step()
+        return loss
+
+    return step
+
+
+@healthy("AMP003")
 def weights_that_are_loaded_in_both_arms(arm):
     model = mlp()
     model.load_state_dict(_WEIGHTS)

@@ -151,6 +151,40 @@ def test_amp003_speaks_where_the_arms_start_from_other_values(observed, what, be
     assert "seed what you draw from" in finding.message
 
 
+W, MOVED = (1.0, 2.0, 3.0), (1.0, 2.0 + 1e-6, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("samples", "others", "speaks"),
+    [
+        case("moved away and back", W, MOVED, False),
+        case("other weights", W, (1.0, 2.1, 3.0), True),
+        case("the difference is outside of the sample", W, W, True),
+        case("no sample", (), (), True),
+    ],
+)
+def test_amp003_leaves_rounding_of_weights_alone(samples, others, speaks) -> None:
+    mine = replace(START, parameter_samples=(samples,))
+    theirs = replace(OTHER_WEIGHTS, parameter_samples=(others,))
+    for observed in (starts(mine, theirs, mine), starts(mine, mine, theirs)):
+        assert (said("AMP003", observed) is not None) is speaks
+
+
+@pytest.mark.parametrize(
+    ("others", "arms", "builds"),
+    [
+        case("rounded on the way", (1.0, 2.01, 3.0), False, True),
+        case("moved by an ulp", MOVED, False, False),
+        case("other data", (1.0, 2.5, 3.0), True, True),
+    ],
+)
+def test_amp003_takes_inputs_that_amp_rounded_for_the_same(others, arms, builds) -> None:
+    mine = replace(START, input_samples=(W,))
+    theirs = replace(OTHER_INPUTS, input_samples=(others,))
+    assert (said("AMP003", starts(mine, theirs, mine)) is not None) is arms
+    assert (said("AMP003", starts(mine, mine, theirs)) is not None) is builds
+
+
 def test_amp003_is_a_warning_where_only_the_random_draws_differ() -> None:
     other_inputs = replace(DREW_OTHERS.amp, start=OTHER_INPUTS)
     finding = said("AMP003", replace(DREW_OTHERS, amp=other_inputs))
