@@ -277,16 +277,18 @@ class Overflow:
     """What the amp arm did with one loss that was made infinite, up to the scaler's `update()`.
 
     `reached`: the optimizers (by number) that stepped, or were to, on gradients that are not
-    finite. `changed`: what changed of these all the same, by optimizer. `skipped`: the optimizers
-    that took no step. `backward`: whether a backward pass began at that loss. `hidden`: whether one
-    did, an optimizer stepped on finite gradients, and the scale did not go down. `moves`: for each
-    plain `step()` of a scheduler the number of its optimizer. `scale`: before, and after the
-    update; None where there was none. `next_loss_finite`: of the step that followed. `recovered`:
-    whether one of the next few was not skipped. `raised`: what the scaler raised on the way.
+    finite. `changed`: what changed of these all the same, by optimizer. `ruined`: parameters that
+    are not finite after the update. `skipped`: the optimizers that took no step. `backward`:
+    whether a backward pass that adds to gradients began at that loss. `hidden`: whether one did,
+    an optimizer stepped on finite gradients, and the scale did not go down. `moves`: for each plain
+    `step()` of a scheduler the number of its optimizer. `scale`: before, and after the update; None
+    where there was none. `next_loss_finite`: of the step that followed. `recovered`: whether one of
+    the next few was not skipped. `raised`: what the scaler raised on the way.
     """
 
     reached: tuple[int, ...] = ()
     changed: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    ruined: tuple[str, ...] = ()
     skipped: tuple[int, ...] = ()
     backward: bool = False
     hidden: bool = False

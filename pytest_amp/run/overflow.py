@@ -22,7 +22,7 @@ from pytest_amp.records import Overflow, OverflowDrill
 from pytest_amp.run.arm import Workbench
 from pytest_amp.run.drills import Cycle, Run
 from pytest_amp.run.fingerprint import digest
-from pytest_amp.run.patches import wrapped
+from pytest_amp.run.patches import patched, wrapped
 from pytest_amp.run.scaler import infinite, raised_by_scaler
 
 __tracebackhide__ = none_of_ours
@@ -87,6 +87,7 @@ def _one(
     return Overflow(
         reached=tuple(sorted(seen.reached)),
         changed={number: tuple(names) for number, names in seen.changed.items()},
+        ruined=tuple(seen.ruined),
         skipped=tuple(sorted(idle | cycle.skipped)) if cycle else (),
         backward=seen.backward,
         hidden=seen.backward and not seen.reached and bool(seen.stepped) and not lowered,
@@ -114,6 +115,7 @@ def _followed(run: Run, injection: _Injection) -> list[Cycle]:
 class _Seen:
     reached: set[int] = field(default_factory=set)
     changed: dict[int, list[str]] = field(default_factory=dict)
+    ruined: list[str] = field(default_factory=list)
     stepped: set[int] = field(default_factory=set)
     backward: bool = False
     scale: float = 0.0
@@ -129,6 +131,7 @@ class _Injection:
         self._call: int | None = None
         self._looking = False
         self._inside = False
+        self._accumulates = False
         self._before: dict[Optimizer, dict[str, str]] = {}
         self._seen = _Seen()
 
@@ -148,6 +151,8 @@ class _Injection:
             stack.enter_context(wrapped(GradScaler, "scale", self._around_scale))
             stack.enter_context(wrapped(GradScaler, "step", self._around_step))
             stack.enter_context(wrapped(GradScaler, "update", self._around_update))
+            engine = patched(torch.autograd, "_engine_run_backward", self._around_backward)
+            stack.enter_context(engine)
             before = register_optimizer_step_pre_hook(self._before_step)
             stack.callback(before.remove)
             after = register_optimizer_step_post_hook(self._after_step)
@@ -169,8 +174,13 @@ class _Injection:
             loss.register_hook(self._note_backward)
         return scaled
 
+    def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """Of ``torch.autograd.grad`` the gradients are the step's own, and no optimizer's yet."""
+        self._accumulates = bool(kwargs.get("accumulate_grad"))
+        return original(*args, **kwargs)
+
     def _note_backward(self, _: torch.Tensor) -> None:
-        self._seen.backward = True
+        self._seen.backward |= self._accumulates
 
     def _around_step(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
         optimizer = args[0] if args else kwargs["optimizer"]
@@ -189,6 +199,12 @@ class _Injection:
         if self._looking and scaler.is_enabled():
             self._looking = False
             self._seen.scale_after = scaler.get_scale()
+            self._seen.ruined = [
+                name
+                for optimizer in self._run.watch.trained.optimizers
+                for name, param in self._run.parameters(optimizer)
+                if _is_not_finite(param)
+            ]
         return result
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
@@ -222,10 +238,10 @@ class _Injection:
             known += [name for name in changed if name not in known]
 
 
-def _is_not_finite(gradient: torch.Tensor | None) -> bool:
-    if gradient is None:
+def _is_not_finite(tensor: torch.Tensor | None) -> bool:
+    if tensor is None:
         return False
-    values = gradient._values() if gradient.is_sparse else gradient
+    values = tensor._values() if tensor.is_sparse else tensor
     return not bool(torch.isfinite(values).all())
 
 

@@ -753,6 +753,47 @@ def the_optimizers_own_step_after_unscale_with_adamw(arm):
     return own_stepping(arm, adamw, lambda optimizer, _: optimizer.step())
 
 
+def uphill_and_back(arm, cautious):
+    """Sharpness-aware: weights move along a gradient, and back before the optimizer steps."""
+    model, scaler, (x, y) = mlp(), arm.scaler, batch()
+    optimizer, parameters = sgd(model), list(model.parameters())
+
+    def scaled_loss():
+        with arm.autocast():
+            loss = F.cross_entropy(model(x).float(), y)
+        return loss, scaler.scale(loss)
+
+    def step():
+        optimizer.zero_grad()
+        gradients = torch.autograd.grad(scaled_loss()[1], parameters)
+        length = torch.stack([each.norm() for each in gradients]).norm()
+        if cautious and not length.isfinite():
+            length = torch.full((), torch.inf)
+            gradients = [torch.zeros_like(each) for each in gradients]
+        moves = [0.05 * each / length for each in gradients]
+        with torch.no_grad():
+            torch._foreach_add_(parameters, moves)
+        loss, times_scale = scaled_loss()
+        times_scale.backward()
+        with torch.no_grad():
+            torch._foreach_sub_(parameters, moves)
+        scaler.step(optimizer)
+        scaler.update()
+        return loss
+
+    return step
+
+
+@faulty("AMP206", **HALF)
+def a_move_along_gradients_that_may_be_inf(arm):
+    return uphill_and_back(arm, cautious=False)
+
+
+@healthy("AMP206", **HALF)
+def a_move_along_gradients_that_are_finite(arm):
+    return uphill_and_back(arm, cautious=True)
+
+
 @faulty("AMP206", **HALF)
 def a_scaler_that_always_steps(arm):
     class Hasty(GradScaler):

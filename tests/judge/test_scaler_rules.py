@@ -243,6 +243,12 @@ def test_what_changed_on_an_overflow_is_told() -> None:
     assert "changed; the next loss was not finite;" in said("AMP206", observed(overflow=ruined))
 
 
+def test_weights_that_an_overflow_ruined_without_an_optimizer_are_told() -> None:
+    ruined = overflowed(ruined=("0.weight", "0.bias"), recovered=False)
+    message = said("AMP206", observed(overflow=ruined))
+    assert message.startswith("after an overflow 0.weight (and 1 more) is not finite, though no")
+
+
 def test_an_overflow_that_is_hidden_from_the_scaler_is_a_warning() -> None:
     case = observed(overflow=overflowed(hidden=True, reached=()))
     assert "no optimizer saw it" in said("AMP206", case)

@@ -127,14 +127,22 @@ def stepped_on_overflow(case: Case) -> Iterator[Word]:
         for number, changed in each.changed.items():
             if bypassed is not None and number == bypassed[0]:
                 continue  # AMP208 says why
-            more = f" (and {len(changed) - 1} more)" if changed[1:] else ""
             wrong = "" if each.next_loss_finite else "; the next loss was not finite"
             yield Word(
                 f"{named(drill.optimizers if drill else (), number)} stepped although an overflow "
-                f"had made its gradients inf: {changed[0]}{more} changed{wrong}; let "
+                f"had made its gradients inf: {changed[0]}{_and_more(changed)} changed{wrong}; let "
                 "scaler.step(optimizer) decide, and heed found_inf in an optimizer or a scaler of "
                 "your own",
                 {"changed": list(changed), "next_loss_finite": each.next_loss_finite},
+            )
+            return
+        if each.ruined and not each.changed:
+            yield Word(
+                f"after an overflow {each.ruined[0]}{_and_more(each.ruined)} is not finite, though "
+                "no optimizer stepped: the step itself wrote inf or NaN into it (a perturbation "
+                "along the gradient, a projection, an average); see that gradients are finite "
+                "before anything is made of them",
+                {"ruined": list(each.ruined)},
             )
             return
         if each.hidden and not first_differing(case):
@@ -172,8 +180,10 @@ def scale_stuck(case: Case) -> Iterator[Word]:
             )
             return
     drill = case.seen.overflow
-    # What stepped on the overflow may well be ruined, and AMP206 says so.
-    if drill and any(not each.recovered and not each.changed for each in drill.overflows):
+    # What the overflow got into is ruined, and AMP206 says so.
+    if drill and any(
+        not (each.recovered or each.changed or each.ruined) for each in drill.overflows
+    ):
         yield Word(
             "after one overflow, every step that followed was skipped as well: inf gradients stay "
             "and are added to; call zero_grad() after a skipped step too, and update() always",
@@ -202,6 +212,10 @@ def _at_the_floor(steps: Sequence[ScalerStep]) -> bool:
 def _after_the_first_taken(steps: Sequence[ScalerStep]) -> Sequence[ScalerStep]:
     first = next((i for i, step in enumerate(steps) if not step.skipped), len(steps))
     return steps[first + 1 :]
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return f" (and {len(names) - 1} more)" if names[1:] else ""
 
 
 def _skips(steps: Iterable[ScalerStep]) -> int:
