@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_amp.errors import AmpError, AmpInconclusive, AmpRegression
+    from pytest_amp.record.frame import history
     from pytest_amp.results import AmpReport, ArmRun, Environment, Estimate, Finding, Gate
     from pytest_amp.run.arm import Arm
     from pytest_amp.run.scaler import AmpScaler
@@ -29,10 +30,12 @@ __all__ = [
     "Finding",
     "Gate",
     "__version__",
+    "history",
 ]
 
 _ROOMS = {
     "errors": ("AmpError", "AmpInconclusive", "AmpRegression"),
+    "record.frame": ("history",),
     "results": ("AmpReport", "ArmRun", "Environment", "Estimate", "Finding", "Gate"),
     "run.arm": ("Arm",),
     "run.scaler": ("AmpScaler",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -37,6 +38,16 @@ def mark_measuring_tests(items: Iterable[pytest.Item]) -> None:
     for item in items:
         if "amp_benchmark" in _fixture_names(item) and not is_amp(item):
             item.add_marker(pytest.mark.amp)
+
+
+def make_benchmarks(items: Iterable[pytest.Item]) -> None:
+    """Let pytest-benchmark select and record the tests that measure, unless ``record`` is off."""
+    for item in filter(is_amp, items):
+        from pytest_amp.record import benchmark
+
+        with contextlib.suppress(ValueError):  # a wrong marker: `refuse_unfit` says so
+            if options.item_settings(item, item.config.stash[options.LEVELS]).record:
+                benchmark.join(item)
 
 
 def refuse_unfit(session: pytest.Session) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -17,13 +19,27 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
     if target.exists() and not target.is_file():  # a pipe or a terminal can't be replaced
         target.write_bytes(data)
         return
+    with _written(target, data) as temporary:
+        temporary.replace(target)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """Write a file that must not be there yet: FileExistsError where it is, and nothing changes."""
+    with _written(path, data) as temporary:
+        os.link(temporary, path)
+        temporary.unlink()
+
+
+@contextmanager
+def _written(target: Path, data: bytes) -> Iterator[Path]:
+    """The data in a file beside `target`, down on the disk; gone where anything fails."""
     temporary = target.with_name(f".amp-{os.getpid()}-{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:  # not mkstemp: its 0600 ignores the umask
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(target)
+        yield temporary
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_amp import collection, options
-from pytest_amp.settings import Level, Settings
+from pytest_amp.settings import Settings
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from pytest_amp.run.device import Device
     from pytest_amp.run.scaler import AmpScaler
 
-LEVELS = pytest.StashKey[tuple[Level, Level, Level]]()
 REPORT = pytest.StashKey["AmpReport"]()
 RUNNER = pytest.StashKey[Callable[..., "AmpReport"]]()  # what runs in the experiment's place
 _SCALER = pytest.StashKey[Any]()
@@ -213,7 +212,7 @@ def _is_pytests(value: object) -> bool:
 
 def settings_of(item: pytest.Item) -> Settings:
     """The settings in force for a test."""
-    return options.item_settings(item, item.config.stash[LEVELS])
+    return options.item_settings(item, item.config.stash[options.LEVELS])
 
 
 def device_of(item: pytest.Item) -> Device:

@@ -20,6 +20,8 @@ and under autocast, and gate what came out. The settings, each of them an
 option (--amp-steps) and an ini key (amp_steps) too:"""
 
 
+LEVELS = pytest.StashKey[tuple[Level, Level, Level]]()
+
 # What an option means that is given without a value.
 _BARE = {"strict": "all", "snapshot": "compare"}
 
@@ -63,6 +65,8 @@ def default_shown(entry: Entry) -> str:
         return "auto"
     if default == ("AMP",):
         return "all"
+    if default is True:
+        return "yes"
     if default is False or default == frozenset():
         return "off"
     if isinstance(default, float):

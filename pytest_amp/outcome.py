@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -30,6 +32,16 @@ def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRe
     if report.when == "call" or (report.when == "setup" and not report.passed):
         amp = _report(item, call, report)
         report.amp = amp.to_dict()  # type: ignore[attr-defined]
+
+
+def record(
+    item: pytest.Item, report: pytest.TestReport, run: Callable[[], Mapping[str, Any]]
+) -> None:
+    """Hand a measured test's entries to pytest-benchmark."""
+    if report.when == "call" and fixtures.settings_of(item).record:
+        from pytest_amp.record import benchmark
+
+        benchmark.add(item, report.amp, run)
 
 
 def require_measurement(item: pytest.Item) -> None:

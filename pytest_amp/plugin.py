@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", options.marker_help(in_full=config.option.markers))
-    levels = config.stash[fixtures.LEVELS] = options.session_levels(config)
+    levels = config.stash[options.LEVELS] = options.session_levels(config)
     config.stash[SESSION] = Session(config)
     config.pluginmanager.register(config.stash[SESSION], "amp-session")
     mode = settings.resolve(levels).snapshot
@@ -39,6 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     collection.mark_measuring_tests(items)
+    collection.make_benchmarks(items)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest counts the errors, and xdist sends the items
@@ -58,6 +59,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     __tracebackhide__ = True
+    if collection.is_amp(item):
+        from pytest_amp.record import benchmark
+
+        benchmark.use(item)
     result = yield
     if collection.is_amp(item):
         from pytest_amp import outcome
@@ -75,4 +80,5 @@ def pytest_runtest_makereport(
         from pytest_amp import outcome
 
         outcome.attach(item, call, report)
+        outcome.record(item, report, item.config.stash[SESSION].run)
     return report

@@ -7,6 +7,7 @@ the same as a run in one process does.
 from __future__ import annotations
 
 import datetime
+import functools
 import os
 import sys
 from collections import Counter
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_amp import __version__
-from pytest_amp.fixtures import LEVELS
+from pytest_amp.options import LEVELS
 from pytest_amp.settings import UNIONS
 
 if TYPE_CHECKING:
+    from pytest_amp.record.benchmark import Keeper
     from pytest_amp.results import AmpReport
 
 
@@ -55,14 +57,28 @@ class Session:
             for span in line:
                 writer.write(span.text, **dict.fromkeys(span.markup, True))
             writer.line()
+        if keeper := self._keeper():
+            for note in keeper.notes:
+                writer.line(f"note: {note}")
 
-    @pytest.hookimpl(trylast=True)
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
+        if keeper := self._keeper():
+            keeper.name_run(output_json)
+
+    @pytest.hookimpl(trylast=True)  # behind pytest-benchmark, which has saved by then
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if keeper := self._keeper():
+            keeper.hide_table()
+            keeper.look_again()
+            for problem in keeper.problems:
+                session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+                sys.stderr.write(f"pytest-amp: {problem}\n")
         if self._json is None or session.config.option.collectonly:
             return
         from pytest_amp.report import json
 
-        document = json.document(self.reports, self._run(), _now(), __version__)
+        document = json.document(self.reports, self.run(), _now(), __version__)
         try:
             json.write(self._json, document)
         except OSError as error:
@@ -80,7 +96,16 @@ class Session:
             if name in cli and setting.source == "marker" and name not in UNIONS
         )
 
-    def _run(self) -> dict[str, Any]:
+    def _keeper(self) -> Keeper | None:
+        if not self.reports:
+            return None
+        from pytest_amp.record.benchmark import keeper_of
+
+        return keeper_of(self.config)
+
+    @functools.cache  # noqa: B019 - a run has one session
+    def run(self) -> dict[str, Any]:
+        """What identifies this run of pytest."""
         import shlex
         import uuid
 

@@ -67,6 +67,7 @@ class Settings(NamedTuple):
     seed: int
     select: tuple[str, ...]
     ignore: Mapping[str, str]
+    record: bool
     static: bool
     strict: frozenset[str]
     snapshot: str
@@ -257,6 +258,10 @@ TABLE: tuple[Entry, ...] = (
     Entry("seed", _whole(0, 2**32 - 1), 0, "N", "seeds python, numpy and torch before each arm"),
     Entry("select", _select, ("AMP",), "CODES", "rules that may speak: codes or prefixes, or all"),
     Entry("ignore", _ignore, {}, "CODES", "rules that are suppressed: codes or prefixes"),
+    Entry(
+        "record", _flag, True, "BOOL",
+        "hand timed results to pytest-benchmark, to save and compare; gates never depend on it",
+    ),
     Entry(
         "static", _flag, False, "BOOL", "no timing: rules, coverage, memory and parity only",
         marker=False,

@@ -50,8 +50,8 @@ def compare(fp32: Losses, amp: Losses) -> tuple[TailComparison, ...]:
     return tuple(
         TailComparison(
             key,
-            _tail_mean(amp[key]) if all(map(math.isfinite, amp[key])) else math.nan,
-            _tail_mean(fp32[key]),
+            tail_mean(amp[key]) if all(map(math.isfinite, amp[key])) else math.nan,
+            tail_mean(fp32[key]),
         )
         for key in fp32
     )
@@ -72,7 +72,7 @@ def drift(fp32: Losses, floor: Floor, key: str) -> float:
 
 def noise_floor(fp32: Losses, floor: Floor, key: str) -> float:
     """The drift relative to the fp32 tail."""
-    largest, scale = drift(fp32, floor, key), abs(_tail_mean(fp32[key]))
+    largest, scale = drift(fp32, floor, key), abs(tail_mean(fp32[key]))
     if largest == 0:
         return 0.0
     return largest / scale if scale and math.isfinite(scale) else math.inf
@@ -89,6 +89,6 @@ def first_nonfinite(losses: Losses, baseline: Losses) -> int | None:
     return min(steps, default=None)
 
 
-def _tail_mean(losses: Sequence[float]) -> float:
+def tail_mean(losses: Sequence[float]) -> float:
     tail = losses[tail_start(len(losses)) :]
     return math.fsum(tail) / len(tail) if all(map(math.isfinite, tail)) else math.nan

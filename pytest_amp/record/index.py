@@ -1,0 +1,264 @@
+"""An index over a storage, so that reading it does not cost more with every run that it holds.
+
+A SQLite file in the storage's folder, safe to delete: what it holds is read from the runs
+themselves, and a run is read again when its file's size or time changes. Where it can't be
+written it is made anew in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sqlite3
+import zlib
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from pytest_amp.record import store
+from pytest_amp.record.columns import NUMBERS, TEXTS, key
+from pytest_amp.record.store import Broken, Run
+
+NAME: Final = ".amp-index.sqlite"
+_FORMAT: Final = 1
+_PATIENCE_S: Final = 30.0
+_AT_ONCE: Final = 200
+# A changed table of columns makes another index.
+_VERSION: Final = (  # SQLite keeps 31 bits of it
+    zlib.crc32(repr([_FORMAT, [each.name for each in (*TEXTS, *NUMBERS)]]).encode()) & 0x7FFFFFFF
+)
+_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS texts (id INTEGER PRIMARY KEY, text TEXT UNIQUE NOT NULL);
+CREATE TABLE IF NOT EXISTS files (
+    name TEXT PRIMARY KEY, size INTEGER NOT NULL, modified INTEGER NOT NULL,
+    broken TEXT, texts BLOB NOT NULL, numbers BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS passing (
+    key TEXT NOT NULL, branch TEXT, started REAL NOT NULL, nodeid TEXT NOT NULL, file TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS newest ON passing (key, started DESC);
+CREATE INDEX IF NOT EXISTS of_file ON passing (file);
+"""
+
+
+class Found(NamedTuple):
+    """Where a result is: the run's file, the test in it, and when it began (seconds since 1970)."""
+
+    path: Path
+    nodeid: str
+    started: float
+
+
+class Table(NamedTuple):
+    """All results, row by row: `texts` as ids into `names`, `numbers` as doubles, NaN for none.
+
+    The first of the numbers is the start, in seconds since 1970.
+    """
+
+    names: Mapping[int, str]
+    texts: bytes
+    numbers: bytes
+
+
+class Index:
+    """Over the storage at `root`. `warnings`: what of it could not be read, a sentence each.
+
+    Made up to date when it is opened; close it, or use it in a with statement.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._ids = {"": 0}
+        self._database = _opened(root)
+        try:
+            self._update()
+        except sqlite3.DatabaseError:  # damaged, or on a disk that is full or read-only
+            self._database.close()
+            self._database, self._ids = _in_memory(), {"": 0}
+            self._update()
+        self.warnings = tuple(
+            text
+            for (texts,) in self._all(
+                "SELECT broken FROM files WHERE broken NOT NULL ORDER BY name"
+            )
+            for text in str(texts).split("\n")
+        )
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the file go."""
+        self._database.close()
+
+    def passing(self, key: str, branch: str | None = None) -> Iterator[Found]:
+        """Passing results of that key, the newest first; of one branch, where it is given."""
+        of_branch = "" if branch is None else " AND branch = ?"
+        rows = self._database.execute(
+            f"SELECT file, nodeid, started FROM passing WHERE key = ?{of_branch} "
+            "ORDER BY started DESC, file DESC",
+            (key,) if branch is None else (key, branch),
+        )
+        for name, nodeid, started in rows:
+            yield Found(self._root / name, nodeid, started)
+
+    def table(self) -> Table:
+        """Everything, in no order."""
+        rows = self._all("SELECT texts, numbers FROM files")
+        return Table(
+            names=dict(self._all("SELECT id, text FROM texts")),
+            texts=b"".join(texts for texts, _ in rows),
+            numbers=b"".join(numbers for _, numbers in rows),
+        )
+
+    def _all(self, query: str) -> list[Any]:
+        return self._database.execute(query).fetchall()
+
+    def _update(self) -> None:
+        there = {
+            Path(entry.path).relative_to(self._root).as_posix(): _stamp(entry)
+            for entry in store.files(self._root)
+        }
+        known = {
+            name: (size, modified)
+            for name, size, modified in self._all("SELECT name, size, modified FROM files")
+        }
+        gone = [name for name in known if name not in there]
+        changed = [name for name, stamp in there.items() if known.get(name) != stamp]
+        for names in _batches(gone):
+            with self._writing():
+                self._forget(names)
+        for names in _batches(changed):
+            read = [(name, *self._read(name)) for name in names]
+            with self._writing():
+                self._forget(names)
+                for name, run, broken in read:
+                    self._insert(name, there[name], run, broken)
+
+    def _read(self, name: str) -> tuple[Run | None, list[str]]:
+        try:
+            run = store.read(self._root / name)
+        except Broken as error:
+            return None, [str(error)]
+        return run, list(run.damaged)
+
+    def _forget(self, names: Iterable[str]) -> None:
+        given = [(name,) for name in names]
+        self._database.executemany("DELETE FROM files WHERE name = ?", given)
+        self._database.executemany("DELETE FROM passing WHERE file = ?", given)
+
+    def _insert(
+        self, name: str, stamp: tuple[int, int], run: Run | None, broken: list[str]
+    ) -> None:
+        texts, numbers = array("i"), array("d")
+        for nodeid, report in run.tests.items() if run else ():
+            try:
+                row, started = _row(run, report), _seconds(report["started"])  # type: ignore[arg-type]
+                passed, same = report["verdict"] == "pass", key(report)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                path = store.shown(self._root / name)
+                broken.append(
+                    f"{path}: the report of {store.shown(nodeid)} can't be read ({error})"
+                )
+                continue
+            texts.extend(map(self._id, row[0]))
+            numbers.extend((started, *row[1]))
+            if passed:
+                branch = run.branch if run else None
+                self._database.execute(
+                    "INSERT INTO passing VALUES (?, ?, ?, ?, ?)",
+                    (same, branch, started, nodeid, name),
+                )
+        self._database.execute(
+            "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)",
+            (name, *stamp, "\n".join(broken) or None, texts.tobytes(), numbers.tobytes()),
+        )
+
+    def _id(self, text: str) -> int:
+        """0 stands for nothing. Texts stay when runs go, so what is known of them stays true."""
+        known = self._ids.get(text)
+        if known is None:
+            select = self._database.execute("SELECT id FROM texts WHERE text = ?", (text,))
+            found = select.fetchone()
+            if found is None:
+                insert = self._database.execute("INSERT INTO texts (text) VALUES (?)", (text,))
+                found = (insert.lastrowid,)
+            known = self._ids[text] = int(found[0])
+        return known
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            if self._database.execute("PRAGMA user_version").fetchone() != (_VERSION,):
+                raise sqlite3.DatabaseError("another version of pytest-amp has taken the index")
+            yield
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
+
+
+def _opened(root: Path) -> sqlite3.Connection:
+    """The index's file, empty where it was made for other columns; in memory where it can't be."""
+    if root.is_dir():
+        for _ in range(2):
+            database = None
+            try:
+                database = sqlite3.connect(root / NAME, timeout=_PATIENCE_S, isolation_level=None)
+                if database.execute("PRAGMA user_version").fetchone() != (_VERSION,):
+                    _make(database)
+                return database
+            except sqlite3.DatabaseError as error:
+                if database is not None:
+                    database.close()
+                if isinstance(error, sqlite3.OperationalError):  # locked, read-only, no room
+                    break
+                with contextlib.suppress(OSError):  # no database at all
+                    (root / NAME).unlink()
+    return _in_memory()
+
+
+def _in_memory() -> sqlite3.Connection:
+    database = sqlite3.connect(":memory:", isolation_level=None)
+    _make(database)
+    return database
+
+
+def _make(database: sqlite3.Connection) -> None:
+    database.execute("BEGIN IMMEDIATE")
+    for table in ("texts", "files", "passing"):
+        database.execute(f"DROP TABLE IF EXISTS {table}")
+    for statement in filter(str.strip, _TABLES.split(";")):
+        database.execute(statement)
+    database.execute(f"PRAGMA user_version = {_VERSION}")
+    database.execute("COMMIT")
+
+
+def _stamp(entry: Any) -> tuple[int, int]:
+    found = entry.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _batches(names: Iterable[str]) -> Iterator[list[str]]:
+    rest = iter(names)
+    while batch := list(itertools.islice(rest, _AT_ONCE)):
+        yield batch
+
+
+def _row(run: Run, report: Mapping[str, Any]) -> tuple[list[str], list[float]]:
+    texts = [column.of(run, report) for column in TEXTS]
+    numbers = [column.of(run, report) for column in NUMBERS]
+    return (
+        ["" if text is None else str(text) for text in texts],
+        [float("nan") if number is None else float(number) for number in numbers],
+    )
+
+
+def _seconds(started: str) -> float:
+    return datetime.fromisoformat(started).timestamp()

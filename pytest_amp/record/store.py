@@ -1,0 +1,187 @@
+"""Saved runs, read back: pytest-benchmark's files and ``--amp-json``'s, whatever state they are in.
+
+What can't be read is a `Broken` that names the file and says why, and never the end of the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from pytest_amp.record.saving import NUMBERED
+from pytest_amp.results import AmpReport
+
+DEFAULT: Final = ".benchmarks"
+MOST_BYTES: Final = 64 * 2**20
+
+
+class Broken(Exception):
+    """A file that is no saved run. Its text names the file and says what is wrong."""
+
+    def __init__(self, path: str | os.PathLike[str], why: str) -> None:
+        super().__init__(f"{shown(path)}: {why}")
+        self.why = why
+
+
+@dataclass(frozen=True)
+class Run:
+    """One saved run. `tests`: reports as plain JSON (schema 1) by node id, in their order.
+
+    `damaged`: what of it could not be read, a sentence each.
+    """
+
+    path: Path
+    number: int | None
+    id: str | None
+    started: str
+    commit: str | None
+    branch: str | None
+    dirty: bool | None
+    tests: Mapping[str, Mapping[str, Any]]
+    damaged: tuple[str, ...] = ()
+
+    def report(self, nodeid: str) -> AmpReport:
+        """A test's report, as a value. KeyError without one, `Broken` where it can't be read."""
+        try:
+            return AmpReport.from_dict(self.tests[nodeid])
+        except (TypeError, ValueError, AttributeError, RecursionError) as error:
+            raise Broken(
+                self.path, f"the report of {shown(nodeid)} can't be read ({error})"
+            ) from None
+        except KeyError as error:
+            if nodeid not in self.tests:
+                raise
+            raise Broken(self.path, f"the report of {shown(nodeid)} lacks {error}") from None
+
+    @property
+    def name(self) -> str:
+        """``0012`` where it has a number, else the file's name."""
+        return f"{self.number:04}" if self.number is not None else shown(self.path.name)
+
+
+def folder(storage: str | os.PathLike[str]) -> Path:
+    """The folder that pytest-benchmark's ``--benchmark-storage`` means.
+
+    ValueError for a storage that is none, such as Elasticsearch.
+    """
+    text = os.fspath(storage)
+    kind, separator, rest = text.partition("://")
+    if separator and kind != "file":
+        raise ValueError(f"{text!r} is no folder: history is read from pytest-benchmark's files")
+    return Path(rest if separator else text).expanduser()
+
+
+def files(root: Path) -> Iterator[os.DirEntry[str]]:
+    """The JSON files in a storage: in its machines' folders, and beside them.
+
+    A storage that is not there has none. NotADirectoryError where it is a file.
+    """
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return
+    for entry in entries:
+        if entry.is_dir():
+            yield from (each for each in os.scandir(entry) if each.name.endswith(".json"))
+        elif entry.name.endswith(".json"):
+            yield entry
+
+
+def read(path: Path) -> Run:
+    """A file of pytest-benchmark's or of ``--amp-json``. `Broken` where it is neither."""
+    document = _load(path)
+    if not isinstance(document, dict):
+        raise Broken(path, f"holds a JSON {type(document).__name__}, not a saved run")
+    found = NUMBERED.fullmatch(path.name)
+    damaged: list[str] = []
+    if isinstance(document.get("benchmarks"), list):
+        run, tests = _of_benchmark(document, damaged)
+    elif isinstance(document.get("tests"), list) and "schema" in document:
+        if document["schema"] != 1:
+            schema = str(document["schema"])[:20]
+            raise Broken(path, f"is of schema {schema}, and this pytest-amp reads schema 1")
+        run, tests = _mapping(document.get("run")), _of_json(document, damaged)
+    else:
+        raise Broken(path, "is neither a file of pytest-benchmark's nor one of --amp-json")
+    dirty = run.get("dirty")
+    return Run(
+        path=path,
+        number=int(found[1]) if found else None,
+        id=_text(run.get("id")),
+        started=_text(run.get("started")) or "",
+        commit=_text(run.get("commit")),
+        branch=_text(run.get("branch")),
+        dirty=dirty if isinstance(dirty, bool) else None,
+        tests=tests,
+        damaged=tuple(f"{shown(path)}: {each}" for each in damaged),
+    )
+
+
+def _load(path: Path) -> Any:
+    try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise Broken(path, f"is too large to be a saved run ({size // 2**20} MiB)")
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise Broken(path, f"can't be read ({error.strerror or error})") from None
+    except RecursionError:
+        raise Broken(path, "is nested too deeply") from None
+    except ValueError as error:  # also what is no UTF-8
+        raise Broken(path, f"is no whole JSON ({error}); it may have been cut off") from None
+
+
+def _of_benchmark(
+    document: Mapping[str, Any], damaged: list[str]
+) -> tuple[Mapping[str, Any], dict[str, Mapping[str, Any]]]:
+    commit = _mapping(document.get("commit_info"))
+    run = {
+        "started": document.get("datetime"),
+        "commit": commit.get("id"),
+        "branch": commit.get("branch"),
+        "dirty": commit.get("dirty"),
+        **_mapping(_mapping(document.get("amp")).get("run")),
+    }
+    tests: dict[str, Mapping[str, Any]] = {}
+    for entry in document["benchmarks"]:
+        report = _mapping(_mapping(entry).get("extra_info")).get("amp")
+        # Both arms' entries hold the same report; one of them may have been filtered out.
+        if report is not None and not (isinstance(report, dict) and report.get("nodeid") in tests):
+            _add(tests, report, damaged)
+    return run, tests
+
+
+def _of_json(document: Mapping[str, Any], damaged: list[str]) -> dict[str, Mapping[str, Any]]:
+    tests: dict[str, Mapping[str, Any]] = {}
+    for report in document["tests"]:
+        _add(tests, report, damaged)  # the last attempt of a rerun test stays
+    return tests
+
+
+def _add(tests: dict[str, Mapping[str, Any]], report: object, damaged: list[str]) -> None:
+    nodeid = _mapping(report).get("nodeid")
+    if isinstance(report, dict) and isinstance(nodeid, str):
+        tests[nodeid] = report
+    else:
+        damaged.append("a report in it names no test")
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def shown(text: str | os.PathLike[str]) -> str:
+    """On one line, in characters that print, and not for ever."""
+    plain = "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode()
+        for each in os.fspath(text)
+    )
+    return plain if len(plain) <= 200 else f"{plain[:150]}...{plain[-40:]}"

@@ -1,0 +1,179 @@
+"""The index follows its storage, survives what happens to it, and warns by name."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from pytest_amp import files
+from pytest_amp.record.columns import key
+from pytest_amp.record.index import NAME, Index
+from tests.record.runs import MACHINE, document, report, save
+
+STEP = "test_it.py::test_step"
+
+
+def passing(root: Path, branch: str | None = None, **more: object) -> list[str]:
+    """The files of the passing results of the usual test, the newest first."""
+    with Index(root) as index:
+        same = key(report(**more).to_dict())  # type: ignore[arg-type]
+        return [found.path.name[:4] for found in index.passing(same, branch)]
+
+
+def rows(root: Path) -> int:
+    with Index(root) as index:
+        return len(index.table().texts)
+
+
+def test_passing_results_of_a_key_come_newest_first(tmp_path: Path) -> None:
+    save(tmp_path, 1, document(report(day=2)))
+    save(tmp_path, 2, document(report(day=9)))
+    save(tmp_path, 3, document(report(day=5), report("test_it.py::test_other", day=6)))
+    save(tmp_path, 4, document(report(day=20, verdict="fail")))
+    save(tmp_path, 5, document(report(day=21, verdict="inconclusive")))
+    assert passing(tmp_path) == ["0002", "0003", "0001"]
+
+
+def test_results_of_one_branch_only(tmp_path: Path) -> None:
+    save(tmp_path, 1, document(report(day=1), branch="main"))
+    save(tmp_path, 2, document(report(day=2), branch="topic"))
+    assert passing(tmp_path, "main") == ["0001"]
+    assert passing(tmp_path, "none") == []
+    assert passing(tmp_path) == ["0002", "0001"]
+
+
+def test_another_device_dtype_or_setting_is_another_key(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from pytest_amp.results import Setting
+    from tests.record.runs import ENVIRONMENT, SETTINGS
+
+    save(tmp_path, 1, document(report()))
+    mig = replace(ENVIRONMENT, device="NVIDIA H100 MIG 1g.10gb")
+    half = replace(ENVIRONMENT, dtype="float16")
+    longer = {**SETTINGS, "steps": Setting(50, "marker")}
+    newer = replace(ENVIRONMENT, torch="2.14.0", cuda="13.0", flags={"cudnn.benchmark": True})
+    gated = {**SETTINGS, "min_speedup": Setting(1.3, "cli")}
+    for other in ({"environment": mig}, {"environment": half}, {"settings": longer}):
+        assert passing(tmp_path, **other) == []
+    for same in ({"environment": newer}, {"settings": gated}):
+        assert passing(tmp_path, **same) == ["0001"]
+
+
+def test_it_follows_files_that_come_change_and_go(tmp_path: Path) -> None:
+    path = save(tmp_path, 1, document(report()))
+    assert passing(tmp_path) == ["0001"]
+    save(tmp_path, 2, document(report(day=2)))
+    assert passing(tmp_path) == ["0002", "0001"]
+    path.write_text("{}")
+    assert passing(tmp_path) == ["0002"]
+    path.unlink()
+    (path.parent / "0002_run.json").unlink()
+    assert passing(tmp_path) == []
+    assert rows(tmp_path) == 0
+
+
+def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pytest_amp.record import store
+
+    save(tmp_path, 1, document(report()))
+    save(tmp_path, 2, "broken")
+    Index(tmp_path).close()
+
+    def read(path: Path) -> None:
+        raise AssertionError(path)
+
+    monkeypatch.setattr(store, "read", read)
+    with Index(tmp_path) as index:
+        assert len(index.warnings) == 1  # it is told of each time
+
+
+def test_what_can_t_be_read_is_a_warning_that_names_it(tmp_path: Path) -> None:
+    broken = save(tmp_path, 1, '{"benchmarks": [')
+    content = document(report(), report("test_it.py::test_other"))
+    content["benchmarks"][3]["extra_info"]["amp"] = content["benchmarks"][2]["extra_info"]["amp"]
+    del content["benchmarks"][2]["extra_info"]["amp"]["arms"]
+    damaged = save(tmp_path, 2, content)
+    with Index(tmp_path) as index:
+        first, second = index.warnings
+    assert first.startswith(f"{broken}: is no whole JSON")
+    assert second.startswith(f"{damaged}: the report of test_it.py::test_other can't be read")
+    assert passing(tmp_path) == ["0002"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"no database at all", os.urandom(5000)])
+def test_an_index_that_is_damaged_is_made_anew(tmp_path: Path, damage: bytes) -> None:
+    save(tmp_path, 1, document(report()))
+    Index(tmp_path).close()
+    (tmp_path / NAME).write_bytes(damage)
+    assert passing(tmp_path) == ["0001"]
+
+
+def test_an_index_of_another_version_is_made_anew(tmp_path: Path) -> None:
+    save(tmp_path, 1, document(report()))
+    Index(tmp_path).close()
+    with sqlite3.connect(tmp_path / NAME) as database:
+        database.execute("DROP TABLE passing")
+        database.execute("PRAGMA user_version = 5")
+    assert passing(tmp_path) == ["0001"]
+
+
+def test_a_table_that_is_gone_is_no_end(tmp_path: Path) -> None:
+    save(tmp_path, 1, document(report()))
+    Index(tmp_path).close()
+    with sqlite3.connect(tmp_path / NAME) as database:
+        database.execute("DROP TABLE files")
+    assert passing(tmp_path) == ["0001"]
+
+
+def test_a_storage_that_can_t_be_written_is_read_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1, document(report()))
+    connect = sqlite3.connect
+
+    def read_only(name: object, *args: object, **kwargs: object) -> sqlite3.Connection:
+        if name != ":memory:":
+            raise sqlite3.OperationalError("attempt to write a readonly database")
+        return connect(":memory:", isolation_level=None)
+
+    monkeypatch.setattr(sqlite3, "connect", read_only)
+    assert passing(tmp_path) == ["0001"]
+    assert not (tmp_path / NAME).exists()
+
+
+def test_nothing_is_made_where_there_is_no_storage(tmp_path: Path) -> None:
+    assert passing(tmp_path / "none") == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def _read_again_and_again(root: Path, until: float) -> None:
+    while time.monotonic() < until:
+        with Index(root) as index:
+            assert not index.warnings
+
+
+def test_readers_and_writers_at_once_see_whole_runs(tmp_path: Path) -> None:
+    save(tmp_path, 1, document(report()))
+    context = multiprocessing.get_context("fork" if os.name == "posix" else "spawn")
+    until = time.monotonic() + 1.5
+    readers = [
+        context.Process(target=_read_again_and_again, args=(tmp_path, until)) for _ in range(4)
+    ]
+    for reader in readers:
+        reader.start()
+    number = 1
+    while time.monotonic() < until and number < 60:
+        number += 1
+        path = tmp_path / MACHINE / f"{number:04}_run.json"
+        files.write(path, json.dumps(document(report(day=1 + number % 28))).encode())
+    for reader in readers:
+        reader.join()
+        assert reader.exitcode == 0
+    assert len(passing(tmp_path)) == number
