@@ -53,7 +53,7 @@ def _brief(gate: Gate) -> str:
     if gate.threshold is None or gate.value is None or not math.isfinite(gate.value):
         return f"{gate.name}: {gate.reason}"
     figure, threshold = _figure(gate.name, gate.value), _figure(gate.name, gate.threshold)
-    shown = f"{gate.name} {figure} {units.interval(gate.low, gate.high)}".rstrip()
+    shown = f"{gate.name} {figure} {_interval(gate)}".rstrip()
     if gate.verdict != "fail":
         return f"{shown} is undecided against {threshold}"
     just = "just " if figure == threshold else ""
@@ -63,7 +63,15 @@ def _brief(gate: Gate) -> str:
 def _figure(name: str, value: float) -> str:
     if name == "speedup":
         return units.ratio(value)
+    if name.startswith("compare:"):
+        return units.signed(value)
     return units.number(value) if name == "skipped_steps" else units.share(value)
+
+
+def _interval(gate: Gate) -> str:
+    if gate.name.startswith("compare:") and gate.low is not None and gate.high is not None:
+        return f"[{units.signed(gate.low)}, {units.signed(gate.high)}]"
+    return units.interval(gate.low, gate.high)
 
 
 def _gates(report: AmpReport) -> Iterator[str]:
@@ -71,6 +79,8 @@ def _gates(report: AmpReport) -> Iterator[str]:
     for gate in report.gates:
         if gate.verdict != "not_gated" or gate.unmeasured:
             yield f"  {gate.name:<{width}}  {_MARK[gate.verdict]:<9}  {gate.reason}"
+    if report.baseline is not None:
+        yield f"  compared with {report.baseline}"
 
 
 def _dtype_map(report: AmpReport) -> Iterator[str]:

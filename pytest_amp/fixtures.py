@@ -144,6 +144,10 @@ def measure(
         raise
     finally:
         live.clear()
+    from pytest_amp.record import comparing
+
+    if comparing.is_wanted(job.settings):
+        report = comparing.compared(item.config, report, job.settings)
     item.stash[REPORT] = report
     return report
 

@@ -23,7 +23,7 @@ option (--amp-steps) and an ini key (amp_steps) too:"""
 LEVELS = pytest.StashKey[tuple[Level, Level, Level]]()
 
 # What an option means that is given without a value.
-_BARE = {"strict": "all", "snapshot": "compare"}
+_BARE = {"strict": "all", "snapshot": "compare", "compare": "newest"}
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -47,7 +47,7 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def _kind(entry: Entry) -> dict[str, Any]:
-    if entry.name == "static":
+    if entry.name in ("static", "compare_exact"):
         return {"action": "store_true"}
     if entry.name in _BARE:
         return {"nargs": "?", "const": _BARE[entry.name], "metavar": entry.metavar}

@@ -21,6 +21,7 @@ from pytest_amp.plain import plain, restored
 GateVerdict = Literal["pass", "fail", "inconclusive", "not_gated"]
 Verdict = Literal["pass", "fail", "inconclusive", "skipped", "error"]
 Severity = Literal["error", "warning"]
+COMPARED = ("compare:speedup", "compare:memory", "compare:loss")
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,29 @@ class DtypeMap:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """The stored result that ``--amp-compare`` held this one against.
+
+    `run`: its number, or its file's name. `differences`: of the two environments, a text each.
+    """
+
+    run: str
+    file: str
+    started: str
+    commit: str | None = None
+    branch: str | None = None
+    differences: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """``run 0012 of 2026-01-31 (commit 1a2b3c4, main); since then torch 2.12.0 -> 2.13.0``"""
+        code = [f"commit {self.commit[:7]}"] if self.commit else []
+        code += [self.branch] if self.branch else []
+        where = f" ({', '.join(code)})" if code else ""
+        since = f"; since then {', '.join(self.differences)}" if self.differences else ""
+        return f"run {self.run} of {self.started[:10]}{where}{since}"
+
+
+@dataclass(frozen=True)
 class AmpReport:
     """One test's experiment, judged. The value of ``amp_benchmark(setup)``.
 
@@ -205,6 +229,7 @@ class AmpReport:
     notes: tuple[str, ...] = ()
     phases_s: Mapping[str, float] = field(default_factory=dict)
     dtype_map: DtypeMap | None = None
+    baseline: Baseline | None = None
 
     @property
     def fp32(self) -> ArmRun:
@@ -242,6 +267,7 @@ class AmpReport:
             gate
             for gate in self.gates
             if (gate.verdict == "inconclusive" and "inconclusive" in self.strict)
+            or ("baseline" in self.strict and gate.name in COMPARED and self.baseline is None)
             or (gate.unmeasured and "unmeasured" in self.strict)
         )
 
@@ -300,6 +326,9 @@ class AmpReport:
             kept = _fields(DtypeMap, data["dtype_map"])
             kept.update(lines=tuple(kept["lines"]), changes=tuple(kept["changes"]))
             values["dtype_map"] = DtypeMap(**kept)
+        if data.get("baseline"):
+            kept = _fields(Baseline, data["baseline"])
+            values["baseline"] = Baseline(**{**kept, "differences": tuple(kept["differences"])})
         if data.get("speedup"):
             speedup = _fields(Estimate, data["speedup"])
             values["speedup"] = Estimate(

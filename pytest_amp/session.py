@@ -57,9 +57,11 @@ class Session:
             for span in line:
                 writer.write(span.text, **dict.fromkeys(span.markup, True))
             writer.line()
-        if keeper := self._keeper():
-            for note in keeper.notes:
-                writer.line(f"note: {note}")
+        from pytest_amp.record import comparing
+
+        keeper = self._keeper()
+        for note in (*comparing.warnings(self.config), *(keeper.notes if keeper else ())):
+            writer.line(f"note: {note}")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
@@ -99,9 +101,9 @@ class Session:
     def _keeper(self) -> Keeper | None:
         if not self.reports:
             return None
-        from pytest_amp.record.benchmark import keeper_of
+        from pytest_amp.record import benchmark
 
-        return keeper_of(self.config)
+        return benchmark.keeper_of(self.config)
 
     @functools.cache  # noqa: B019 - a run has one session
     def run(self) -> dict[str, Any]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 STRICT_KINDS = ("device", "inconclusive", "unmeasured", "baseline")
 DTYPES = ("float16", "bfloat16")
 SNAPSHOT_MODES = ("off", "compare", "update")
+METRICS = ("speedup", "memory", "loss")
+_METRIC = re.compile(r"(\w+):([^%]+)%?")
 _DEVICE = re.compile(r"(auto|(cpu|cuda|xpu|mps)(:\d+)?)")
 _CODES = re.compile(r"AMP\d{0,3}")
 # A setting is the strongest level's; these are all levels' together.
@@ -71,6 +73,10 @@ class Settings(NamedTuple):
     static: bool
     strict: frozenset[str]
     snapshot: str
+    compare: str | None
+    compare_branch: str | None
+    compare_exact: bool
+    compare_fail: Mapping[str, float]
     sources: Mapping[str, str]
 
     def described(self) -> dict[str, Setting]:
@@ -96,6 +102,7 @@ _REDUCTION = Range(-math.inf, 1, False, False, "a fraction below 1 (0.25 asks fo
 _SHARE = Range(0, 1, False, True, "a share above 0 and at most 1")
 _DIFFERENCE = Range(0, 100, True, True, "a relative difference from 0 to 100 (0.02 is 2%)")
 _ATOL = Range(0, math.inf, True, False, "a finite number of 0 or more")
+_PERCENT = Range(0, 10_000, True, True, "a percentage from 0 to 10000")
 _SECONDS = Range(0, 86_400, False, True, "a number of seconds above 0 and at most 86400")
 _RATE = Range(1e-9, 0.25, True, True, "a probability from 1e-9 to 0.25")
 
@@ -209,6 +216,24 @@ def _snapshot(value: object) -> str:
     return mode
 
 
+def _text(value: object) -> str:
+    return str(value).strip()
+
+
+def _allowed(value: object) -> dict[str, float]:
+    """``speedup:10%`` and more of them, as fractions by metric."""
+    allowed: dict[str, float] = {}
+    for word in _words(value):
+        found = _METRIC.fullmatch(word)
+        if found is None or found[1] not in METRICS:
+            raise ValueError(
+                f"{word!r} is not METRIC:PCT with a metric of {', '.join(METRICS)}; "
+                "write for example speedup:10%"
+            )
+        allowed[found[1]] = thresholds.number(found[2], _PERCENT) / 100
+    return allowed
+
+
 def _before_a_path(given: str, write: str) -> str:
     """A bare option takes the path that follows it for its value."""
     path = "/" in given or "\\" in given or given.endswith(".py")
@@ -274,6 +299,24 @@ TABLE: tuple[Entry, ...] = (
     Entry(
         "snapshot", _snapshot, "off", "MODE",
         "compare with the dtype map kept beside the test file (bare: compare), or update it",
+        marker=False,
+    ),
+    Entry(
+        "compare", _text, None, "REF",
+        "hold results against the newest passing ones (bare), a run's number, or files",
+        marker=False,
+    ),
+    Entry(
+        "compare_branch", _text, None, "BRANCH", "compare with results of this branch only",
+        marker=False,
+    ),
+    Entry(
+        "compare_exact", _flag, False, "BOOL",
+        "compare with results of the same versions and flags only", marker=False,
+    ),
+    Entry(
+        "compare_fail", _allowed, {}, "METRIC:PCT",
+        "fail where " + ", ".join(METRICS) + " got worse by more: speedup:10%,memory:5%",
         marker=False,
     ),
 )  # fmt: skip

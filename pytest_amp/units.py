@@ -60,6 +60,12 @@ def share(fraction: float | None) -> str:
     return f"{percent:.{decimals}f}%"
 
 
+def signed(fraction: float | None) -> str:
+    """A change in percent, with its sign: +3.1%"""
+    text = share(fraction)
+    return f"+{text}" if fraction is not None and fraction > 0 and text[0].isdigit() else text
+
+
 def number(value: float | None) -> str:
     """A plain figure without needless digits."""
     return NOTHING if value is None else f"{value:.6g}"

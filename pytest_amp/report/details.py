@@ -22,7 +22,7 @@ from pytest_amp.report.text import (
     wrapped,
 )
 from pytest_amp.report.verdicts import both_arms, shown, why_nothing
-from pytest_amp.results import AmpReport, Finding, Gate
+from pytest_amp.results import COMPARED, AmpReport, Finding, Gate
 
 _LABEL = 10  # the widest of the words that begin a line
 _GATES: Mapping[str, tuple[str, Markup]] = {
@@ -66,11 +66,19 @@ def said(report: AmpReport) -> Iterator[Entry]:
     for gate in report.gates:
         if gate.verdict in ("fail", "inconclusive") or gate.unmeasured:
             yield _gate(gate)
+    if report.baseline is not None and _changed_for_the_worse(report):
+        yield Entry("baseline", PLAIN, str(report.baseline))
     spoken = [finding for finding in report.findings if finding.suppressed is None]
     for finding in sorted(spoken, key=lambda finding: (finding.severity, finding.code)):
         yield Entry(finding.severity, BAD if finding.stands else UNSURE, _finding(finding))
     for note in report.notes:
         yield Entry("note", PLAIN, note)
+
+
+def _changed_for_the_worse(report: AmpReport) -> bool:
+    return any(
+        gate.name in COMPARED and gate.verdict in ("fail", "inconclusive") for gate in report.gates
+    )
 
 
 def _gate(gate: Gate) -> Entry:
@@ -96,6 +104,8 @@ def _measured(report: AmpReport) -> Iterator[Entry]:
             yield Entry("suppressed", FAINT, f"{finding} [{finding.suppressed}]")
     if reason := why_nothing(report):
         yield Entry("reason", PLAIN, reason)
+    if report.baseline is not None and not _changed_for_the_worse(report):
+        yield Entry("baseline", FAINT, str(report.baseline))
     if report.environment is not None:
         yield Entry("device", FAINT, f"{report.environment.device}, {report.environment.dtype}")
     if report.noise_floor is not None and math.isfinite(report.noise_floor):

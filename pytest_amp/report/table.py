@@ -60,6 +60,12 @@ def _scaler(report: AmpReport) -> str:
     return ", ".join(parts) or units.NOTHING
 
 
+def _since(report: AmpReport) -> str:
+    """The speedup's change since the baseline."""
+    changes = [gate.value for gate in report.gates if gate.name == "compare:speedup"]
+    return units.signed(changes[0]) if changes else units.NOTHING
+
+
 @dataclass(frozen=True)
 class Column:
     """A figure of the table, and the gates whose verdict colours it."""
@@ -87,25 +93,32 @@ COLUMNS = (
     Column("coverage", ">", lambda report: units.share(report.coverage), ("coverage",)),
     Column("scaler", "<", _scaler, ("skipped_steps",)),
 )
-_ALIGN = {column.title: column.align for column in COLUMNS}
+_SINCE = Column("since", ">", _since, ("compare:speedup", "compare:memory", "compare:loss"))
+
+
+def _columns(reports: Sequence[AmpReport]) -> tuple[Column, ...]:
+    """The change since a baseline only where there is one."""
+    return (*COLUMNS, _SINCE) if any(report.baseline for report in reports) else COLUMNS
 
 
 @dataclass(frozen=True)
 class _Layout:
     """Which cells stand on which line of a row, how wide each is, and the same without figures."""
 
+    columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
     reasons: Sequence[Sequence[str]]
     sizes: Mapping[str, int]
 
     def render(self, cells: Mapping[str, Span], *, reason: bool = False) -> Iterator[Line]:
+        align = {column.title: column.align for column in self.columns}
         for number, titles in enumerate(self.reasons if reason else self.rows):
             line = [Span(_INDENT if number else "")]
             for title in titles:
                 cell = cells.get(title, Span(""))
                 space = Span(" " * (self.sizes[title] - len(cell.text)))
                 gap = Span(GAP if len(line) > 1 else "")
-                line += [gap, space, cell] if _ALIGN.get(title) == ">" else [gap, cell, space]
+                line += [gap, space, cell] if align.get(title) == ">" else [gap, cell, space]
             yield tuple(line)
 
     @property
@@ -123,7 +136,7 @@ def table(reports: Sequence[AmpReport], width: int) -> Iterator[Line]:
     for report in reports:
         files.setdefault(split_nodeid(ascii_only(report.nodeid))[0], []).append(report)
     layout = _layout(reports, width)
-    titles = ["test", *_ALIGN, "verdict"]
+    titles = ["test", *(column.title for column in layout.columns), "verdict"]
     yield from layout.render({title: Span(title, BOLD) for title in titles})
     yield (Span("-" * layout.width),)
     for path, tests in files.items():
@@ -145,15 +158,17 @@ def _row(report: AmpReport, layout: _Layout) -> Iterator[Line]:
     if reason := why_nothing(report):
         cells["reason"] = Span(cut(reason, layout.sizes["reason"]))
     else:
-        cells |= {column.title: column.span(report) for column in COLUMNS}
+        cells |= {column.title: column.span(report) for column in layout.columns}
     yield from layout.render(cells, reason=bool(reason))
 
 
 def _layout(reports: Sequence[AmpReport], width: int) -> _Layout:
     """One line per test where there is room for it; else its name first, the figures below."""
+    columns = _columns(reports)
+    titles = [column.title for column in columns]
     sizes = {
         column.title: max(len(column.title), *(len(column.span(report).text) for report in reports))
-        for column in COLUMNS
+        for column in columns
     }
     figures = sum(sizes.values()) + len(GAP) * (len(sizes) - 1)
     sizes["verdict"] = max(len("verdict"), *(len(shown(report).word) for report in reports))
@@ -164,20 +179,22 @@ def _layout(reports: Sequence[AmpReport], width: int) -> _Layout:
     room = width - figures - sizes["verdict"] - 2 * len(GAP)
     if room >= min(longest, _LEAST_NAME):
         sizes |= {"test": min(longest, room), "reason": figures}
-        return _Layout([["test", *_ALIGN, "verdict"]], [["test", "reason", "verdict"]], sizes)
+        whole = [["test", *titles, "verdict"]], [["test", "reason", "verdict"]]
+        return _Layout(columns, *whole, sizes)
     beside = sizes["speedup"] + sizes["verdict"] + 2 * len(GAP)
     below = len(_INDENT) + figures - sizes["speedup"] - len(GAP)
     sizes["test"] = min(width, max(longest + beside, below)) - beside
     sizes["reason"] = width - len(_INDENT)
     first = ["test", "speedup", "verdict"]
-    return _Layout([first, *_flowed(sizes, width)], [first, ["reason"]], sizes)
+    rest = [title for title in titles if title != _SPEEDUP.title]
+    return _Layout(columns, [first, *_flowed(rest, sizes, width)], [first, ["reason"]], sizes)
 
 
-def _flowed(sizes: Mapping[str, int], width: int) -> list[list[str]]:
+def _flowed(titles: Sequence[str], sizes: Mapping[str, int], width: int) -> list[list[str]]:
     """The figures that do not stand beside the name, on as few lines as they need."""
     lines: list[list[str]] = []
     used = width
-    for title in (title for title in _ALIGN if title != _SPEEDUP.title):
+    for title in titles:
         used += len(GAP) + sizes[title]
         if used > width:
             lines.append([])

@@ -1,0 +1,168 @@
+"""A result against a stored one, metric by metric."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from pytest_amp import settings
+from pytest_amp.judge.comparison import compared, differences, without_baseline
+from pytest_amp.results import COMPARED, AmpReport, ArmRun, Baseline, Estimate, Setting
+from tests.record.runs import ENVIRONMENT, SETTINGS, report
+
+ORIGIN = Baseline("0012", "x/0012_run.json", "2026-01-31T12:00:00+00:00", "c" * 40, "main")
+ALL = {"speedup": 0.1, "memory": 0.05, "loss": 0.02}
+
+
+def held(now: AmpReport, before: AmpReport, **allowed: float) -> AmpReport:
+    return compared(now, before, ORIGIN, allowed)
+
+
+def verdict(now: AmpReport, before: AmpReport, metric: str, allowed: float) -> str:
+    return held(now, before, **{metric: allowed}).gate(f"compare:{metric}").verdict
+
+
+def timed(value: float, spread: float = 0.01) -> AmpReport:
+    ratios = (value * (1 - spread), value, value * (1 + spread))
+    return replace(report(), speedup=Estimate(ratios, ratios[0], ratios[-1], 7))
+
+
+def test_the_names_are_the_metrics_that_can_be_asked_for() -> None:
+    assert tuple(f"compare:{metric}" for metric in settings.METRICS) == COMPARED
+
+
+def test_the_same_again_passes_everything() -> None:
+    again = held(report(), report(), **ALL)
+    assert again.verdict == "pass"
+    assert [again.gate(name).verdict for name in COMPARED] == ["pass"] * 3
+    assert [again.gate(name).threshold for name in COMPARED] == [-0.1, 0.05, 0.02]
+    assert again.baseline == ORIGIN
+
+
+def test_what_nobody_gates_is_told() -> None:
+    told = held(timed(1.0), report())
+    assert told.verdict == "pass"
+    gate = told.gate("compare:speedup")
+    assert (gate.verdict, gate.threshold) == ("not_gated", None)
+    assert gate.value == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "expected"),
+    [
+        (1.7, 2.0, "fail"),  # [-17%, -13%]
+        (1.85, 2.0, "pass"),  # [-9.3%, -5.6%]
+        (1.80, 2.0, "inconclusive"),
+        (1.83, 2.0, "inconclusive"),  # [-10.3%, -6.6%]
+        (2.5, 2.0, "pass"),
+    ],
+)
+def test_a_drop_of_the_speedup_is_called_only_where_the_intervals_exclude_it(
+    now: float, before: float, expected: str
+) -> None:
+    assert verdict(timed(now), timed(before), "speedup", 0.1) == expected
+
+
+def test_both_arms_are_told_so_that_a_faster_fp32_is_not_read_as_a_slower_amp() -> None:
+    before, now = report(speedup=2.0, amp_s=0.005), report(speedup=1.0, amp_s=0.005)
+    reason = held(now, before, speedup=0.1).gate("compare:speedup").reason
+    assert reason.startswith("-50% [")
+    assert "(2.00x -> 1.00x; fp32 10.0 -> 5.00 ms, amp 5.00 -> 5.00 ms)" in reason
+
+
+def test_too_few_pairs_are_no_answer() -> None:
+    few = replace(report(), speedup=Estimate((1.0,), None, None, 7))
+    assert verdict(few, report(), "speedup", 0.1) == "inconclusive"
+
+
+def test_what_was_not_timed_can_t_be_compared() -> None:
+    static = replace(report(), speedup=None)
+    for now, before, whose in ((static, report(), "this run"), (report(), static, "the baseline")):
+        gate = held(now, before, speedup=0.1).gate("compare:speedup")
+        assert (gate.verdict, gate.value, gate.unmeasured) == ("not_gated", None, True)
+        assert gate.reason == f"{whose} was not timed"
+
+
+@pytest.mark.parametrize(
+    ("peak", "expected"), [(600, "pass"), (630, "pass"), (631, "fail"), (300, "pass")]
+)
+def test_the_amp_arm_s_peak_may_grow_by_so_much(peak: int, expected: str) -> None:
+    assert verdict(report(peaks=(1000, peak)), report(), "memory", 0.05) == expected
+
+
+def test_an_unknown_peak_can_t_be_compared() -> None:
+    arms = {**report().arms, "amp": replace(report().amp, peak_bytes=None)}
+    gate = held(report(arms=arms), report(), memory=0.05).gate("compare:memory")
+    assert gate.unmeasured
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [(1.0, "pass"), (1.02, "pass"), (1.03, "fail"), (0.5, "pass"), (math.inf, "fail")],
+)
+def test_the_amp_arm_s_loss_may_rise_by_so_much(loss: float, expected: str) -> None:
+    assert verdict(report(loss=loss), report(), "loss", 0.02) == expected
+
+
+def test_what_rounding_explains_is_no_answer() -> None:
+    assert verdict(report(loss=1.03, noise_floor=0.05), report(), "loss", 0.02) == "inconclusive"
+
+
+def test_losses_near_zero_are_held_by_loss_atol() -> None:
+    near = {**SETTINGS, "loss_atol": Setting(0.005, "default")}
+    now = report(loss=0.004, settings=near)
+    assert verdict(now, report(loss=0.0001), "loss", 0.02) == "pass"
+    assert verdict(now, report(loss=0.0), "loss", 0.02) == "pass"
+    assert verdict(report(loss=0.006, settings=near), report(loss=0.0), "loss", 0.02) == "fail"
+
+
+def test_of_several_losses_the_worst_is_named() -> None:
+    def run(g: float, d: float) -> AmpReport:
+        curves = {"g": (2.0, g), "d": (2.0, d), "new": (1.0,)}
+        return report(arms={"fp32": ArmRun((0.01,), curves), "amp": ArmRun((0.005,), curves)})
+
+    gate = held(run(1.0, 1.5), run(1.0, 1.0), loss=0.1).gate("compare:loss")
+    assert gate.verdict == "fail"
+    assert "amp's loss of d 1 -> 1.5" in gate.reason
+
+
+def test_a_regression_fails_a_passing_test_and_leaves_an_error_alone() -> None:
+    worse = replace(timed(1.0), verdict="pass")
+    assert held(worse, report(), speedup=0.1).verdict == "fail"
+    assert held(replace(worse, verdict="inconclusive"), report(), speedup=0.1).verdict == "fail"
+    assert held(replace(worse, verdict="error"), report(), speedup=0.1).verdict == "error"
+
+
+def test_environments_are_told_apart_by_versions_and_flags() -> None:
+    after = replace(ENVIRONMENT, torch="2.14.0", driver=None, flags={"cudnn.benchmark": True})
+    assert list(differences(ENVIRONMENT, after)) == [
+        "torch 2.13.0 -> 2.14.0", "driver 570.1 -> none", "cudnn.benchmark False -> True",
+    ]  # fmt: skip
+    assert list(differences(ENVIRONMENT, ENVIRONMENT)) == []
+    assert list(differences(None, ENVIRONMENT)) == []
+    now = held(timed(1.0), replace(report(), environment=after), speedup=0.1)
+    assert "compared with run 0012 of 2026-01-31 (commit ccccccc, main); since then torch" in (
+        now.explain()
+    )
+
+
+def test_a_missing_baseline_is_told_and_fails_under_strict_alone() -> None:
+    missing = without_baseline(report(), "the storage is empty", {"speedup": 0.1, "loss": 0.02})
+    assert missing.verdict == "pass"
+    assert [gate.name for gate in missing.gates if gate.unmeasured] == [
+        "compare:speedup", "compare:loss",
+    ]  # fmt: skip
+    assert missing.unanswered == ()
+    strict = {**SETTINGS, "strict": Setting(["baseline"], "cli")}
+    assert len(replace(missing, settings=strict).unanswered) == 2
+    bare = without_baseline(report(), "the storage is empty", {})
+    assert bare.notes == ("no baseline: the storage is empty",)
+    assert len(replace(bare, settings=strict).unanswered) == 1
+
+
+def test_it_travels_as_json() -> None:
+    now = held(timed(1.0), report(), **ALL)
+    assert AmpReport.from_dict(now.to_dict()).to_dict() == now.to_dict()
+    assert AmpReport.from_dict(now.to_dict()).baseline == ORIGIN

@@ -1,0 +1,128 @@
+"""Which stored result is taken, and what is said where none is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_amp.record.baseline import Baselines, NoBaseline
+from pytest_amp.report import json as json_report
+from pytest_amp.results import AmpReport
+from tests.record.runs import ENVIRONMENT, MACHINE, document, report, save
+
+NOW = report(day=31)
+
+
+def taken(root: Path, reference: str = "newest", now: AmpReport = NOW, **more: object) -> str:
+    """The run that is taken, by name."""
+    return Baselines(root, reference, **more).of(now)[1].run  # type: ignore[arg-type]
+
+
+def why_none(root: Path, reference: str = "newest", now: AmpReport = NOW, **more: object) -> str:
+    with pytest.raises(NoBaseline) as caught:
+        taken(root, reference, now, **more)
+    return str(caught.value)
+
+
+def test_the_newest_passing_result_is_taken_and_never_a_failed_one(tmp_path: Path) -> None:
+    save(tmp_path, 1, document(report(day=1)))
+    save(tmp_path, 2, document(report(day=2)))
+    for number, verdict in ((3, "fail"), (4, "inconclusive"), (5, "error")):
+        save(tmp_path, number, document(report(day=number, verdict=verdict)))
+    assert taken(tmp_path) == "0002"
+    stored, origin = Baselines(tmp_path).of(NOW)
+    assert stored.started == origin.started == "2026-01-02T12:00:00+00:00"
+    assert (origin.commit, origin.branch) == ("c" * 40, "main")
+
+
+def test_of_a_branch_or_with_the_same_versions_alone(tmp_path: Path) -> None:
+    newer = replace(ENVIRONMENT, torch="2.14.0")
+    save(tmp_path, 1, document(report(day=1)))
+    save(tmp_path, 2, document(report(day=2), branch="topic"))
+    save(tmp_path, 3, document(report(day=3, environment=newer)))
+    assert taken(tmp_path) == "0003"
+    assert taken(tmp_path, exact=True) == "0002"
+    assert taken(tmp_path, branch="main", exact=True) == "0001"
+    assert "of branch other with these versions" in why_none(tmp_path, branch="other", exact=True)
+
+
+def test_an_unreadable_run_is_told_and_the_next_is_taken(tmp_path: Path) -> None:
+    save(tmp_path, 1, document(report(day=1)))
+    broken = save(tmp_path, 2, '{"benchmarks": [')
+    content = document(report(day=3))
+    for entry in content["benchmarks"]:
+        entry["extra_info"]["amp"] = {**entry["extra_info"]["amp"], "notes": 3}
+    save(tmp_path, 3, content)
+    baselines = Baselines(tmp_path)
+    assert baselines.of(NOW)[1].run == "0001"
+    assert [str(broken) in text for text in baselines.warnings] == [True, False]
+    baselines.of(NOW)
+    assert len(baselines.warnings) == 2  # each is told once
+
+
+@pytest.mark.parametrize("reference", ["2", "0002"])
+def test_a_run_is_meant_by_its_number(tmp_path: Path, reference: str) -> None:
+    for number in (1, 2, 3):
+        save(tmp_path, number, document(report(day=number)))
+    assert taken(tmp_path, reference) == "0002"
+    assert why_none(tmp_path, "7") == "there is no saved run '7'"
+
+
+def test_a_run_beyond_9999_is_found_by_its_number(tmp_path: Path) -> None:
+    save(tmp_path, 12345, document(report()))
+    assert taken(tmp_path, "12345") == "12345"
+
+
+@pytest.mark.parametrize("reference", ["{}/{}/0001_run.json", "{}", "{}/**/*.json", "{}/*"])
+def test_runs_are_meant_by_file_folder_or_glob(tmp_path: Path, reference: str) -> None:
+    save(tmp_path, 1, document(report(day=1)))
+    assert taken(tmp_path / "elsewhere", reference.format(tmp_path, MACHINE)) == "0001"
+
+
+def test_json_reports_are_baselines_too_the_newest_of_several(tmp_path: Path) -> None:
+    for day in (3, 9, 5):
+        content = json_report.document([report(day=day)], {"branch": "main"}, "", "0.1.0")
+        json_report.write(tmp_path / f"artifact-{day}" / "amp.json", content)
+    stored, origin = Baselines(tmp_path / "none", str(tmp_path)).of(NOW)
+    assert stored.started.startswith("2026-01-09")
+    assert origin.file.endswith("artifact-9/amp.json")
+
+
+@pytest.mark.parametrize(
+    ("stored", "why"),
+    [
+        (report(verdict="fail"), "its result in run 0001 is no passing one (fail)"),
+        (report(environment=replace(ENVIRONMENT, device="A100")), "is of another device, dtype"),
+        (report("test_it.py::test_other"), "there is no passing result of this test on NVIDIA"),
+    ],
+)
+def test_a_run_that_is_meant_and_does_not_fit_is_told(
+    tmp_path: Path, stored: AmpReport, why: str
+) -> None:
+    save(tmp_path, 1, document(stored))
+    assert why in why_none(tmp_path, "1")
+
+
+def test_other_reasons_are_told(tmp_path: Path) -> None:
+    save(tmp_path, 1, document(report(environment=replace(ENVIRONMENT, torch="2.12.0"))))
+    assert "another environment (torch 2.12.0 -> 2.13.0)" in why_none(tmp_path, "1", exact=True)
+    assert "is of branch main" in why_none(tmp_path, "1", branch="topic")
+    (tmp_path / "empty").mkdir()
+    assert why_none(tmp_path, str(tmp_path / "empty")).endswith("write --amp-compare=newest")
+
+
+def test_an_empty_storage_and_one_that_is_a_file_are_told(tmp_path: Path) -> None:
+    assert why_none(tmp_path / "none").startswith(
+        "there is no passing result of this test on NVIDIA H100 in bfloat16 in "
+    )
+    (tmp_path / "file").write_text("")
+    assert why_none(tmp_path / "file").endswith("is a file, not a storage")
+
+
+@pytest.mark.parametrize("nodeid", ["<script>", "a\nb", "../../x", "x" * 5000, "\U0001f525"])
+def test_any_name_is_compared_with_itself(tmp_path: Path, nodeid: str) -> None:
+    save(tmp_path, 1, document(report(nodeid), report("other")))
+    assert taken(tmp_path, now=report(nodeid)) == "0001"
+    assert sorted(each.name for each in tmp_path.iterdir()) == [".amp-index.sqlite", MACHINE]

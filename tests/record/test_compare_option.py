@@ -1,0 +1,116 @@
+"""--amp-compare and what goes with it, from run to run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.project import gate, read
+from tests.record.project import TIMED, sleeping, stored
+
+__all__ = ["sleeping"]
+
+KEPT = (*TIMED, "--benchmark-autosave", "--amp-json=amp.json", "--amp-max-time=3")
+GATED = "--amp-compare-fail=speedup:10%"
+
+
+@pytest.fixture
+def saved(sleeping: pytest.Pytester) -> pytest.Pytester:
+    """With one passing run in its storage."""
+    sleeping.runpytest(*KEPT).assert_outcomes(passed=1)
+    return sleeping
+
+
+def test_a_regression_fails_and_fails_again_the_next_time(
+    saved: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMP_SLOWER", "2")
+    for run in (2, 3):
+        result = saved.runpytest(*KEPT, GATED)
+        result.assert_outcomes(failed=1)
+        result.stdout.fnmatch_lines(
+            ["compare:speedup -* is below -10%", "*compared with run 0001 of *", "*since*"]
+        )
+        assert len(stored(saved)) == run
+    monkeypatch.delenv("AMP_SLOWER")
+    saved.runpytest(*KEPT, GATED).assert_outcomes(passed=1)
+
+
+def test_without_a_limit_the_change_is_told(saved: pytest.Pytester) -> None:
+    result = saved.runpytest(*KEPT, "--amp-compare")
+    result.assert_outcomes(passed=1)
+    [report] = read(saved)["tests"]
+    assert report["baseline"]["run"] == "0001"
+    assert gate(report, "compare:speedup")["verdict"] == "not_gated"
+    assert gate(report, "compare:memory")["value"] == 0
+    result.stdout.fnmatch_lines(["*since*"])
+
+
+def test_an_environment_that_changed_is_told_beside_a_regression(
+    saved: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [path] = stored(saved)
+    path.write_text(path.read_text().replace('"torch": "2', '"torch": "1'))
+    monkeypatch.setenv("AMP_SLOWER", "2")
+    result = saved.runpytest(*KEPT, GATED)
+    result.stdout.fnmatch_lines(["*; since then torch 1.* -> 2.*"])
+    exact = saved.runpytest(*KEPT, GATED, "--amp-compare-exact")
+    exact.assert_outcomes(passed=1)
+    assert "with these versions and flags" in " ".join(exact.stdout.str().split())
+
+
+@pytest.mark.parametrize("how", [["--amp-compare"], ["--amp-compare=99"], [GATED]], ids=" ".join)
+def test_a_missing_baseline_is_told_and_fails_under_strict(
+    sleeping: pytest.Pytester, how: list[str]
+) -> None:
+    told = sleeping.runpytest(*TIMED, *how)
+    told.assert_outcomes(passed=1)
+    told.stdout.fnmatch_lines(["*no baseline: there is no *"])
+    strict = sleeping.runpytest(*TIMED, *how, "--amp-strict=baseline")
+    strict.assert_outcomes(failed=1)
+    strict.stdout.fnmatch_lines(["*AmpInconclusive: compare:speedup: *"])
+
+
+def test_an_unreadable_run_is_told_at_the_end(saved: pytest.Pytester) -> None:
+    (stored(saved)[0].parent / "0002_x.json").write_text("{")
+    result = saved.runpytest(*KEPT, "--amp-compare")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["note: *0002_x.json: is no whole JSON*"])
+
+
+def test_a_json_report_of_another_run_is_a_baseline(saved: pytest.Pytester) -> None:
+    (saved.path / "amp.json").rename(saved.path / "before.json")
+    result = saved.runpytest(*KEPT, "--amp-compare=before.json", GATED)
+    result.assert_outcomes(passed=1)
+    assert read(saved)["tests"][0]["baseline"]["run"] == "before.json"
+
+
+def test_settings_of_the_ini_file_are_in_force(saved: pytest.Pytester) -> None:
+    saved.makeini("[pytest]\namp_compare_fail = speedup:10%\namp_compare_branch = nowhere")
+    result = saved.runpytest(*KEPT)
+    assert "no baseline: " in result.stdout.str()
+    assert "of branch nowhere" in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("speed:10%", "is not METRIC:PCT with a metric of speedup, memory, loss"),
+        ("speedup", "write for example speedup:10%"),
+        ("speedup:much", "'much' is not a percentage from 0 to 10000"),
+        ("speedup:-5%", "a percentage from 0 to 10000"),
+        ("speedup:nan%", "a percentage from 0 to 10000"),
+    ],
+)
+def test_a_wrong_limit_is_a_usage_error(pytester: pytest.Pytester, value: str, said: str) -> None:
+    result = pytester.runpytest(f"--amp-compare-fail={value}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "--amp-compare-fail" in result.stderr.str()
+    assert said in result.stderr.str()
+
+
+def test_nothing_is_looked_up_where_nobody_compares(saved: pytest.Pytester) -> None:
+    saved.runpytest(*KEPT)
+    assert json.loads((saved.path / "amp.json").read_text())["tests"][0]["baseline"] is None
+    assert not list(saved.path.glob(".benchmarks/.amp-index*"))
