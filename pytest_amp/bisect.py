@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_amp import fixtures, units
+from pytest_amp import collection, fixtures, units
 from pytest_amp.errors import AmpError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Place:
     written: str
     called: str | None
     is_torchs: bool
+    takes: tuple[str, ...] = ("x",)
 
 
 @dataclass
@@ -66,7 +67,8 @@ def main(nodeid: str, more: Sequence[str], say: Say) -> int:
         return USAGE
     if hook.search is None or hook.search.found is None:
         say(written.getvalue().rstrip())
-        say(f"pytest-amp bisect: {nodeid} did not run as one amp test; see above")
+        what = "did not run as one amp test" if hook.search is None else "ended in an error"
+        say(f"pytest-amp bisect: {nodeid} {what}; see above")
         return USAGE
     for line in conclusion(hook.search):
         say(line)
@@ -88,6 +90,17 @@ class _Hook:
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
         config.stash[fixtures.RUNNER] = self._run
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        found = [item for item in session.items if collection.is_amp(item)]
+        if len(found) > 1:
+            names = ", ".join(item.nodeid for item in found[:3])
+            more = ", ..." if len(found) > 3 else ""
+            self.error = AmpError(
+                f"that is {len(found)} amp tests ({names}{more}); bisect one of them"
+            )
+            session.items.clear()
 
     def _run(self, job: Job, progress: Progress) -> AmpReport:
         if self.search is not None:
@@ -166,9 +179,12 @@ def _fix(place: Place, search: Search) -> list[str]:
         where = f"where it is called, {place.called}" if place.called else "where it is called"
         call = f"self.{attribute}(x.float())" if attribute.isidentifier() else "module(x.float())"
         return [f"    {where}:", f"      {region}", f"          y = {call}"]
+    takes = ", ".join(place.takes)
+    wide = ", ".join(f"{name}.float()" for name in place.takes)
+    several = "  # those that are tensors of floats" if len(place.takes) > 1 else ""
     return [
-        "    in its forward(self, x):",
-        "      x = x.float()",
+        f"    in its forward(self, {takes}):",
+        f"      {takes} = {wide}{several}",
         f"      {region}",
         "          ...  # all that is there now",
     ]
@@ -181,8 +197,19 @@ def _place(module: Any, path: str, called: str | None) -> Place:
         file, line = inspect.getsourcefile(kind.forward), inspect.getsourcelines(kind.forward)[1]
     except (OSError, TypeError):
         file, line = None, 0
-    return Place(path, kind.__name__, f"{_short(file)}:{line}" if file else kind.__module__,
-                 called, package == "torch")  # fmt: skip
+    written = f"{_short(file)}:{line}" if file else kind.__module__
+    return Place(path, kind.__name__, written, called, package == "torch", _takes(kind.forward))
+
+
+def _takes(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of the arguments that a call has to give."""
+    try:
+        given = list(inspect.signature(forward).parameters.values())[1:]
+    except (TypeError, ValueError):
+        given = []
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [each.name for each in given if each.kind in plain and each.default is each.empty]
+    return tuple(names) or ("x",)
 
 
 def _short(file: str) -> str:

@@ -85,6 +85,7 @@ def _bisect_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "arguments",
         nargs="*",
+        default=[],
         help="for pytest, behind --, such as -- --amp-override dtype=float16",
     )
 

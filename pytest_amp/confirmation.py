@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.judge import causes
 from pytest_amp.judge.rules.base import Case
 from pytest_amp.results import Finding
-from pytest_amp.run import counterfactuals, timing
+from pytest_amp.run import counterfactuals, parity, timing
 from pytest_amp.run.arm import Setup, Workbench
 from pytest_amp.settings import Settings
 
@@ -40,13 +41,22 @@ def confirmed(
         tried.add(suspect.gate)
         bench.progress.at("confirming", "amp")
         with _ending_early(finding.code, notes):
-            if suspect.module is None:
-                changed = counterfactuals.without_cast_cache(bench, settings.steps)
-            else:
-                changed, _ = counterfactuals.in_float32(bench, settings.steps, {suspect.module})
-            judged = causes.judged(finding, suspect, case, changed)
+            judged = causes.judged(finding, suspect, _rerun(bench, settings, suspect, case))
             found = (*found[:index], judged, *found[index + 1 :])
     return found
+
+
+def _rerun(bench: Workbench, settings: Settings, suspect: causes.Suspect, case: Case) -> Case:
+    """The case with the amp arm run again; the fp32 arm too where other steps were skipped."""
+    steps = settings.steps
+    if suspect.module is None:
+        amp, skipped = counterfactuals.without_cast_cache(bench, steps)
+    else:
+        amp, skipped = counterfactuals.in_float32(bench, steps, {suspect.module})
+    seen = replace(case.seen, amp=amp)
+    if amp.skipped_steps or case.seen.amp.skipped_steps:
+        seen = replace(seen, fp32=parity.run(bench, "fp32", steps, skipped)[0])
+    return replace(case, seen=seen)
 
 
 def try_remedies(bench: Workbench, settings: Settings, case: Case, notes: list[str]) -> None:

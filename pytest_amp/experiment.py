@@ -152,7 +152,7 @@ def _observe(
             f"the trained parameters are on {', '.join(trained_on)}: {bench.device} alone was "
             "waited for and its memory counted"
         )
-    bad = parity.first_nonfinite(amp.losses, fp32.losses)
+    bad = parity.first_nonfinite(parity.once_scaled(amp), fp32.losses)
     if bad is not None:
         seen = replace(seen, nonfinite_origin=nonfinite.locate(bench, bad))
     if settings.static:

@@ -17,8 +17,9 @@ class Start:
     """Where an arm started: digests by value of its parameters and of its first module's inputs.
 
     None where there was no optimizer, or no module, to look at. `parameter_samples`,
-    `input_samples`: some elements of each. `devices`: those that the trained parameters are on.
-    `shared`: whether it trained with an optimizer of a former arm.
+    `input_samples`: the norm of each, and sums that change as its elements do. `devices`: those
+    that the trained parameters are on. `shared`: whether it trained with an optimizer of a former
+    arm.
     """
 
     parameters: tuple[str, ...] | None = None
@@ -144,14 +145,18 @@ class ScalerUse:
 
     `optimizers`: their kinds, in the order of their first steps, which numbers them. `scaled`: how
     often losses were scaled. `updates_in_midst`: of the updates, those between backward passes that
-    add to the same gradients. `moves`: each plain `step()` of a scheduler, as the experiment's step
-    and the optimizer's number, -1 where that one never stepped.
+    add to the same gradients; `updates_before_step`: those between a backward pass and a scaler's
+    step on its gradients. `made_in_steps`: enabled scalers that were made while steps ran. `moves`:
+    each plain `step()` of a scheduler, as the experiment's step and the optimizer's number, -1
+    where that one never stepped.
     """
 
     optimizers: tuple[str, ...] = ()
     scaled: int = 0
     updates: int = 0
     updates_in_midst: int = 0
+    updates_before_step: int = 0
+    made_in_steps: int = 0
     steps: tuple[ScalerStep, ...] = ()
     moves: tuple[tuple[int, int], ...] = ()
 
@@ -278,7 +283,9 @@ class Overflow:
 
     `reached`: the optimizers (by number) that stepped, or were to, on gradients that are not
     finite. `changed`: what changed of these all the same, by optimizer. `ruined`: parameters that
-    are not finite after the update. `skipped`: the optimizers that took no step. `backward`:
+    are not finite after the update, and `ruined_later` a few steps on. `skipped`: the optimizers
+    that took no step. `left_out`: whether the step itself took none, and the scale did not go down.
+    `backward`:
     whether a backward pass that adds to gradients began at that loss. `hidden`: whether one did,
     an optimizer stepped on finite gradients, and the scale did not go down. `moves`: for each plain
     `step()` of a scheduler the number of its optimizer. `scale`: before, and after the update; None
@@ -289,7 +296,9 @@ class Overflow:
     reached: tuple[int, ...] = ()
     changed: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     ruined: tuple[str, ...] = ()
+    ruined_later: tuple[str, ...] = ()
     skipped: tuple[int, ...] = ()
+    left_out: bool = False
     backward: bool = False
     hidden: bool = False
     moves: tuple[int, ...] = ()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pytest_amp import units
 from pytest_amp.judge import gates, sequential
 from pytest_amp.judge.rules.base import Case
-from pytest_amp.records import ParityRun, Timing
+from pytest_amp.records import Timing
 from pytest_amp.results import Finding
 
 _LEAVING_FLOAT32 = ("AMP301", "AMP303", "AMP304")
@@ -39,13 +39,10 @@ def suspect(finding: Finding, case: Case) -> Suspect | None:
     return None
 
 
-def judged(finding: Finding, suspect: Suspect, case: Case, changed: ParityRun) -> Finding:
+def judged(finding: Finding, suspect: Suspect, rerun: Case) -> Finding:
     """The finding, confirmed if the gate passes in the rerun, and what the rerun showed."""
-    again = next(
-        gate
-        for gate in gates.judge(replace(case.seen, amp=changed), case.limits)
-        if gate.name == suspect.gate
-    )
+    every = gates.judge(rerun.seen, rerun.limits)
+    again = next(gate for gate in every if gate.name == suspect.gate)
     passed = again.verdict == "pass"
     what = f"{suspect.module} kept in float32" if suspect.module else "autocast's cast cache off"
     verdict = "passes" if passed else "fails all the same"

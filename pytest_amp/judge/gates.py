@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pytest_amp import units
@@ -190,6 +190,7 @@ def _at_least(name: str, wanted: float | None, value: float, shown: str) -> Gate
 
 def _loss(seen: Observations, limits: Limits) -> Gate:
     relative = limits.max_loss_diff or 0.0
+    seen = replace(seen, amp=replace(seen.amp, losses=parity.once_scaled(seen.amp)))
     judged = [
         (tail, *_loss_verdict(seen, limits, tail))
         for tail in parity.compare(seen.fp32.losses, seen.amp.losses)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pytest_amp.records import Floor, Losses
+from pytest_amp.records import Floor, Losses, ParityRun
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,28 @@ class TailComparison:
         if not math.isfinite(self.absolute):
             return math.inf
         return self.absolute / allowed if allowed else math.inf
+
+
+def once_scaled(run: ParityRun) -> Losses:
+    """The losses, those put right that are not finite while the GradScaler looks for its scale.
+
+    It skipped these steps, and made no harm of them: a loss that holds scaled gradients, as with a
+    gradient penalty, overflows with them. The next loss that is finite stands in their place; a
+    curve without one stays as it is.
+    """
+    taken = [step.step for step in run.scaler.steps if not step.skipped]
+    looking = {step.step for step in run.scaler.steps if step.step < min(taken, default=0)}
+    return {key: _put_right(curve, looking) for key, curve in run.losses.items()}
+
+
+def _put_right(curve: tuple[float, ...], looking: set[int]) -> tuple[float, ...]:
+    first = next((loss for loss in curve if math.isfinite(loss)), None)
+    if first is None:
+        return curve
+    return tuple(
+        first if step in looking and not math.isfinite(loss) else loss
+        for step, loss in enumerate(curve)
+    )
 
 
 def tail_start(steps: int) -> int:

@@ -16,11 +16,12 @@ class Accumulation:
     """Told of backward passes, of a scaler's updates and of optimizers' steps, in their order.
 
     An update while an optimizer holds gradients that it has not stepped on is in their midst if
-    another backward pass then finds them still there.
+    another backward pass then finds them still there, and too early if its scaler's step does.
     """
 
     def __init__(self) -> None:
         self.updates_in_midst = 0
+        self.updates_before_step = 0
         self._waiting: set[Optimizer] = set()
         self._updated: set[Optimizer] = set()
 
@@ -35,8 +36,10 @@ class Accumulation:
         """A scaler's update."""
         self._updated.update(filter(_holds_gradients, self._waiting))
 
-    def step(self, optimizer: Optimizer) -> None:
+    def step(self, optimizer: Optimizer, by_scaler: bool) -> None:
         """An optimizer's step, taken or skipped."""
+        if by_scaler and optimizer in self._updated:
+            self.updates_before_step += _holds_gradients(optimizer)
         self._waiting.discard(optimizer)
         self._updated.discard(optimizer)
 

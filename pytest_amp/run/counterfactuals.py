@@ -23,15 +23,18 @@ __tracebackhide__ = none_of_ours
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def without_cast_cache(bench: Workbench, steps: int) -> ParityRun:
-    """The amp arm with autocast's cache of cast weights off, however its regions were made."""
+def without_cast_cache(bench: Workbench, steps: int) -> tuple[ParityRun, Replay | None]:
+    """The amp arm with autocast's cache of cast weights off, however its regions were made.
+
+    Its skips, too.
+    """
 
     def enter(original: Any, region: Any, *args: Any) -> Any:
         region._cache_enabled = False
         return original(region, *args)
 
     with patched(autocast, "__enter__", enter):
-        return parity.run(bench, "amp", steps)[0]
+        return parity.run(bench, "amp", steps)
 
 
 def in_float32(

@@ -60,7 +60,7 @@ class Run:
         self.limit = limit
         self._bench = bench
         self._phase = phase
-        self._taken = 0
+        self.taken = 0
         self._resident: Resident | None = None
 
     @contextmanager
@@ -82,8 +82,8 @@ class Run:
     def step(self) -> tuple[float, ...]:
         """One call of the user's step; its losses."""
         assert self._resident is not None
-        self._taken += 1
-        self._bench.progress.at(self._phase, "amp", self._taken)
+        self.taken += 1
+        self._bench.progress.at(self._phase, "amp", self.taken)
         losses = LossCurves()
         losses.append(self._resident.step())
         self.watch.next_step()

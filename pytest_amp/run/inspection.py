@@ -98,6 +98,7 @@ class _Look:
                 with modules, witness.watching():
                     for _ in range(self._steps):
                         resident.step()
+                        witness.steps += 1
                         if len(witness.parameters) >= len(run.parameters):
                             break
                 operators = self._recorded(resident, witness.parameters)

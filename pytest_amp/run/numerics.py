@@ -26,11 +26,15 @@ SAMPLE = 1024
 
 
 class Witness:
-    """What one arm's first step computed. Give the fp32 arm's to the amp arm's `compared`."""
+    """What one arm's first step computed, to be compared with the other's.
+
+    `steps`: how many it took until all optimizers had stepped.
+    """
 
     def __init__(self) -> None:
         self.gradients: list[torch.Tensor | None] = []
         self.parameters: list[torch.Tensor] = []
+        self.steps = 0
         self._outputs: dict[str, torch.Tensor] = {}
         self._largest: dict[str, float] = {}
 
@@ -66,6 +70,8 @@ class Witness:
     def gradients_beside(self, fp32: Witness) -> tuple[Gradient, ...]:
         """This arm's gradients beside the fp32 arm's; none where the parameters do not match."""
         if [p.shape for p in self.parameters] != [p.shape for p in fp32.parameters]:
+            return ()
+        if self.steps != fp32.steps:  # one that was skipped had other data
             return ()
         pairs = list(zip(fp32.gradients, self.gradients, strict=True))
         total = math.hypot(*(float(theirs.norm()) for theirs, _ in pairs if theirs is not None))

@@ -69,11 +69,15 @@ def _one(
 ) -> Overflow:
     cycle: Cycle | None = None
     next_loss_finite, recovered, raised = True, True, None
+    ruined: list[str] = []
+    ruined_later: list[str] = []
     seen = injection.new_cycle(call)
     try:
         cycle = run.to_update()
         if cycle is not None:
+            ruined = _ruined(run)
             following = _followed(run, injection)
+            ruined_later = [] if ruined else _ruined(run)
             recovered = not following or not following[-1].skipped
             losses = following[0].losses if following else ()
             was_finite = all(map(math.isfinite, normal.losses))
@@ -87,16 +91,28 @@ def _one(
     return Overflow(
         reached=tuple(sorted(seen.reached)),
         changed={number: tuple(names) for number, names in seen.changed.items()},
-        ruined=tuple(seen.ruined),
+        ruined=tuple(ruined),
+        ruined_later=tuple(ruined_later),
         skipped=tuple(sorted(idle | cycle.skipped)) if cycle else (),
         backward=seen.backward,
-        hidden=seen.backward and not seen.reached and bool(seen.stepped) and not lowered,
+        left_out=seen.backward and not seen.reached and not seen.stepped_with and not lowered,
+        hidden=seen.backward and not seen.reached and bool(seen.stepped_with) and not lowered,
         moves=cycle.moves if cycle else (),
         scale=(seen.scale, seen.scale_after),
         next_loss_finite=next_loss_finite,
         recovered=recovered,
         raised=raised,
     )
+
+
+def _ruined(run: Run) -> list[str]:
+    """The trained parameters that are not finite."""
+    return [
+        name
+        for optimizer in run.watch.trained.optimizers
+        for name, param in run.parameters(optimizer)
+        if _is_not_finite(param)
+    ]
 
 
 def _followed(run: Run, injection: _Injection) -> list[Cycle]:
@@ -115,8 +131,8 @@ def _followed(run: Run, injection: _Injection) -> list[Cycle]:
 class _Seen:
     reached: set[int] = field(default_factory=set)
     changed: dict[int, list[str]] = field(default_factory=dict)
-    ruined: list[str] = field(default_factory=list)
     stepped: set[int] = field(default_factory=set)
+    stepped_with: set[int] = field(default_factory=set)
     backward: bool = False
     scale: float = 0.0
     scale_after: float | None = None
@@ -132,6 +148,8 @@ class _Injection:
         self._looking = False
         self._inside = False
         self._accumulates = False
+        self._scaler: Any = None
+        self._step = -1
         self._before: dict[Optimizer, dict[str, str]] = {}
         self._seen = _Seen()
 
@@ -167,6 +185,7 @@ class _Injection:
         if self._call is None or self.calls <= self._call:
             return scaled
         self._call, self._looking = None, True
+        self._scaler, self._step = scaler, self._run.taken
         self._seen.scale = scaler.get_scale()
         scaled = infinite(scaled)
         loss = pytree.tree_leaves(scaled)[0]
@@ -199,16 +218,13 @@ class _Injection:
         if self._looking and scaler.is_enabled():
             self._looking = False
             self._seen.scale_after = scaler.get_scale()
-            self._seen.ruined = [
-                name
-                for optimizer in self._run.watch.trained.optimizers
-                for name, param in self._run.parameters(optimizer)
-                if _is_not_finite(param)
-            ]
         return result
 
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
-        self._seen.stepped.add(self._run.watch.trained.number(optimizer))
+        number = self._run.watch.trained.number(optimizer)
+        self._seen.stepped.add(number)
+        if self._run.taken == self._step:
+            self._seen.stepped_with.add(number)
         if self._looking and not self._inside:
             self._before[optimizer] = self._look(optimizer)
 
@@ -221,12 +237,17 @@ class _Injection:
         """Digests of what the optimizer may change, and whether an overflow has reached it."""
         found: dict[str, str] = {}
         for name, param in self._run.parameters(optimizer):
-            if _is_not_finite(param.grad):
+            if _is_not_finite(param.grad) or self._scaler_found_inf(optimizer):
                 self._seen.reached.add(self._run.watch.trained.number(optimizer))
             found[name] = digest([param])[0]
             state = optimizer.state.get(param, {})
             found.update({f"{key} of {name}": _value(state[key]) for key in state})
         return found
+
+    def _scaler_found_inf(self, optimizer: Optimizer) -> bool:
+        """Whether the scaler has seen the overflow in this optimizer's gradients already."""
+        state = getattr(self._scaler, "_per_optimizer_states", {}).get(id(optimizer), {})
+        return any(bool(found.item()) for found in state.get("found_inf_per_device", {}).values())
 
     def _compare(self, optimizer: Optimizer, before: dict[str, str]) -> None:
         number = self._run.watch.trained.number(optimizer)

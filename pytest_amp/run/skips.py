@@ -50,6 +50,10 @@ class Replay:
         return step >= len(self.schedules) or count <= self.schedules[step]
 
 
+class _Withheld(BaseException):
+    """Ends an optimizer's step before it begins; never leaves a scaler's ``step()``."""
+
+
 class StepWatch:
     """Notes what scalers, optimizers and schedulers do in a run, and repeats another's skips."""
 
@@ -60,13 +64,15 @@ class StepWatch:
         self._steps: Counter[int] = Counter()
         self._attempts: list[Attempt] = []
         self._within_scaler: Attempt | None = None
-        self._withheld: dict[Optimizer, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        self._in_scaler = False
+        self._to_give_back: dict[Optimizer, Callable[[], None]] = {}
         self._last_was_withheld = False
         self._schedules: list[int] = [0]
         self._scaled = 0
         self._accumulation = Accumulation()
         self._stepped: list[tuple[int, torch.Tensor | float]] = []
-        self._moves: list[tuple[int, int]] = []
+        self._moves: list[tuple[int, Any]] = []
+        self._made = 0
 
     def next_step(self) -> None:
         """Between two steps of the experiment."""
@@ -90,13 +96,16 @@ class StepWatch:
                 ScalerStep(step, number, float(scale), skipped)
                 for (number, _), (step, scale), skipped in steps
             ),
-            moves=tuple(self._moves),
+            updates_before_step=self._accumulation.updates_before_step,
+            made_in_steps=self._made,
+            moves=tuple((step, self._number_of(scheduler)) for step, scheduler in self._moves),
         )
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Watch what happens inside."""
         with ExitStack() as stack:
+            stack.enter_context(wrapped(GradScaler, "__init__", self._around_making))
             stack.enter_context(wrapped(GradScaler, "scale", self._around_scale))
             stack.enter_context(wrapped(GradScaler, "step", self._around_scaler_step))
             stack.enter_context(wrapped(GradScaler, "update", self._around_update))
@@ -110,12 +119,16 @@ class StepWatch:
             stack.callback(self._give_back)
             yield
 
-    def _attempt(self, optimizer: Optimizer) -> Attempt:
+    def _attempt(self, optimizer: Optimizer, by_scaler: bool) -> Attempt:
         number = self.trained.number(optimizer)
         self.trained.note_gradients(optimizer)
-        self._accumulation.step(optimizer)
+        self._accumulation.step(optimizer, by_scaler)
         self._steps[number] += 1
         return number, self._steps[number] - 1
+
+    def _around_making(self, original: Around, scaler: Any, *args: Any, **kw: Any) -> None:
+        original(scaler, *args, **kw)
+        self._made += bool(scaler.is_enabled())
 
     def _around_scale(self, original: Around, scaler: Any, *args: Any, **kw: Any) -> Any:
         self._scaled += bool(scaler.is_enabled())
@@ -123,11 +136,11 @@ class StepWatch:
 
     def _around_scaler_step(self, original: Around, scaler: Any, *args: Any, **kw: Any) -> Any:
         if not scaler.is_enabled():
-            return original(scaler, *args, **kw)
+            return self._or_withheld(original, scaler, *args, **kw)
         optimizer = args[0] if args else kw["optimizer"]
-        attempt = self._within_scaler = self._attempt(optimizer)
+        attempt = self._within_scaler = self._attempt(optimizer, by_scaler=True)
         try:
-            result = original(scaler, *args, **kw)
+            result = self._or_withheld(original, scaler, *args, **kw)
         finally:
             self._within_scaler = None
         self._attempts.append(attempt)
@@ -135,6 +148,15 @@ class StepWatch:
         self._stepped.append((len(self._schedules) - 1, scale))
         self.log.stepped(scaler, optimizer)
         return result
+
+    def _or_withheld(self, original: Around, *args: Any, **kw: Any) -> Any:
+        self._in_scaler = True
+        try:
+            return original(*args, **kw)
+        except _Withheld:
+            return None
+        finally:
+            self._in_scaler = False
 
     def _around_update(self, original: Around, scaler: Any, *args: Any, **kw: Any) -> Any:
         result = original(scaler, *args, **kw)
@@ -151,7 +173,7 @@ class StepWatch:
         """A scheduler moves on a withheld step as often as it did where that was skipped."""
         self._schedules[-1] += 1
         if not args and not kw:  # a rate that is set by a number of the step's own may go on
-            self._moves.append((len(self._schedules) - 1, self._number_of(scheduler)))
+            self._moves.append((len(self._schedules) - 1, scheduler))
         step, count = len(self._schedules) - 1, self._schedules[-1]
         if self._last_was_withheld and self._replay and not self._replay.may_schedule(step, count):
             return None
@@ -166,18 +188,54 @@ class StepWatch:
     def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
         attempt = self._within_scaler
         if attempt is None or attempt[0] != self.trained.number(optimizer):
-            attempt = self._attempt(optimizer)
+            attempt = self._attempt(optimizer, by_scaler=False)
         self._last_was_withheld = self._replay is not None and attempt in self._replay.skips
-        if self._last_was_withheld:  # an optimizer leaves alone what has no gradient
-            given = [param for group in optimizer.param_groups for param in group["params"]]
-            self._withheld[optimizer] = [(p, p.grad) for p in given if p.grad is not None]
-            for each in given:
-                each.grad = None
+        if not self._last_was_withheld:
+            return
+        if _passes_over_none(optimizer):
+            self._to_give_back[optimizer] = _without_gradients(optimizer)
+        elif self._in_scaler:
+            raise _Withheld
+        else:
+            self._to_give_back[optimizer] = _without_parameters(optimizer)
 
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        for param, grad in self._withheld.pop(optimizer, ()):
-            param.grad = grad
+        give_back = self._to_give_back.pop(optimizer, None)
+        if give_back is not None:
+            give_back()
 
     def _give_back(self) -> None:
-        for optimizer in list(self._withheld):
+        for optimizer in list(self._to_give_back):
             self._after_step(optimizer)
+
+
+def _passes_over_none(optimizer: Optimizer) -> bool:
+    """torch's own optimizers leave alone what has no gradient; a user's may not look."""
+    return str(type(optimizer).step.__module__).startswith("torch.")
+
+
+def _without_gradients(optimizer: Optimizer) -> Callable[[], None]:
+    """Take the gradients away, and give back what puts them there again."""
+    given = [param for group in optimizer.param_groups for param in group["params"]]
+    taken = [(param, param.grad) for param in given]
+
+    def give_back() -> None:
+        for param, grad in taken:
+            param.grad = grad
+
+    for param in given:
+        param.grad = None
+    return give_back
+
+
+def _without_parameters(optimizer: Optimizer) -> Callable[[], None]:
+    """Take the parameters out of their groups, and give back what puts them there again."""
+    groups = [(group, group["params"]) for group in optimizer.param_groups]
+
+    def give_back() -> None:
+        for group, parameters in groups:
+            group["params"] = parameters
+
+    for group, _ in groups:
+        group["params"] = []
+    return give_back

@@ -147,6 +147,25 @@ def accumulating(arm, after_each):
 
 
 @faulty("AMP209", **HALF)
+def an_update_between_two_optimizers(arm):
+    first, second, scaler, (x, y) = nn.Linear(8, 4), nn.Linear(8, 4), arm.scaler, batch()
+    optimizers = sgd(first), sgd(second)
+
+    def step():
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        with arm.autocast():
+            loss = F.cross_entropy((first(x) + second(x)).float(), y)
+        scaler.scale(loss).backward()
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+            scaler.update()
+        return loss
+
+    return step
+
+
+@faulty("AMP209", **HALF)
 def a_scale_that_is_set_after_each_backward_pass(arm):
     return accumulating(arm, lambda scaler, *_: scaler.update(2.0**12) if arm.enabled else None)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -74,6 +76,29 @@ def a_mask_of_infinities(arm):
         return ((h @ h.t()).masked_fill(future, float("-inf")).softmax(-1) @ h).float().mean()
 
     return train(arm, sgd(model), loss_of)
+
+
+@healthy("AMP301", **HALF, steps=16)
+def a_gradient_penalty_that_overflows_while_the_scale_is_found(arm):
+    """As torch's notes have it: the penalty is made of scaled gradients, and so is the loss."""
+    model, x = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 1)), torch.randn(32, 16)
+    optimizer, scaler, y = sgd(model, lr=1e-3), arm.scaler, x.mean(1, keepdim=True)
+
+    def step():
+        optimizer.zero_grad()
+        with arm.autocast():
+            loss = F.mse_loss(model(x).float(), y, reduction="sum")
+        scaled = torch.autograd.grad(scaler.scale(loss), model.parameters(), create_graph=True)
+        gradients = [each / scaler.get_scale() for each in scaled]
+        with arm.autocast():
+            penalty = torch.stack([each.square().sum() for each in gradients]).sum().sqrt()
+            loss = loss + 0.01 * penalty
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss
+
+    return step
 
 
 @healthy("AMP301", **HALF)
@@ -285,6 +310,19 @@ def a_variance_by_subtraction(arm):
         return F.cross_entropy(model[2]((h - 100) / (spread.abs() + 0.1).sqrt()).float(), y)
 
     return train(arm, sgd(model, lr=1e-3), loss_of)
+
+
+@healthy("AMP304", **HALF)
+def a_first_step_that_is_skipped_and_fresh_data(arm):
+    """The first gradients that amp steps on are of the second batch."""
+    model, calls = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4)), itertools.count()
+
+    def loss_of():
+        large = 8.0 if next(calls) == 0 else 1.0
+        return F.mse_loss(model(torch.randn(64, 8)).float(), large * torch.randn(64, 4),
+                          reduction="sum")  # fmt: skip
+
+    return train(arm, sgd(model, lr=1e-4), loss_of)
 
 
 @healthy("AMP304")

@@ -637,6 +637,27 @@ def a_scheduler_that_moves_whatever_happens(arm):
 
 
 @faulty("AMP205", **HALF)
+def a_scheduler_that_moves_before_the_scaler_decides(arm):
+    model, scaler, (x, y) = mlp(), arm.scaler, batch()
+    optimizer = adamw(model)
+    scheduler = StepLR(optimizer, 2, gamma=0.9)
+
+    def step():
+        optimizer.zero_grad()
+        with arm.autocast():
+            loss = F.cross_entropy(model(x).float(), y)
+        scaler.scale(loss).backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of the order, once
+            scheduler.step()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss
+
+    return step
+
+
+@faulty("AMP205", **HALF)
 def one_cycle_that_moves_whatever_happens(arm):
     return scheduled(arm, lambda optimizer: OneCycleLR(optimizer, 1e-3, total_steps=10_000))
 
@@ -795,6 +816,68 @@ def a_move_along_gradients_that_are_finite(arm):
 
 
 @faulty("AMP206", **HALF)
+def made_finite_and_stepped_past_the_scaler(arm):
+    def take(optimizer, model):
+        for p in model.parameters():
+            p.grad.nan_to_num_(0.0, 0.0, 0.0)
+        optimizer.step()
+
+    return own_stepping(arm, adamw, take)
+
+
+def averaging(arm, cautious):
+    """Adds an average of past gradients to each."""
+    model, scaler, (x, y), kept = mlp(), arm.scaler, batch(), {}
+    optimizer = sgd(model)
+
+    def step():
+        optimizer.zero_grad()
+        with arm.autocast():
+            loss = F.cross_entropy(model(x).float(), y)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        for p in model.parameters():
+            if not cautious or bool(p.grad.isfinite().all()):
+                kept[p] = 0.9 * kept.get(p, torch.zeros_like(p)) + 0.1 * p.grad
+            p.grad.add_(kept.get(p, torch.zeros_like(p)))
+        scaler.step(optimizer)
+        scaler.update()
+        return loss
+
+    return step
+
+
+@faulty("AMP206", **HALF)
+def an_average_of_gradients_that_takes_the_inf_in(arm):
+    return averaging(arm, cautious=False)
+
+
+@healthy("AMP206", **HALF)
+def an_average_of_finite_gradients(arm):
+    return averaging(arm, cautious=True)
+
+
+class PlainDescent(torch.optim.Optimizer):
+    """Does not look whether there is a gradient."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.05})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad, alpha=group["lr"])
+
+
+@healthy("AMP206", **HALF)
+def an_optimizer_of_ones_own_whose_first_steps_are_skipped(arm):
+    model = mlp()
+    own = GradScaler("cpu", enabled=arm.enabled, init_scale=2.0**20)
+    return scaled(arm, model, PlainDescent(model.parameters()), scaler=own)
+
+
+@faulty("AMP206", **HALF)
 def a_scaler_that_always_steps(arm):
     class Hasty(GradScaler):
         def _maybe_opt_step(self, optimizer, optimizer_state, *args, **kwargs):
@@ -916,6 +999,42 @@ def zeroed_only_after_a_step_that_was_taken(arm):
         scaler.update()
         if scaler.get_scale() >= before:
             optimizer.zero_grad()
+        return loss
+
+    return step
+
+
+@faulty("AMP207", **HALF)
+def a_scaler_made_anew_in_each_step(arm):
+    model, (x, y) = mlp(), batch()
+    optimizer = adamw(model)
+
+    def step():
+        scaler = GradScaler("cpu", enabled=arm.enabled, init_scale=2.0**12)
+        optimizer.zero_grad()
+        with arm.autocast():
+            loss = F.cross_entropy(model(x).float(), y)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss
+
+    return step
+
+
+@faulty("AMP207", **HALF)
+def an_overflow_that_the_step_leaves_out_by_itself(arm):
+    model, scaler, (x, y) = mlp(), arm.scaler, batch()
+    optimizer = adamw(model)
+
+    def step():
+        optimizer.zero_grad()
+        with arm.autocast():
+            loss = F.cross_entropy(model(x).float(), y)
+        scaler.scale(loss).backward()
+        if all(bool(p.grad.isfinite().all()) for p in model.parameters()):
+            scaler.step(optimizer)
+            scaler.update()
         return loss
 
     return step

@@ -108,9 +108,9 @@ def test_nothing_is_tried_where_the_gate_passed() -> None:
 def test_a_gate_that_passes_in_the_rerun_confirms_the_cause() -> None:
     failing = case(seen(amp=DIVERGED), max_loss_diff=0.02)
     suspect = causes.Suspect("loss_diff", "layers.1")
-    mended = causes.judged(finding(), suspect, failing, seen().amp)
+    mended = causes.judged(finding(), suspect, replace(failing, seen=seen()))
     assert mended.confirmed
     assert "with layers.1 kept in float32, loss_diff passes (0.1" in mended.message
-    same = causes.judged(finding(), suspect, failing, failing.seen.amp)
+    same = causes.judged(finding(), suspect, failing)
     assert not same.confirmed
     assert "loss_diff fails all the same (50%)" in same.message

@@ -161,6 +161,12 @@ def test_amp209_counts_updates_between_backward_passes() -> None:
     assert "4 times between backward passes" in message
 
 
+def test_amp209_counts_updates_before_a_step() -> None:
+    code, message = heard(amp(scaler=ScalerUse(updates=8, updates_before_step=3)))
+    assert code == "AMP209"
+    assert "3 times between a backward pass and the scaler.step()" in message
+
+
 # AMP402 fp32-fallback
 
 

@@ -249,6 +249,11 @@ def test_weights_that_an_overflow_ruined_without_an_optimizer_are_told() -> None
     assert message.startswith("after an overflow 0.weight (and 1 more) is not finite, though no")
 
 
+def test_weights_that_an_overflow_ruins_a_step_later_are_told() -> None:
+    message = said("AMP206", observed(overflow=overflowed(ruined_later=("0.weight",))))
+    assert message.startswith("one step after an overflow 0.weight is not finite")
+
+
 def test_an_overflow_that_is_hidden_from_the_scaler_is_a_warning() -> None:
     case = observed(overflow=overflowed(hidden=True, reached=()))
     assert "no optimizer saw it" in said("AMP206", case)
@@ -282,7 +287,20 @@ def test_a_scale_that_is_stuck_is_told(pattern, scale, told) -> None:
 
 def test_a_scale_that_does_not_go_down_any_more_is_at_its_floor() -> None:
     floor = tuple(replace(each, scale=128.0) for each in steps("xxxx"))
-    assert "down at 128" in said("AMP207", observed(replace(USE, steps=floor)))
+    message = said("AMP207", observed(replace(USE, steps=floor)))
+    assert "the loss scale stays at 128 all the same: update() is not called" in message
+
+
+def test_a_scaler_that_is_made_in_each_step_is_told() -> None:
+    made = replace(USE, made_in_steps=8)
+    assert "a new GradScaler was made 8 times" in said("AMP207", observed(made))
+    assert said("AMP207", observed(replace(USE, made_in_steps=1))) is None
+
+
+def test_a_step_that_leaves_an_overflow_out_by_itself_is_a_warning() -> None:
+    [finding] = findings(observed(overflow=overflowed(left_out=True)))
+    assert (finding.code, finding.severity) == ("AMP207", "warning")
+    assert "the GradScaler is not told" in finding.message
 
 
 @pytest.mark.parametrize(

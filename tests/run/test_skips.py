@@ -175,19 +175,73 @@ def test_a_suppressed_first_step_makes_the_scheduler_warn_of_nothing(recwarn) ->
     assert [str(warning.message) for warning in recwarn] == []
 
 
-def test_an_optimizer_that_raises_in_a_withheld_step_gets_its_gradients_back() -> None:
+def withholding() -> StepWatch:
+    """Of the first step of the first optimizer."""
+    return StepWatch(Replay(frozenset({(0, 0)}), ()))
+
+
+def test_an_optimizer_that_raises_in_a_withheld_step_gets_its_parameters_back() -> None:
     class Careful(torch.optim.SGD):
         def step(self):
-            if self.param_groups[0]["params"][0].grad is None:
+            if not self.param_groups[0]["params"]:
                 raise ZeroDivisionError
             super().step()
 
     param = parameter()
     param.grad = torch.ones(1)
-    watch = StepWatch(Replay(frozenset({(0, 0)}), ()))
-    with pytest.raises(ZeroDivisionError), watch.installed():
-        Careful([param], lr=0.1).step()
+    optimizer = Careful([param], lr=0.1)
+    with pytest.raises(ZeroDivisionError), withholding().installed():
+        optimizer.step()
+    assert optimizer.param_groups[0]["params"] == [param]
     assert param.grad.item() == 1
+
+
+class Plain(torch.optim.Optimizer):
+    """One that does not look whether there is a gradient."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.5})
+        self.steps = 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.steps += 1
+        for group in self.param_groups:
+            for each in group["params"]:
+                each.sub_(each.grad, alpha=group["lr"])
+
+
+class Normed(Plain):
+    """One that can't do without any."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        torch.stack([each.grad.norm() for each in self.param_groups[0]["params"]]).norm()
+        super().step()
+
+
+@pytest.mark.parametrize("kind", [Plain, Normed])
+def test_a_users_optimizer_that_does_not_look_for_none_is_withheld_in_a_scalers_step(kind) -> None:
+    param = parameter()
+    start, param.grad = param.item(), torch.ones(1)
+    optimizer, scaler = kind([param]), GradScaler("cpu", enabled=False)
+    with withholding().installed():
+        scaler.step(optimizer)
+        assert (param.item(), optimizer.steps) == (start, 0)
+        scaler.step(optimizer)
+    assert param.item() == start - 0.5
+    assert param.grad.item() == 1
+
+
+def test_its_own_step_finds_no_parameters() -> None:
+    param = parameter()
+    start, param.grad = param.item(), torch.ones(1)
+    optimizer = Plain([param])
+    with withholding().installed():
+        optimizer.step()
+        assert param.item() == start
+        optimizer.step()
+    assert param.item() == start - 0.5
 
 
 # Which optimizers there are, and what they train.

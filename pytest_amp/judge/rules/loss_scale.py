@@ -41,6 +41,14 @@ def scale_changed_mid_accumulation(case: Case) -> Iterator[Word]:
             "call update() once, after the last optimizer has stepped on all of them",
             {"updates": times},
         )
+    early = case.seen.amp.scaler.updates_before_step
+    if early:
+        yield Word(
+            f"scaler.update() came {units.plural(early, 'time')} between a backward pass and the "
+            "scaler.step() on its gradients, which divides them by the new scale where they were "
+            "multiplied by the old one; call update() once, after the last optimizer has stepped",
+            {"updates": early},
+        )
 
 
 RULES = (

@@ -61,11 +61,10 @@ class Values(NamedTuple):
         )
 
     def _only_rounded(self, others: Values, index: int, rounding: float) -> bool:
-        """What differs outside of the samples alone is not rounding, which is everywhere."""
         if not index < len(self.samples) == len(others.samples):
             return False
         a, b = self.samples[index], others.samples[index]
-        return len(a) == len(b) and 0 < math.dist(a, b) <= rounding * math.hypot(*a)
+        return len(a) == len(b) > 0 and math.dist(a, b) <= rounding * a[0]
 
 
 def _weights(start: Start) -> Values:
@@ -124,8 +123,9 @@ def arms_start_differ(case: Case) -> Iterator[Word]:
                     severity="warning",
                 )
                 return
+            made = "" if what == "weights" else "; data made in the amp dtype is other data"
             yield Word(
-                f"the two arms start from other {what}: nothing below is comparable; {fix}",
+                f"the two arms start from other {what}: nothing below is comparable; {fix}{made}",
                 {"what": what, "between": "fp32 and amp"},
             )
             return

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from pytest_amp import units
 from pytest_amp.judge.gates import draws_differ
-from pytest_amp.judge.parity import first_nonfinite, noise_floor
+from pytest_amp.judge.parity import first_nonfinite, noise_floor, once_scaled
 from pytest_amp.judge.rules.base import Case, Rule, Word
 from pytest_amp.judge.rules.measurement import arms_start_differ, first_losses_differ
 from pytest_amp.judge.rules.two_scales import first_differing
@@ -28,7 +28,7 @@ LARGEST_FLOAT16 = 65504.0
 
 def nonfinite_loss(case: Case) -> Iterator[Word]:
     seen = case.seen
-    step = first_nonfinite(seen.amp.losses, seen.fp32.losses)
+    step = first_nonfinite(once_scaled(seen.amp), seen.fp32.losses)
     if step is None:
         return
     origin = seen.nonfinite_origin
@@ -106,7 +106,10 @@ def gradient_mismatch(case: Case) -> Iterator[Word]:
 
 def overflow_risk(case: Case) -> Iterator[Word]:
     seen = case.seen
-    if seen.dtype != "float16" or first_nonfinite(seen.amp.losses, seen.fp32.losses) is not None:
+    if (
+        seen.dtype != "float16"
+        or first_nonfinite(once_scaled(seen.amp), seen.fp32.losses) is not None
+    ):
         return
     beyond = [each for each in case.seen.numerics.outputs if each.largest > LARGEST_FLOAT16]
     if beyond:

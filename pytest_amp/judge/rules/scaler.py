@@ -136,6 +136,15 @@ def stepped_on_overflow(case: Case) -> Iterator[Word]:
                 {"changed": list(changed), "next_loss_finite": each.next_loss_finite},
             )
             return
+        if each.ruined_later and not each.changed:
+            yield Word(
+                f"one step after an overflow {each.ruined_later[0]}{_and_more(each.ruined_later)} "
+                "is not finite, though the overflow itself was skipped: something that the step "
+                "keeps (an average of gradients or of their norm, a buffer) took the inf in; "
+                "leave it as it was where gradients are not finite",
+                {"ruined": list(each.ruined_later)},
+            )
+            return
         if each.ruined and not each.changed:
             yield Word(
                 f"after an overflow {each.ruined[0]}{_and_more(each.ruined)} is not finite, though "
@@ -161,6 +170,14 @@ def scale_stuck(case: Case) -> Iterator[Word]:
     for number in range(len(use.optimizers)):
         steps = [step for step in use.steps if step.optimizer == number]
         which = named(use.optimizers, number)
+        if _at_the_floor(steps) and steps[-1].scale >= LEAST_SCALE:
+            yield Word(
+                f"the steps of {which} are skipped ({_skips(steps)} of {len(steps)}) and the loss "
+                f"scale stays at {steps[-1].scale:g} all the same: update() is not called on "
+                "this GradScaler, a new one is made in each step, or it has a floor of its own",
+                {"scale": steps[-1].scale, "skipped": _skips(steps), "steps": len(steps)},
+            )
+            return
         if _at_the_floor(steps):
             yield Word(
                 f"the loss scale is down at {steps[-1].scale:g}, and the steps of {which} are "
@@ -181,13 +198,28 @@ def scale_stuck(case: Case) -> Iterator[Word]:
             return
     drill = case.seen.overflow
     # What the overflow got into is ruined, and AMP206 says so.
-    if drill and any(
-        not (each.recovered or each.changed or each.ruined) for each in drill.overflows
-    ):
+    stuck = [each for each in drill.overflows if not each.recovered] if drill else []
+    if any(not (each.changed or each.ruined or each.ruined_later) for each in stuck):
         yield Word(
             "after one overflow, every step that followed was skipped as well: inf gradients stay "
             "and are added to; call zero_grad() after a skipped step too, and update() always",
             {"drill": "overflow"},
+        )
+
+    elif drill and any(each.left_out for each in drill.overflows):
+        yield Word(
+            "the step leaves an overflow out by itself, and the GradScaler is not told: the scale "
+            "stays where it is, so that the next step may overflow as well; call "
+            "scaler.step(optimizer) and update(), which skip it and lower the scale",
+            {"drill": "overflow"},
+            severity="warning",
+        )
+    if use.made_in_steps > 1 and use.made_in_steps >= len({step.step for step in use.steps}):
+        yield Word(
+            f"a new GradScaler was made {use.made_in_steps} times while steps ran: none lives long "
+            "enough to lower its scale after an overflow, or to raise it; make one before training",
+            {"made": use.made_in_steps},
+            severity="warning",
         )
 
 

@@ -72,10 +72,15 @@ def past_the_scaler(case: Case) -> tuple[int, Word] | None:
     }
     module = first.parameter.rpartition(".")[0] or None
     if all(_is_about(each.ratio, times) for each in differing):
+        by_scaler = any(each.optimizer == number for each in case.seen.amp.scaler.steps)
+        remedy = (
+            "call unscale_() once, after the last backward pass that adds to them"
+            if by_scaler
+            else "call scaler.step(optimizer) in place of optimizer.step(), for each optimizer"
+        )
         return number, Word(
             f"{which} steps on gradients that are still scaled: at {times:g} times the loss scale "
-            f"that of {first.parameter} is {times:g} times as large; call scaler.step(optimizer) "
-            "in place of optimizer.step(), for each optimizer",
+            f"that of {first.parameter} is {times:g} times as large; {remedy}",
             evidence,
             module=module,
         )
