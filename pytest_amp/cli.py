@@ -1,4 +1,4 @@
-"""The command line, ``pytest-amp``: what the rules mean, and which modules need float32."""
+"""The command line, ``pytest-amp``: rules, stored results, the machine, and bisection."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from typing import NamedTuple
 
 from pytest_amp import rule_texts
 from pytest_amp.codes import CODES
+from pytest_amp.commands import FINE, USAGE, compare, doctor, history
 from pytest_amp.rule_texts import WIDTH
-
-FINE, USAGE = 0, 2
 
 
 class Command(NamedTuple):
@@ -104,6 +103,9 @@ COMMANDS = (
             _explain_arguments, _explain),
     Command("bisect", "which modules must stay in float32 for a test's losses to hold",
             _bisect_arguments, _bisect),
+    Command("history", history.HELP, history.arguments, history.run),
+    Command("compare", compare.HELP, compare.arguments, compare.run),
+    Command("doctor", doctor.HELP, doctor.arguments, doctor.run),
 )  # fmt: skip
 
 

@@ -82,7 +82,9 @@ def _speedup(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gat
     verdict: GateVerdict = "not_gated"
     if allowed is not None:
         said += f", and at most {units.signed(-allowed)} is allowed"
-        if low is None or high is None or low < -allowed <= high:
+        if low is None or high is None:
+            verdict, said = "inconclusive", f"{said}, but too few pairs were timed to tell"
+        elif low < -allowed <= high:
             verdict = "inconclusive"
         else:
             verdict = "fail" if high < -allowed else "pass"

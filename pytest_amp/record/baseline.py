@@ -62,7 +62,7 @@ class Baselines:
                     self._warn([str(error)])
                     continue
                 if not (self.exact and any(differences(result.environment, report.environment))):
-                    return result, _origin(run, result)
+                    return result, origin(run, result)
         raise NoBaseline(f"{self._wanted(report)} in {store.shown(self.storage)}")
 
     def _referred(self, report: AmpReport) -> tuple[AmpReport, Baseline]:
@@ -85,7 +85,7 @@ class Baselines:
         if not fitting:
             raise NoBaseline(why)
         result, run = max(fitting, key=lambda each: each[0].started)
-        return result, _origin(run, result)
+        return result, origin(run, result)
 
     def _unfit(self, result: AmpReport, run: Run, report: AmpReport) -> str | None:
         if result.verdict != "pass":
@@ -100,34 +100,10 @@ class Baselines:
 
     def _meant(self) -> Iterable[Run]:
         if self._runs is None:
-            self._runs = []
-            paths = list(self._paths())
-            if not paths:
-                is_folder = Path(self.reference).is_dir()
-                hint = "; before a path write --amp-compare=newest" if is_folder else ""
-                raise NoBaseline(f"there is no saved run {store.shown(self.reference)!r}{hint}")
-            for path in paths:
-                try:
-                    self._runs.append(store.read(path))
-                except Broken as error:
-                    self._warn([str(error)])
+            problems: list[str] = []
+            self._runs = meant(self.storage, self.reference, problems)
+            self._warn(problems)
         return self._runs
-
-    def _paths(self) -> Iterator[Path]:
-        path = Path(self.reference).expanduser()
-        if self.reference.isdigit() and not path.exists():
-            for entry in store.files(self.storage):
-                number = entry.name.partition("_")[0]
-                if number.isdigit() and int(number) == int(self.reference):
-                    yield Path(entry.path)
-        elif path.is_dir():
-            yield from sorted(path.rglob("*.json"))
-        elif path.exists():
-            yield path
-        else:
-            found = sorted(map(Path, glob.glob(os.fspath(path), recursive=True)))  # noqa: PTH207
-            for each in found:
-                yield from sorted(each.rglob("*.json")) if each.is_dir() else [each]
 
     def _wanted(self, report: AmpReport) -> str:
         environment = report.environment
@@ -140,5 +116,40 @@ class Baselines:
         self.warnings.extend(text for text in texts if text not in self.warnings)
 
 
-def _origin(run: Run, result: AmpReport) -> Baseline:
+def meant(storage: Path, reference: str, problems: list[str]) -> list[Run]:
+    """The runs that a number, a file, a folder or a glob means. `NoBaseline` where none is there.
+
+    What can't be read of them joins `problems`.
+    """
+    paths = list(_paths(storage, reference))
+    if not paths:
+        hint = "; before a path write --amp-compare=newest" if Path(reference).is_dir() else ""
+        raise NoBaseline(f"there is no saved run {store.shown(reference)!r}{hint}")
+    runs = []
+    for path in paths:
+        try:
+            runs.append(store.read(path))
+        except Broken as error:
+            problems.append(str(error))
+    return runs
+
+
+def _paths(storage: Path, reference: str) -> Iterator[Path]:
+    path = Path(reference).expanduser()
+    if reference.isdigit() and not path.exists():
+        for entry in store.files(storage):
+            number = entry.name.partition("_")[0]
+            if number.isdigit() and int(number) == int(reference):
+                yield Path(entry.path)
+    elif path.is_dir():
+        yield from sorted(path.rglob("*.json"))
+    elif path.exists():
+        yield path
+    else:
+        for each in sorted(map(Path, glob.glob(os.fspath(path), recursive=True))):  # noqa: PTH207
+            yield from sorted(each.rglob("*.json")) if each.is_dir() else [each]
+
+
+def origin(run: Run, result: AmpReport) -> Baseline:
+    """Where a result is from."""
     return Baseline(run.name, store.shown(run.path), result.started, run.commit, run.branch)

@@ -1,0 +1,105 @@
+"""``pytest-amp compare A B``: two saved runs, test by test."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pytest_amp import settings
+from pytest_amp.commands import FINE, INCONCLUSIVE, NO_BASELINE, REGRESSION, USAGE
+from pytest_amp.judge.comparison import compared
+from pytest_amp.record import store
+from pytest_amp.record.baseline import NoBaseline, meant, origin
+from pytest_amp.record.columns import key
+from pytest_amp.record.store import Broken, Run
+from pytest_amp.results import COMPARED, AmpReport, Gate
+
+HELP = "two saved runs, test by test"
+_WORDS = {
+    "pass": "ok", "fail": "FAILED", "inconclusive": "no answer", "not_gated": "",
+}  # fmt: skip
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    for name, what in (("a", "the older"), ("b", "the newer")):
+        parser.add_argument(name, metavar=name.upper(),
+                            help=f"{what}: a run's number, files, a folder or a glob")  # fmt: skip
+    parser.add_argument("--storage", default=store.DEFAULT, metavar="DIR",
+                        help="pytest-benchmark's storage (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--fail", default="", metavar="METRIC:PCT",
+                        help="what may get worse at most: speedup:10%%,memory:5%%")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="the newer reports, with these gates")
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        allowed = settings.parse(settings.entry_for("compare_fail"), options.fail)
+        root = store.folder(options.storage)
+        older, newer = (_runs(root, each) for each in (options.a, options.b))
+    except NoBaseline as error:
+        sys.stderr.write(f"pytest-amp: {error}\n")
+        return NO_BASELINE
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"pytest-amp: {error}\n")
+        return USAGE
+    before = {key(report.to_dict()): (run, report) for run, report in older}
+    now = {key(report.to_dict()): report for _, report in newer}
+    found = [
+        compared(report, before[same][1], origin(*before[same]), allowed)
+        for same, report in now.items()
+        if same in before
+    ]
+    if options.json:
+        print(json.dumps([each.to_dict() for each in found], indent=1))
+    else:
+        for line in _shown(found):
+            print(line)
+    for same in (*now, *before):
+        if same not in now or same not in before:
+            where = options.b if same in now else options.a
+            nodeid, device, dtype, *_ = same.split("\n")
+            sys.stderr.write(
+                f"pytest-amp: {store.shown(nodeid)} on {device} in {dtype} is in "
+                f"{store.shown(where)} alone\n"
+            )
+    verdicts = {gate.verdict for report in found for gate in _gates(report)}
+    if "fail" in verdicts:
+        return REGRESSION
+    if not found:
+        return NO_BASELINE
+    return INCONCLUSIVE if "inconclusive" in verdicts else FINE
+
+
+def _runs(root: Path, reference: str) -> list[tuple[Run, AmpReport]]:
+    """All measured reports of the runs that are meant, the oldest first."""
+    problems: list[str] = []
+    found = []
+    for each in meant(root, reference, problems):
+        for nodeid in each.tests:
+            try:
+                report = each.report(nodeid)
+            except Broken as error:
+                problems.append(str(error))
+                continue
+            if report.arms:
+                found.append((each, report))
+    for problem in problems:
+        sys.stderr.write(f"pytest-amp: {problem}\n")
+    return sorted(found, key=lambda pair: pair[1].started)
+
+
+def _gates(report: AmpReport) -> Iterable[Gate]:
+    return (gate for gate in report.gates if gate.name in COMPARED)
+
+
+def _shown(reports: Iterable[AmpReport]) -> Iterator[str]:
+    for report in reports:
+        yield store.shown(report.nodeid)
+        for gate in _gates(report):
+            name = gate.name.removeprefix("compare:")
+            yield f"  {name:<7}  {_WORDS[gate.verdict]:<9}  {gate.reason}".rstrip()
+        yield f"  since    {report.baseline}"
+        yield ""

@@ -1,0 +1,104 @@
+"""pytest-amp doctor: one screen, and what to change first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pytest_amp import cli
+from pytest_amp.commands import doctor
+from tests.record.runs import document, report, save
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine without load, governor or variables."""
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0), raising=False)
+    monkeypatch.setattr(doctor, "_GOVERNOR", tmp_path / "none")
+    for name in doctor._VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def told(capsys: Captured, *arguments: str) -> dict[str, tuple[str, str]]:
+    assert cli.main(["doctor", "--device=cpu", "--json", *arguments]) == 0
+    lines = json.loads(capsys.readouterr().out)
+    return {line["name"]: (line["fact"], line["remedy"]) for line in lines}
+
+
+def test_it_fits_a_screen_and_names_what_matters(capsys: Captured, tmp_path: Path) -> None:
+    assert cli.main(["doctor", "--device=cpu", f"--storage={tmp_path}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24
+    text = "\n".join(lines)
+    for what in ("pytest-amp", "pytest-benchmark", "torch 2", "float16", "bfloat16", "storage"):
+        assert what in text
+
+
+def test_what_spoils_a_number_is_marked_and_listed(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "1")
+    monkeypatch.setattr("os.getloadavg", lambda: (99.0, 0.0, 0.0), raising=False)
+    governor = tmp_path / "governor"
+    governor.write_text("powersave\n")
+    monkeypatch.setattr(doctor, "_GOVERNOR", governor)
+    assert cli.main(["doctor", "--device=cpu", f"--storage={tmp_path / 'x'}"]) == 0
+    text = capsys.readouterr().out
+    assert "! CUDA_LAUNCH_BLOCKING" in text
+    before, _, remedies = text.partition("before trusting a number:\n")
+    assert before
+    assert "  - unset CUDA_LAUNCH_BLOCKING: every kernel is waited for\n" in remedies
+    assert "something else keeps the processor busy" in remedies
+    assert "the frequency governor is powersave" in remedies
+
+
+def test_variables_that_only_matter_are_told_without_a_word(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert told(capsys, f"--storage={tmp_path}")["OMP_NUM_THREADS"] == ("3", "")
+
+
+def test_a_device_without_a_fast_path_is_told(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from pytest_amp.run.device import Device
+
+    monkeypatch.setattr(Device, "native_support", lambda *_: False)
+    fact, remedy = told(capsys, f"--storage={tmp_path}")["bfloat16"]
+    assert fact == "emulated, and slow, what autocast uses here"
+    assert remedy == "bfloat16 has no fast path here: gate no speed in it"
+
+
+def test_a_device_that_is_not_there_is_told(capsys: Captured, tmp_path: Path) -> None:
+    assert cli.main(["doctor", "--device=xpu:7", "--json", f"--storage={tmp_path}"]) == 0
+    [line] = [each for each in json.loads(capsys.readouterr().out) if each["name"] == "device"]
+    assert "is not there" in line["remedy"]
+
+
+def test_the_storage_is_counted_and_what_is_broken_named(capsys: Captured, tmp_path: Path) -> None:
+    assert told(capsys, f"--storage={tmp_path}")["storage"][0].endswith(
+        "empty; keep results with --benchmark-autosave"
+    )
+    save(tmp_path, 1, document(report(), report("test_it.py::b")))
+    assert told(capsys, f"--storage={tmp_path}")["storage"] == (
+        f"{tmp_path}: 1 run, 2 results", "",
+    )  # fmt: skip
+    broken = save(tmp_path, 2, "{")
+    fact, remedy = told(capsys, f"--storage={tmp_path}")["storage"]
+    assert fact == f"{tmp_path}: 2 runs, 2 results"
+    assert remedy.startswith(f"1 file or report can't be read, the first: {broken}: is no whole")
+    (tmp_path / "file").write_text("")
+    assert "can't be read" in told(capsys, f"--storage={tmp_path / 'file'}")["storage"][1]
+
+
+def test_a_pytest_benchmark_that_was_not_tried_is_told(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(doctor, "version", lambda _: "6.0.1")
+    _, remedy = told(capsys, f"--storage={tmp_path}")["pytest-benchmark"]
+    assert remedy.startswith("pytest-benchmark 6.0.1 is not one that this pytest-amp was tried")

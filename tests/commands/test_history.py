@@ -1,0 +1,104 @@
+"""pytest-amp history: what people read, what scripts get, and where a metric stepped."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pytest_amp import cli
+from tests.record.runs import ENVIRONMENT, document, report, save
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def stepped(tmp_path: Path) -> Path:
+    """Twenty-four runs of two tests; the speedup of one drops with another torch after twelve."""
+    newer = replace(ENVIRONMENT, torch="2.14.0", driver="580.2")
+    for day in range(1, 25):
+        wiggle = 0.01 * (day % 3)
+        now = report(speedup=2.0 + wiggle, day=day)
+        if day > 12:
+            now = report(speedup=1.6 + wiggle, day=day, environment=newer)
+        save(tmp_path, day, document(now, report("test_it.py::test_flat", day=day)))
+    return tmp_path
+
+
+def shown(capsys: Captured, *arguments: str) -> str:
+    assert cli.main(["history", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_each_test_is_told_with_its_newest_figures(stepped: Path, capsys: Captured) -> None:
+    text = shown(capsys, f"--storage={stepped}")
+    assert "test_it.py::test_step on NVIDIA H100 in bfloat16\n" in text
+    assert text.count("  24 runs, 2026-01-01 to 2026-01-24, 24 passed; newest 0024: pass\n") == 2
+    assert "  amp peak   600 B\n" in text
+
+
+def test_a_step_is_marked_with_its_run_and_what_came_with_it(
+    stepped: Path, capsys: Captured
+) -> None:
+    text = shown(capsys, f"--storage={stepped}")
+    assert (
+        "    run 0013 of 2026-01-13: 2.01 -> 1.61x (-20%), with torch 2.13.0 -> 2.14.0, "
+        "driver 570.1 -> 580.2\n"
+    ) in text.replace("2.01x -> 1.61x", "2.01 -> 1.61x")
+    assert text.count("    run ") == 2  # the speedup, and the fp32 arm's time that it is made of
+
+
+def test_tests_are_chosen_by_a_part_of_their_name_or_a_glob(
+    stepped: Path, capsys: Captured
+) -> None:
+    for wanted in ("flat", "*::test_fl*"):
+        text = shown(capsys, wanted, f"--storage={stepped}")
+        assert "test_flat" in text
+        assert "test_step" not in text
+    assert shown(capsys, "nothing", f"--storage={stepped}") == (
+        f"no results of nothing in {stepped}\n"
+    )
+
+
+def test_scripts_get_every_row_and_column(stepped: Path, capsys: Captured) -> None:
+    rows = list(csv.DictReader(io.StringIO(shown(capsys, "--csv", f"--storage={stepped}"))))
+    objects = json.loads(shown(capsys, "--json", f"--storage={stepped}"))
+    assert len(rows) == len(objects) == 48
+    assert float(rows[0]["speedup"]) == objects[0]["speedup"]
+    assert objects[0]["started"].startswith("2026-01-01T12:00:00")
+    assert set(rows[0]) == set(objects[0])
+
+
+def test_an_empty_storage_is_no_error(tmp_path: Path, capsys: Captured) -> None:
+    none = tmp_path / "none"
+    assert shown(capsys, f"--storage={none}") == f"no results in {none}\n"
+    assert json.loads(shown(capsys, "--json", f"--storage={none}")) == []
+    assert shown(capsys, "--csv", f"--storage={none}").startswith("started,nodeid,verdict")
+
+
+def test_what_can_t_be_read_is_told_and_the_rest_is_shown(stepped: Path, capsys: Captured) -> None:
+    broken = save(stepped, 99, "{")
+    assert cli.main(["history", f"--storage={stepped}"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"pytest-amp: {broken}: is no whole JSON")
+    assert "24 runs" in captured.out
+
+
+@pytest.mark.parametrize("storage", ["elasticsearch+http://x/y", "{}/file"])
+def test_a_storage_that_is_none_is_a_usage_error(
+    tmp_path: Path, capsys: Captured, storage: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert cli.main(["history", f"--storage={storage.format(tmp_path)}"]) == 2
+    assert capsys.readouterr().err.startswith("pytest-amp: ")
+
+
+def test_a_name_from_a_file_can_t_write_on_the_terminal(tmp_path: Path, capsys: Captured) -> None:
+    save(tmp_path, 1, document(report("test_it.py::test[\x1b[31m\n<script>]")))
+    text = shown(capsys, f"--storage={tmp_path}")
+    assert "\x1b" not in text
+    assert "test[\\x1b[31m\\n<script>]" in text
