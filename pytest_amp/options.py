@@ -44,6 +44,10 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--amp-json", default=None, metavar="PATH", help="write a JSON report (default: none)"
     )
+    group.addoption(
+        "--amp-html", default=None, metavar="PATH",
+        help="write a page with figures and history, in one file (default: none)",
+    )  # fmt: skip
 
 
 def _kind(entry: Entry) -> dict[str, Any]:

@@ -36,7 +36,15 @@ class Session:
         json_path = config.getoption("amp_json")
         self._json = None if json_path is None or self._worker else _own_path(json_path)
         if self._json is not None:
-            _require_writable(self._json)
+            _require_writable("--amp-json", self._json)
+        html_path = config.getoption("amp_html")
+        self._html = None if html_path is None or self._worker else _own_path(html_path)
+        if self._html is not None:
+            _require_writable("--amp-html", self._html)
+            from pytest_amp.report import html
+
+            if not html.available():
+                raise pytest.UsageError(f"--amp-html: {html.MISSING}")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = getattr(report, "amp", None)
@@ -76,16 +84,32 @@ class Session:
             for problem in keeper.problems:
                 session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
                 sys.stderr.write(f"pytest-amp: {problem}\n")
-        if self._json is None or session.config.option.collectonly:
+        if session.config.option.collectonly:
             return
-        from pytest_amp.report import json
+        for option, write in (("--amp-json", self._write_json), ("--amp-html", self._write_html)):
+            try:
+                write()
+            except OSError as error:
+                session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+                sys.stderr.write(f"pytest-amp: {option} could not be written: {error}\n")
 
-        document = json.document(self.reports, self.run(), _now(), __version__)
-        try:
+    def _write_json(self) -> None:
+        if self._json is not None:
+            from pytest_amp.report import json
+
+            document = json.document(self.reports, self.run(), _now(), __version__)
             json.write(self._json, document)
-        except OSError as error:
-            session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
-            sys.stderr.write(f"pytest-amp: --amp-json could not be written: {error}\n")
+
+    def _write_html(self) -> None:
+        if self._html is not None:
+            from pytest_amp.record import comparing, series
+            from pytest_amp.report import html
+
+            try:
+                histories = series.histories(comparing.storage_of(self.config))
+            except (ValueError, OSError):  # a storage that is no folder, or can't be read
+                histories = {}
+            html.write(self._html, html.page(self.reports, self.run(), _now(), histories))
 
     def _hidden(self) -> dict[str, int]:
         """Per setting given on the command line: how many tests' markers hid it."""
@@ -146,7 +170,7 @@ def _git(root: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _require_writable(path: Path) -> None:
+def _require_writable(option: str, path: Path) -> None:
     """Raise UsageError now rather than lose an hour of measurements at the end."""
     from tempfile import TemporaryFile
 
@@ -159,4 +183,4 @@ def _require_writable(path: Path) -> None:
         with TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise pytest.UsageError(f"--amp-json={path}: can't write there: {error}") from None
+        raise pytest.UsageError(f"{option}={path}: can't write there: {error}") from None

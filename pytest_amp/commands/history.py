@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         sys.stderr.write(f"pytest-amp: {error}\n")
         return USAGE
     if options.tests:
-        frame = frame[[_is_meant(nodeid, options.tests) for nodeid in frame["nodeid"]]]
+        frame = frame.loc[[_is_meant(nodeid, options.tests) for nodeid in frame["nodeid"]]]
     if options.csv:
         sys.stdout.write(frame.to_csv(index=False))
     elif options.json:

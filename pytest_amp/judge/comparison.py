@@ -83,7 +83,8 @@ def _speedup(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gat
     if allowed is not None:
         said += f", and at most {units.signed(-allowed)} is allowed"
         if low is None or high is None:
-            verdict, said = "inconclusive", f"{said}, but too few pairs were timed to tell"
+            whose = "this run" if not (now.low and now.high) else "the baseline"
+            verdict, said = "inconclusive", f"{said}, but too few pairs of {whose} tell"
         elif low < -allowed <= high:
             verdict = "inconclusive"
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pytest_amp.judge import comparison
@@ -34,11 +36,15 @@ def warnings(config: pytest.Config) -> list[str]:
     return [] if found is None else found.warnings
 
 
+def storage_of(config: pytest.Config) -> Path:
+    """pytest-benchmark's storage. ValueError where that is no folder."""
+    return store.folder(config.getoption("benchmark_storage", None) or store.DEFAULT)
+
+
 def _of_session(config: pytest.Config, settings: Settings) -> Baselines:
     if _BASELINES not in config.stash:
-        storage = config.getoption("benchmark_storage", None) or store.DEFAULT
         config.stash[_BASELINES] = Baselines(
-            store.folder(storage),
+            storage_of(config),
             settings.compare or "newest",
             settings.compare_branch,
             settings.compare_exact,

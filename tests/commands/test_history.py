@@ -76,6 +76,7 @@ def test_scripts_get_every_row_and_column(stepped: Path, capsys: Captured) -> No
 def test_an_empty_storage_is_no_error(tmp_path: Path, capsys: Captured) -> None:
     none = tmp_path / "none"
     assert shown(capsys, f"--storage={none}") == f"no results in {none}\n"
+    assert shown(capsys, "x", f"--storage={none}") == f"no results of x in {none}\n"
     assert json.loads(shown(capsys, "--json", f"--storage={none}")) == []
     assert shown(capsys, "--csv", f"--storage={none}").startswith("started,nodeid,verdict")
 

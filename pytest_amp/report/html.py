@@ -1,0 +1,125 @@
+"""The page of ``--amp-html`` and ``pytest-amp html``: one file that needs nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pytest_amp import __version__, files, rule_texts, units
+from pytest_amp.codes import CODES
+from pytest_amp.report import plots
+from pytest_amp.report.heading import heading
+from pytest_amp.report.plots import Point
+from pytest_amp.report.text import plain
+from pytest_amp.report.verdicts import OUTCOMES, both_arms, outcome_of, shown, why_nothing
+from pytest_amp.results import AmpReport
+
+MISSING = "an HTML report needs Jinja2 and matplotlib: pip install pytest-amp[html]"
+_GRAVITY = ("fail", "error", "unanswered", "inconclusive", "pass", "skipped")
+_GATES = {
+    "pass": "ok", "fail": "failed", "inconclusive": "no answer", "not_gated": "not gated",
+}  # fmt: skip
+
+
+class Section(NamedTuple):
+    """A test on the page."""
+
+    anchor: str
+    report: AmpReport
+    word: str
+    kind: str
+    reason: str
+    figures: Mapping[str, str]
+    dtypes: Sequence[tuple[str, str, str]]
+    settings: Sequence[tuple[str, str, str]]
+
+
+def available() -> bool:
+    """Whether what draws the page is installed."""
+    from importlib.util import find_spec
+
+    return all(find_spec(name) is not None for name in ("jinja2", "matplotlib"))
+
+
+def page(
+    reports: Sequence[AmpReport],
+    run: Mapping[str, Any],
+    created: str,
+    histories: Mapping[str, Sequence[Point]],
+) -> str:
+    """The whole page. `run`: as ``--amp-json`` has it. `histories`: by the key of `history_key`."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("pytest_amp.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        duration=units.duration, size=units.size, ratio=units.ratio, share=units.share,
+        change=lambda pair: units.change(*pair),
+    )  # fmt: skip
+    gravest_first = sorted(reports, key=lambda each: _GRAVITY.index(outcome_of(each)))
+    sections = [
+        _section(number, report, histories.get(history_key(report), ()))
+        for number, report in enumerate(gravest_first, 1)
+    ]
+    counts = [
+        (outcome.counted, kind, sum(outcome_of(each) == kind for each in reports))
+        for kind, outcome in OUTCOMES.items()
+    ]
+    return environment.get_template("page.html.jinja").render(
+        sections=sections,
+        counts=[each for each in counts if each[2]],
+        places=[plain(line) for line in heading(reports, 10_000, 0, {})],
+        run=run,
+        created=created,
+        version=__version__,
+        gates=_GATES,
+        codes=CODES,
+        explained=rule_texts.for_terminal,
+        both_arms=both_arms,
+    )
+
+
+def write(path: str | os.PathLike[str], text: str) -> None:
+    """Write the page whole, or leave what was there."""
+    files.write(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def history_key(report: AmpReport) -> str:
+    """What a result has in common with those of its history that it is drawn with."""
+    place = report.environment
+    return "\n".join([report.nodeid, place.device if place else "", place.dtype if place else ""])
+
+
+def _section(number: int, report: AmpReport, history: Sequence[Point]) -> Section:
+    return Section(
+        anchor=f"test-{number}",
+        report=report,
+        word=shown(report).word,
+        kind=outcome_of(report),
+        reason=why_nothing(report),
+        figures=plots.figures(report, history),
+        dtypes=_dtypes(report),
+        settings=[
+            (name, str(setting.value), setting.source)
+            for name, setting in report.settings.items()
+            if setting.source != "default"
+        ],
+    )
+
+
+def _dtypes(report: AmpReport) -> list[tuple[str, str, str]]:
+    """The arms' FLOPs by dtype: dtype, share in fp32, share in amp."""
+    flops = [arm.flops_by_dtype if arm else {} for arm in both_arms(report)]
+    totals = [sum(each.values()) for each in flops]
+    names = dict.fromkeys(name for each in flops for name in each)
+    return [
+        (name, *(units.share(each.get(name, 0) / total) if total else units.NOTHING
+                 for each, total in zip(flops, totals, strict=True)))  # type: ignore[misc]
+        for name in names
+    ]  # fmt: skip

@@ -1,0 +1,176 @@
+"""Figures of a test, as SVG that stands in a page and takes its text colour."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pytest_amp import units
+from pytest_amp.report.text import cut
+from pytest_amp.results import AmpReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FP32, AMP, MARK = "#4c8bd6", "#e07b39", "#9b59b6"
+# Stands for the page's text colour, which is another one in the dark.
+_TEXT = "#123456"
+_OVER_TIME = (
+    ("Speedup over time", "speedup", "ratio"),
+    ("Peak memory over time", "amp_peak_bytes", ""),
+    ("Loss over time", "amp_loss", "amp loss"),
+)
+_STYLE: Any = {
+    "axes.edgecolor": _TEXT, "axes.labelcolor": _TEXT, "text.color": _TEXT, "xtick.color": _TEXT,
+    "ytick.color": _TEXT, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.titlesize": 10, "axes.titlelocation": "left", "font.size": 9, "legend.frameon": False,
+    "figure.facecolor": "none", "axes.facecolor": "none", "svg.fonttype": "none",
+    "font.family": "sans-serif", "text.parse_math": False, "lines.linewidth": 1.5,
+}  # fmt: skip
+
+
+class Point(NamedTuple):
+    """A stored result in a test's history. `started`: an ISO date; `torch`: its release."""
+
+    run: str
+    started: str
+    torch: str
+    speedup: float | None
+    amp_peak_bytes: float | None
+    amp_loss: float | None
+    passed: bool
+
+
+def figures(report: AmpReport, history: Sequence[Point]) -> dict[str, str]:
+    """By title, what there is to draw of a test."""
+    drawn: dict[str, str] = {}
+    fp32, amp = report.arms.get("fp32"), report.arms.get("amp")
+    for key, curve in fp32.losses_by_key.items() if fp32 else ():
+        title = "Loss" if key == "loss" else f"Loss: {key}"
+        other = amp.losses_by_key.get(key, ()) if amp else ()
+        drawn[title] = _drawn(partial(_losses, fp32=curve, amp=other, floor=report.noise_floor))
+    times = {name: arm.step_times_s for name, arm in report.arms.items() if arm.step_times_s}
+    if len(times) == 2:
+        drawn["Step time"] = _drawn(partial(_times, times=times))
+    peaks = {name: arm.peak_bytes for name, arm in report.arms.items() if arm.peak_bytes}
+    if peaks:
+        drawn["Peak memory"] = _drawn(partial(_bars, peaks=peaks), height=1.6)
+    if amp and amp.scales:
+        drawn["Loss scale"] = _drawn(partial(_scales, scales=amp.scales))
+    for title, name, label in _OVER_TIME:
+        found = [point for point in history if getattr(point, name) is not None]
+        if len(found) > 1:
+            values = [getattr(point, name) for point in found]
+            scale, unit = _in_bytes(max(values)) if name == "amp_peak_bytes" else (1.0, label)
+            scaled = [value / scale for value in values]
+            drawn[title] = _drawn(partial(_history, points=found, values=scaled, label=unit))
+    return drawn
+
+
+def _drawn(draw: Callable[[Axes], None], height: float = 2.4) -> str:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of glyphs that a font lacks: a browser has others
+        figure = Figure(figsize=(4.6, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.add_subplot())
+        written = io.StringIO()
+        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+    svg = written.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_TEXT, "currentColor")
+    return re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
+
+
+def _losses(axes: Axes, fp32: Sequence[float], amp: Sequence[float], floor: float | None) -> None:
+    steps = range(1, len(fp32) + 1)
+    if floor is not None and math.isfinite(floor):
+        low, high = ([loss * (1 + sign * floor) for loss in fp32] for sign in (-1, 1))
+        axes.fill_between(steps, low, high, color=FP32, alpha=0.2, linewidth=0, label="noise floor")
+    axes.plot(steps, fp32, color=FP32, label="fp32")
+    axes.plot(range(1, len(amp) + 1), amp, color=AMP, linestyle="--", label="amp")
+    axes.set_xlabel("step")
+    _whole_numbers(axes)
+    axes.legend()
+
+
+def _times(axes: Axes, times: Mapping[str, Sequence[float]]) -> None:
+    longest = max(max(each) for each in times.values())
+    scale, unit = next(
+        (pair for pair in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")) if longest >= pair[0]),
+        (1e-9, "ns"),
+    )
+    for place, (name, colour) in enumerate((("amp", AMP), ("fp32", FP32))):
+        values = [each / scale for each in times[name]]
+        axes.boxplot(
+            [values], positions=[place], orientation="horizontal", widths=0.5, showfliers=False,
+            medianprops={"color": colour, "linewidth": 2}, boxprops={"color": colour},
+            whiskerprops={"color": colour}, capprops={"color": colour},
+        )  # fmt: skip
+        spread = [place + 0.12 * (-1) ** number for number in range(len(values))]
+        axes.plot(values, spread, ".", color=colour, alpha=0.7)
+    axes.set_yticks([0, 1], ["amp", "fp32"])
+    axes.set_xlabel(f"{unit} a step, by block")
+
+
+def _bars(axes: Axes, peaks: Mapping[str, int]) -> None:
+    names = [name for name in ("amp", "fp32") if name in peaks]
+    colours = {"amp": AMP, "fp32": FP32}
+    scale, unit = _in_bytes(max(peaks.values()))
+    bars = axes.barh(names, [peaks[name] / scale for name in names],
+                     color=[colours[name] for name in names])  # fmt: skip
+    axes.bar_label(bars, [units.size(peaks[name]) for name in names], padding=3)
+    axes.margins(x=0.2)
+    axes.set_xlabel(f"{unit} above the level before the build")
+
+
+def _scales(axes: Axes, scales: Sequence[float]) -> None:
+    axes.step(range(1, len(scales) + 1), scales, color=AMP, where="mid")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(lambda value, _: units.power(value))
+    axes.yaxis.set_minor_formatter(lambda *_: "")
+    axes.set_xlabel("update")
+    _whole_numbers(axes)
+
+
+def _whole_numbers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _in_bytes(largest: float) -> tuple[float, str]:
+    """The unit that suits them, and how many bytes it has."""
+    return next(
+        (pair for pair in ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
+         if largest >= pair[0]),
+        (1.0, "bytes"),
+    )  # fmt: skip
+
+
+def _history(axes: Axes, points: Sequence[Point], values: Sequence[float], label: str) -> None:
+    """By run, with a line where the release of torch changed; open circles did not pass."""
+    places = range(len(points))
+    axes.plot(places, values, color=AMP, linewidth=1)
+    for passed, fill in ((True, AMP), (False, "none")):
+        chosen = [place for place in places if points[place].passed is passed]
+        axes.plot(chosen, [values[place] for place in chosen], "o", markersize=4,
+                  markerfacecolor=fill, markeredgecolor=AMP)  # fmt: skip
+    for place in places[1:]:
+        before, after = points[place - 1].torch, points[place].torch
+        if before != after:
+            axes.axvline(place - 0.5, color=MARK, linestyle=":", linewidth=1)
+            axes.annotate(f"torch {cut(after, 16)}", (place - 0.5, 1), xycoords=("data", "axes fraction"),
+                          rotation=90, va="top", ha="right", fontsize=8, color=MARK)  # fmt: skip
+    axes.set_ylabel(label)
+    if max(values) - min(values) < 1e-6 * abs(values[0]):  # flat: no ticks of rounding
+        axes.set_ylim(*sorted((0.9 * values[0], 1.1 * values[0])) if values[0] else (-1, 1))
+    ends = [f"{cut(points[place].run, 16)}\n{points[place].started[:10]}" for place in (0, -1)]
+    axes.set_xticks([0, len(points) - 1], ends)

@@ -1,0 +1,204 @@
+"""The page: what it holds, that it needs nothing else, and that nothing in it runs."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from pytest_amp.report import html
+from pytest_amp.report.plots import Point, figures
+from pytest_amp.results import (
+    AmpReport,
+    ArmRun,
+    Baseline,
+    DtypeMap,
+    Failure,
+    Finding,
+    Gate,
+    Setting,
+)
+from tests.record.runs import report
+
+RUN = {"commit": "c" * 40, "branch": "main", "dirty": True, "command": "pytest -m amp"}
+NASTY = [
+    "<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "two\nlines", "../../etc",
+    "x" * 5000, "\U0001f525", "$\\frac{1}{0}$", "{{ 7 * 7 }}", "</svg><script>1</script>",
+]  # fmt: skip
+
+
+def page(*reports: AmpReport, **more: Sequence[Point]) -> str:
+    histories = {html.history_key(each): more["history"] for each in reports} if more else {}
+    return html.page(reports, RUN, "2026-01-31T12:00:00+00:00", histories)
+
+
+class Elements(HTMLParser):
+    """Every tag with its attributes, and the text that is shown."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.shown = ""
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "path", "use", "rect", "circle", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in self.open:
+            while self.open.pop() != tag:
+                pass
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script"} & set(self.open):
+            self.shown += data
+
+
+def faulty() -> AmpReport:
+    """With something in every part of a section."""
+    arms = {
+        "fp32": ArmRun((0.010, 0.011), {"g": (2.0, 1.0), "d": (1.0, 0.5)}, 3 * 2**30, 0,
+                       {"float32": 100}),
+        "amp": ArmRun((0.005, 0.006), {"g": (2.0, 1.1), "d": (1.0, 0.6)}, 2**30, 0,
+                      {"float16": 90, "float32": 10}, (2.0**16, 2.0**15), 1),
+    }  # fmt: skip
+    return replace(
+        report(),
+        verdict="fail",
+        arms=arms,
+        gates=(Gate("loss_diff", 0.02, 0.1, None, None, "fail", "10% is beyond 2.0%"),),
+        findings=(
+            Finding("AMP203", "modified-before-unscale", "error", "clipped while scaled", "head"),
+            Finding("AMP402", "fp32-fallback", "warning", "kept", suppressed="on purpose"),
+        ),
+        notes=("a note",),
+        settings={"dtype": Setting("float16", "marker"), "steps": Setting(20, "default")},
+        dtype_map=DtypeMap("f", "t", ("head  forward  matmul  float16  1",), True, ()),
+        baseline=Baseline("0012", "f", "2026-01-01", None, "main", ("torch 2.12.0 -> 2.13.0",)),
+    )
+
+
+def test_a_section_holds_verdict_gates_findings_figures_and_what_is_behind_them() -> None:
+    shown = Elements(page(faulty())).shown
+    for text in (
+        "1 failed", "test_it.py::test_step", "FAIL", "2.00x [1.98, 2.02]", "10% is beyond 2.0%",
+        "AMP203 modified-before-unscale in head", "clipped while scaled",
+        "What AMP203 looks for, and the fix", "scaler.unscale_(optimizer)", "[on purpose]",
+        "a note", "Loss: g", "Loss: d", "Step time", "Peak memory", "Loss scale",
+        "Compared with run 0012", "torch 2.12.0 -> 2.13.0", "head  forward  matmul", "90%",
+        "commit cccccccccc on main with changes", "pytest -m amp",
+    ):  # fmt: skip
+        assert text in shown, text
+    assert "steps" not in re.findall(r'<th scope="row">(\w+)</th>', page(faulty()))
+
+
+def test_it_is_one_file_that_asks_for_nothing() -> None:
+    text = page(faulty())
+    elements = Elements(text)
+    for tag, attributes in elements.tags:
+        assert tag not in ("script", "link", "img", "iframe", "object", "embed", "base")
+        for name, value in attributes.items():
+            assert not name.startswith("on")
+            if name in ("src", "href", "xlink:href", "action"):
+                assert (value or "").startswith("#"), (tag, name, value)
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_links_lead_to_sections_and_every_tag_is_closed() -> None:
+    elements = Elements(page(faulty(), report("test_it.py::b")))
+    ids = {attributes["id"] for _, attributes in elements.tags if "id" in attributes}
+    links = [a["href"] for tag, a in elements.tags if tag == "a"]
+    assert len(links) == 3
+    assert {(link or "")[1:] for link in links} <= ids
+    assert elements.open == []
+
+
+@pytest.mark.parametrize("text", NASTY)
+def test_whatever_a_report_says_is_text(text: str) -> None:
+    strange = replace(
+        faulty(),
+        nodeid=text,
+        notes=(text,),
+        gates=(Gate(text, None, None, None, None, "not_gated", text),),
+        findings=(Finding("AMP999", text, "error", text, text, text, suppressed=text),),
+        settings={text: Setting(text, text)},
+        skip_reason=text,
+        dtype_map=DtypeMap(text, text, (text,), True, ()),
+    )
+    history = [Point(text, "2026-01-01", text, 1.0, 1.0, 1.0, True),
+               Point(text, text, "2.0", 2.0, 2.0, 2.0, False)]  # fmt: skip
+    elements = Elements(page(strange, history=history))
+    assert not {"script", "img"} & {tag for tag, _ in elements.tags}
+    assert text.split("\n")[0] in elements.shown
+    assert elements.open == []
+    assert "49" not in re.findall(r"\b49\b", elements.shown) or "49" in text
+
+
+def test_the_gravest_come_first() -> None:
+    text = page(report("a"), replace(report("b"), verdict="fail"), report("c"))
+    names = re.findall(r"<h2 [^>]*>(\w)</h2>", text)
+    assert names == ["b", "a", "c"]
+
+
+def test_tests_without_figures_say_why() -> None:
+    bare = AmpReport("test_it.py::x", "error", "2026-01-01T00:00:00+00:00",
+                     error=Failure("amp", "parity", 3, "RuntimeError", "no kernel"))  # fmt: skip
+    skipped = AmpReport("test_it.py::y", "skipped", "2026-01-01T00:00:00+00:00",
+                        skip_reason="needs a CUDA device")  # fmt: skip
+    shown = Elements(page(bare, skipped)).shown
+    assert "amp arm, parity, step 3, RuntimeError: no kernel" in shown
+    assert "needs a CUDA device" in shown
+    assert "no amp tests ran" in Elements(page()).shown
+
+
+def point(run: int, torch: str = "2.13.0", speedup: float | None = 2.0) -> Point:
+    return Point(f"{run:04}", f"2026-01-{run:02}", torch, speedup, 2.0**30, 1.0, run % 2 == 0)
+
+
+def test_history_is_drawn_from_two_results_on_and_marks_releases() -> None:
+    assert "Speedup over time" not in figures(report(), [point(1)])
+    assert "Speedup over time" not in figures(report(), [point(1, speedup=None), point(2)])
+    drawn = figures(report(), [point(1), point(2), point(3, "2.14.0")])
+    assert "torch 2.14.0" in drawn["Speedup over time"]
+    assert "0001" in drawn["Loss over time"]
+    assert "GiB" in drawn["Peak memory over time"]
+
+
+def test_figures_take_the_page_s_colour_and_size() -> None:
+    for svg in figures(faulty(), []).values():
+        assert svg.startswith("<svg")
+        head = svg[: svg.index(">")]
+        assert "width" not in head
+        assert "viewBox" in head
+        assert "currentColor" in svg
+        assert "#123456" not in svg
+        assert "#000000" not in svg.replace("stroke: #000000; stroke-width: 0", "")
+
+
+def test_losses_that_are_not_finite_are_drawn_as_far_as_they_go() -> None:
+    curves = {"loss": (2.0, math.nan, math.inf, 1.0)}
+    broken = replace(report(), arms={"fp32": ArmRun((), curves), "amp": ArmRun((), curves)},
+                     noise_floor=math.inf)  # fmt: skip
+    assert set(figures(broken, [])) == {"Loss"}
+
+
+def test_a_write_leaves_what_was_there_where_it_fails(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "deep" / "amp.html"
+    html.write(path, "first \ud800")
+    assert path.read_bytes() == b"first \\ud800"
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        html.write(path, "second")
+    assert path.read_bytes() == b"first \\ud800"
