@@ -10,7 +10,7 @@ from pytest_amp import options
 from pytest_amp.settings import TABLE
 from tests.project import STEP, measure
 
-OPTIONS = {entry.flag for entry in TABLE} | {"--amp-override", "--amp-json"}
+OPTIONS = {entry.flag for entry in TABLE} | {"--amp-override", "--amp-json", "--amp-html"}
 
 
 @pytest.fixture

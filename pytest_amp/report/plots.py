@@ -167,8 +167,9 @@ def _history(axes: Axes, points: Sequence[Point], values: Sequence[float], label
         before, after = points[place - 1].torch, points[place].torch
         if before != after:
             axes.axvline(place - 0.5, color=MARK, linestyle=":", linewidth=1)
-            axes.annotate(f"torch {cut(after, 16)}", (place - 0.5, 1), xycoords=("data", "axes fraction"),
-                          rotation=90, va="top", ha="right", fontsize=8, color=MARK)  # fmt: skip
+            release, top = f"torch {cut(after, 16)}", ("data", "axes fraction")
+            axes.annotate(release, (place - 0.5, 1), xycoords=top, rotation=90, va="top",
+                          ha="right", fontsize=8, color=MARK)  # fmt: skip
     axes.set_ylabel(label)
     if max(values) - min(values) < 1e-6 * abs(values[0]):  # flat: no ticks of rounding
         axes.set_ylim(*sorted((0.9 * values[0], 1.1 * values[0])) if values[0] else (-1, 1))
