@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from pytest_amp import rule_texts
 from pytest_amp.codes import CODES
-from pytest_amp.commands import FINE, USAGE, compare, doctor, history, html
+from pytest_amp.commands import FINE, USAGE, compare, doctor, history, html, plot
 from pytest_amp.rule_texts import WIDTH
 
 
@@ -105,6 +105,7 @@ COMMANDS = (
             _bisect_arguments, _bisect),
     Command("history", history.HELP, history.arguments, history.run),
     Command("compare", compare.HELP, compare.arguments, compare.run),
+    Command("plot", plot.HELP, plot.arguments, plot.run),
     Command("html", html.HELP, html.arguments, html.run),
     Command("doctor", doctor.HELP, doctor.arguments, doctor.run),
 )  # fmt: skip

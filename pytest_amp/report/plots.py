@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_amp import units
@@ -62,14 +63,45 @@ def figures(report: AmpReport, history: Sequence[Point]) -> dict[str, str]:
         drawn["Peak memory"] = _drawn(partial(_bars, peaks=peaks), height=1.6)
     if amp and amp.scales:
         drawn["Loss scale"] = _drawn(partial(_scales, scales=amp.scales))
-    for title, name, label in _OVER_TIME:
-        found = [point for point in history if getattr(point, name) is not None]
-        if len(found) > 1:
-            values = [getattr(point, name) for point in found]
-            scale, unit = _in_bytes(max(values)) if name == "amp_peak_bytes" else (1.0, label)
-            scaled = [value / scale for value in values]
-            drawn[title] = _drawn(partial(_history, points=found, values=scaled, label=unit))
+    for title, column, label in _OVER_TIME:
+        if sum(getattr(point, column) is not None for point in history) > 1:
+            draw = partial(_over_time, points=history, column=column, label=label)
+            drawn[title] = _drawn(draw)
     return drawn
+
+
+def over_time(path: Path, histories: Mapping[str, Sequence[Point]]) -> None:
+    """Draw the histories into a file, a row each; its ending says in which format.
+
+    Raises ValueError for a format that matplotlib does not write, OSError where it can't.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style = {name: "black" if value == _TEXT else value for name, value in _STYLE.items()}
+    style |= {"figure.facecolor": "white", "axes.facecolor": "white"}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        figure = Figure(figsize=(4.4 * len(_OVER_TIME), 2.6 * len(histories)), layout="constrained")
+        rows = figure.subfigures(len(histories), squeeze=False)
+        for row, (name, points) in zip(rows[:, 0], histories.items(), strict=True):
+            row.suptitle(cut(name, 100), fontsize=10)
+            axes = row.subplots(1, len(_OVER_TIME))
+            for place, (title, column, label) in zip(axes, _OVER_TIME, strict=True):
+                place.set_title(title)
+                _over_time(place, points, column, label)
+        figure.savefig(path)
+
+
+def _over_time(axes: Axes, points: Sequence[Point], column: str, label: str) -> None:
+    """One metric, where there are two results or more."""
+    found = [point for point in points if getattr(point, column) is not None]
+    if len(found) < 2:
+        axes.set_axis_off()
+        return
+    values = [getattr(point, column) for point in found]
+    scale, unit = _in_bytes(max(values)) if column == "amp_peak_bytes" else (1.0, label)
+    _history(axes, found, [value / scale for value in values], unit)
 
 
 def _drawn(draw: Callable[[Axes], None], height: float = 2.4) -> str:
@@ -171,7 +203,9 @@ def _history(axes: Axes, points: Sequence[Point], values: Sequence[float], label
             axes.annotate(release, (place - 0.5, 1), xycoords=top, rotation=90, va="top",
                           ha="right", fontsize=8, color=MARK)  # fmt: skip
     axes.set_ylabel(label)
-    if max(values) - min(values) < 1e-6 * abs(values[0]):  # flat: no ticks of rounding
-        axes.set_ylim(*sorted((0.9 * values[0], 1.1 * values[0])) if values[0] else (-1, 1))
+    # At least 2% to either side of the middle: smaller changes are noise, and should look like it.
+    middle = (max(values) + min(values)) / 2
+    half = max(0.55 * (max(values) - min(values)), 0.02 * abs(middle)) or 1.0
+    axes.set_ylim(middle - half, middle + half)
     ends = [f"{cut(points[place].run, 16)}\n{points[place].started[:10]}" for place in (0, -1)]
     axes.set_xticks([0, len(points) - 1], ends)

@@ -1,0 +1,58 @@
+"""``pytest-amp plot``: the history of speedup, memory and loss as a picture."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from pytest_amp.commands import FINE, NO_BASELINE, USAGE
+from pytest_amp.record import store
+from pytest_amp.report import html, plots
+
+HELP = "the history of speedup, memory and loss, as a picture"
+_MOST = 40
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("tests", nargs="*", default=[], metavar="TEST",
+                        help="parts of node ids, or globs; all tests without any")  # fmt: skip
+    parser.add_argument("--storage", default=store.DEFAULT, metavar="DIR",
+                        help="pytest-benchmark's storage (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--output", "-o", default="amp-history.svg", metavar="PATH",
+                        help="svg, png or pdf, by its ending (default: %(default)s)")  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
+    if not html.available():
+        sys.stderr.write(f"pytest-amp: {html.MISSING}\n")
+        return USAGE
+    from pytest_amp.record import series
+
+    path = Path(options.output)
+    try:
+        histories = series.histories(store.folder(options.storage))
+        drawn = {}
+        for name, points in histories.items():
+            nodeid, device, dtype = name.split("\n")[-3:]
+            if _is_meant(nodeid, options.tests) and len(points) > 1:
+                drawn[store.shown(f"{nodeid} on {device} in {dtype}")] = points
+        if not drawn:
+            where = store.shown(options.storage)
+            sys.stderr.write(f"pytest-amp: no test has two results in {where}\n")
+            return NO_BASELINE
+        if len(drawn) > _MOST:
+            sys.stderr.write(f"pytest-amp: {len(drawn)} tests are too many to draw: name some\n")
+            return USAGE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plots.over_time(path, drawn)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"pytest-amp: {error}\n")
+        return USAGE
+    print(f"{path}: {len(drawn)} tests")
+    return FINE
+
+
+def _is_meant(nodeid: str, wanted: list[str]) -> bool:
+    return not wanted or any(each in nodeid or fnmatchcase(nodeid, each) for each in wanted)
