@@ -55,10 +55,37 @@ def test_what_is_flat_or_short_has_none(values: list[float]) -> None:
     assert change_points(values) == ()
 
 
+@pytest.mark.parametrize("factor", [1.2, 1.5, 5.0])
+def test_one_outlier_hides_no_step(factor: float) -> None:
+    values = series(2.0, 1.8)
+    values[10] *= factor
+    [step] = change_points(values)
+    assert abs(step.index - 30) <= 1
+    assert step.before == pytest.approx(2.0, rel=0.01)
+
+
 def test_a_change_too_small_to_matter_is_none() -> None:
     values = [1.0, 1.0001] * 20 + [1.005, 1.0051] * 20
     assert change_points(values) == ()
     assert len(change_points(values, least_change=0.004)) == 1
+
+
+@pytest.mark.parametrize("least", [2.0, 3.0, 10.0])
+def test_a_least_change_above_a_doubling_is_kept_to(least: float) -> None:
+    values = series(1.0, 1 + 0.9 * least)
+    assert change_points(values, least_change=least) == ()
+    assert len(change_points(values, least_change=0.8 * least)) == 1
+
+
+def test_from_zero_a_change_has_no_bound_but_a_direction() -> None:
+    [up] = change_points([0.0] * 10 + [1.0] * 10)
+    [down] = change_points([0.0] * 10 + [-1.0] * 10)
+    assert (up.change, down.change) == (math.inf, -math.inf)
+
+
+def test_one_value_may_be_a_side() -> None:
+    [step] = change_points([*series(1.0), 9.0], least_points=1)
+    assert step.index == 30
 
 
 def test_what_is_not_finite_is_left_out_and_keeps_its_place() -> None:
