@@ -113,6 +113,7 @@ def arms_of(seen: Observations) -> dict[str, ArmRun]:
             flops_by_dtype=run.operators.flops_by_dtype if run.operators else {},
             scales=run.scales,
             skipped_steps=run.skipped_steps,
+            held_bytes=run.held,
         )
 
     timed = seen.timing

@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_amp import units
 from pytest_amp.report.text import cut
-from pytest_amp.results import AmpReport
+from pytest_amp.results import AmpReport, ArmRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FP32, AMP, MARK = "#4c8bd6", "#e07b39", "#9b59b6"
+_REST = "activations and workspace"
+_KINDS = {
+    "parameters": "#4c8bd6", "gradients": "#7fb069", "optimizer state": "#9b59b6", _REST: "#e07b39",
+}  # fmt: skip
 # Stands for the page's text colour, which is another one in the dark.
 _TEXT = "#123456"
 _OVER_TIME = (
@@ -58,9 +62,9 @@ def figures(report: AmpReport, history: Sequence[Point]) -> dict[str, str]:
     times = {name: arm.step_times_s for name, arm in report.arms.items() if arm.step_times_s}
     if len(times) == 2:
         drawn["Step time"] = _drawn(partial(_times, times=times))
-    peaks = {name: arm.peak_bytes for name, arm in report.arms.items() if arm.peak_bytes}
-    if peaks:
-        drawn["Peak memory"] = _drawn(partial(_bars, peaks=peaks), height=1.6)
+    counted = {name: arm for name, arm in report.arms.items() if arm.peak_bytes}
+    if counted:
+        drawn["Peak memory"] = _drawn(partial(_memory, arms=counted))
     if amp and amp.scales:
         drawn["Loss scale"] = _drawn(partial(_scales, scales=amp.scales))
     for title, column, label in _OVER_TIME:
@@ -152,15 +156,27 @@ def _times(axes: Axes, times: Mapping[str, Sequence[float]]) -> None:
     axes.set_xlabel(f"{unit} a step, by block")
 
 
-def _bars(axes: Axes, peaks: Mapping[str, int]) -> None:
-    names = [name for name in ("amp", "fp32") if name in peaks]
-    colours = {"amp": AMP, "fp32": FP32}
-    scale, unit = _in_bytes(max(peaks.values()))
-    bars = axes.barh(names, [peaks[name] / scale for name in names],
-                     color=[colours[name] for name in names])  # fmt: skip
-    axes.bar_label(bars, [units.size(peaks[name]) for name in names], padding=3)
+def _memory(axes: Axes, arms: Mapping[str, ArmRun]) -> None:
+    """Each arm's peak, and what of it is held from step to step."""
+    names = [name for name in ("amp", "fp32") if name in arms]
+    peaks = [arms[name].peak_bytes or 0 for name in names]
+    scale, unit = _in_bytes(max(peaks))
+    lefts = [0.0] * len(names)
+    for kind, colour in _KINDS.items():
+        parts = [float(min(arms[name].held_bytes.get(kind, 0), peak))
+                 for name, peak in zip(names, peaks, strict=True)]  # fmt: skip
+        if kind == _REST:
+            parts = [max(0.0, peak - left) for peak, left in zip(peaks, lefts, strict=True)]
+        if any(parts):
+            axes.barh(names, [part / scale for part in parts], color=colour, label=kind,
+                      left=[left / scale for left in lefts])  # fmt: skip
+        lefts = [left + part for left, part in zip(lefts, parts, strict=True)]
+    for place, peak in enumerate(peaks):
+        axes.annotate(units.size(peak), (peak / scale, place), xytext=(4, 0),
+                      textcoords="offset points", va="center")  # fmt: skip
     axes.margins(x=0.2)
     axes.set_xlabel(f"{unit} above the level before the build")
+    axes.figure.legend(loc="outside upper center", ncols=2, fontsize=8)
 
 
 def _scales(axes: Axes, scales: Sequence[float]) -> None:

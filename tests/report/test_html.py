@@ -172,6 +172,16 @@ def test_history_is_drawn_from_two_results_on_and_marks_releases() -> None:
     assert "GiB" in drawn["Peak memory over time"]
 
 
+def test_memory_is_split_into_what_is_held_and_the_rest() -> None:
+    held = {"parameters": 100, "gradients": 100, "optimizer state": 200}
+    arms = {name: replace(arm, held_bytes=held) for name, arm in report().arms.items()}
+    drawn = figures(report(arms=arms), [])["Peak memory"]
+    for kind in (*held, "activations and workspace"):
+        assert kind in drawn
+    assert "1000 B" in drawn
+    assert "gradients" not in figures(report(), [])["Peak memory"]
+
+
 def test_figures_take_the_page_s_colour_and_size() -> None:
     for svg in figures(faulty(), []).values():
         assert svg.startswith("<svg")
