@@ -83,7 +83,7 @@ class Session:
             keeper.look_again()
             for problem in keeper.problems:
                 session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
-                sys.stderr.write(f"pytest-amp: {problem}\n")
+                sys.stderr.write(f"\npytest-amp: {problem}\n")
         if session.config.option.collectonly:
             return
         for option, write in (("--amp-json", self._write_json), ("--amp-html", self._write_html)):
@@ -91,7 +91,7 @@ class Session:
                 write()
             except OSError as error:
                 session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
-                sys.stderr.write(f"pytest-amp: {option} could not be written: {error}\n")
+                sys.stderr.write(f"\npytest-amp: {option} could not be written: {error}\n")
 
     def _write_json(self) -> None:
         if self._json is not None:

@@ -127,3 +127,15 @@ NUMBERS: tuple[Column, ...] = (
 
 STARTED = Column("started", "UTC", "when the test began", lambda _, report: report["started"])
 COLUMNS: tuple[Column, ...] = (STARTED, *TEXTS, *NUMBERS)
+
+
+def page() -> str:
+    """docs/history.md: each column, its unit and what it holds."""
+    rows = [f"| `{column.name}` | {column.unit} | {column.help} |" for column in COLUMNS]
+    return (
+        "# The columns of the history\n\n"
+        "`pytest_amp.history()` and `pytest-amp history --csv` have one row per test and run, and "
+        "these\ncolumns. Texts are categories, numbers floats; what there is none of is NaN.\n\n"
+        "This page is generated: `python tests/record/test_history.py` writes it.\n\n"
+        "| column | unit | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+    )

@@ -25,9 +25,9 @@ def history(storage: str | os.PathLike[str] = store.DEFAULT) -> pandas.DataFrame
         storage: the folder of ``--benchmark-storage``, also as ``file://...``.
 
     Returns:
-        A DataFrame whose columns are `started` (UTC), and those that `COLUMNS` of
-        `pytest_amp.record.columns` documents with their units. Texts are categories, numbers
-        floats with NaN where there is none. Of an empty storage it has the same columns.
+        A DataFrame with the columns of docs/history.md, which tells their units. Texts are
+        categories, numbers floats with NaN where there is none, `started` is UTC. Of an empty
+        storage it has the same columns.
 
     Warns:
         BrokenHistory: for each file or report that could not be read, with its name.

@@ -1,4 +1,7 @@
-"""pytest_amp.history: one row per test and run, in documented columns."""
+"""pytest_amp.history: one row per test and run, in documented columns.
+
+``python tests/record/test_history.py`` writes docs/history.md.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,16 @@ import pandas
 import pytest
 
 import pytest_amp
-from pytest_amp.record.columns import COLUMNS
+from pytest_amp.record.columns import COLUMNS, page
 from pytest_amp.record.frame import BrokenHistory
 from tests.record.runs import document, report, save
 
 NAMES = [column.name for column in COLUMNS]
+PAGE = Path(__file__).parent.parent.parent / "docs" / "history.md"
+
+
+def test_the_columns_are_documented_as_they_are() -> None:
+    assert PAGE.read_text("utf-8") == page(), "python tests/record/test_history.py writes it"
 
 
 def test_a_row_per_test_and_run_the_oldest_first(tmp_path: Path) -> None:
@@ -112,3 +120,7 @@ def test_it_groups_and_plots_like_any_frame(tmp_path: Path) -> None:
         means = frame.groupby("nodeid", observed=True)["speedup"].mean()
     assert isinstance(means, pandas.Series)
     assert means["test_it.py::test_step"] == pytest.approx(2.03)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), "utf-8")
