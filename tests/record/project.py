@@ -1,4 +1,4 @@
-"""A project whose tests take exactly the time they are told to."""
+"""A project whose tests take exactly the time they are told to, on a clock that only they move."""
 
 from __future__ import annotations
 
@@ -8,13 +8,31 @@ from typing import Any
 
 import pytest
 
-# The steps' time is slept, a thousandth of a second and more, which any machine can.
+from pytest_amp.run.device import Device
+
+
+class Clock:
+    """What `Device.now` reads in runs of pytest inside this process."""
+
+    time_s = 0.0
+
+
+CLOCK = Clock()
+
+# In a process of its own there is no such clock, and the steps' time is slept.
 SLEEPING = """
-import os, time
+import os, sys, time
 import pytest, torch
 import torch.nn.functional as F
 
 FP32_S, AMP_S = 0.004, 0.002
+
+def spend(seconds):
+    project = sys.modules.get("tests.record.project")
+    if project is None:
+        time.sleep(seconds)
+    else:
+        project.CLOCK.time_s += seconds
 
 @pytest.mark.amp
 def test_step(amp_benchmark):
@@ -24,7 +42,7 @@ def test_step(amp_benchmark):
         inputs, targets = torch.ones(4, 8), torch.arange(4)
         slower = float(os.environ.get("AMP_SLOWER", "1"))
         def step():
-            time.sleep(AMP_S * slower if arm.enabled else FP32_S)
+            spend(AMP_S * slower if arm.enabled else FP32_S)
             optimizer.zero_grad()
             with arm.autocast():
                 loss = F.cross_entropy(model(inputs), targets)
@@ -39,7 +57,8 @@ TIMED = ("--amp-steps=2", "--amp-warmup=1", "--amp-max-time=0.6", "-p", "no:cach
 
 
 @pytest.fixture
-def sleeping(pytester: pytest.Pytester) -> pytest.Pytester:
+def sleeping(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    monkeypatch.setattr(Device, "now", lambda _: CLOCK.time_s)
     pytester.makepyfile(test_it=SLEEPING)
     return pytester
 
