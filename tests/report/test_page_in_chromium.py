@@ -124,12 +124,12 @@ def test_a_keyboard_reaches_everything(open_page: Any) -> None:
     assert {"A", "SUMMARY", "DIV"} <= set(reached)
     page.focus("section summary")
     page.keyboard.press("Enter")
-    assert page.eval_on_selector("section details", "e => e.open") is True
+    page.wait_for_function("document.querySelector('section details').open")
     assert page.is_visible("section details pre")
     page.keyboard.press("Enter")
     page.focus("td.name a")
     page.keyboard.press("Enter")
-    assert page.url.endswith("#test-1")
+    page.wait_for_function("location.hash === '#test-1'")  # which comes a moment later
 
 
 def test_what_is_printed_is_black_on_white_with_the_details_open(
