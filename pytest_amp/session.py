@@ -6,7 +6,6 @@ the same as a run in one process does.
 
 from __future__ import annotations
 
-import datetime
 import functools
 import os
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_amp import __version__
+from pytest_amp.fixtures import now
 from pytest_amp.options import LEVELS
 from pytest_amp.settings import UNIONS
 
@@ -31,7 +31,7 @@ class Session:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.reports: list[AmpReport] = []
-        self._started = _now()
+        self._started = now()
         self._worker = hasattr(config, "workerinput")
         json_path = config.getoption("amp_json")
         self._json = None if json_path is None or self._worker else _own_path(json_path)
@@ -97,7 +97,7 @@ class Session:
         if self._json is not None:
             from pytest_amp.report import json
 
-            document = json.document(self.reports, self.run(), _now(), __version__)
+            document = json.document(self.reports, self.run(), now(), __version__)
             json.write(self._json, document)
 
     def _write_html(self) -> None:
@@ -109,7 +109,7 @@ class Session:
                 histories = series.histories(comparing.storage_of(self.config))
             except (ValueError, OSError):  # a storage that is no folder, or can't be read
                 histories = {}
-            html.write(self._html, html.page(self.reports, self.run(), _now(), histories))
+            html.write(self._html, html.page(self.reports, self.run(), now(), histories))
 
     def _hidden(self) -> dict[str, int]:
         """Per setting given on the command line: how many tests' markers hid it."""
@@ -151,10 +151,6 @@ def _own_path(path: str) -> Path:
     """The path as given; ``x.rank1.json`` of a further rank, which must not overwrite it."""
     own, rank = Path(path).expanduser(), os.environ.get("RANK", "0")
     return own if rank == "0" else own.with_name(f"{own.stem}.rank{rank}{own.suffix}")
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def _git(root: Path, *arguments: str) -> str | None:

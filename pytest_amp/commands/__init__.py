@@ -2,4 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from pytest_amp.record import store
+
 FINE, REGRESSION, USAGE, INCONCLUSIVE, NO_BASELINE = range(5)
+
+
+def take_storage(parser: argparse.ArgumentParser) -> None:
+    """``--storage``, as ``--benchmark-storage`` has it."""
+    parser.add_argument("--storage", default=store.DEFAULT, metavar="DIR",
+                        help="pytest-benchmark's storage (default: %(default)s)")  # fmt: skip
+
+
+def take_tests(parser: argparse.ArgumentParser) -> None:
+    """Which tests, for `is_meant`."""
+    parser.add_argument("tests", nargs="*", default=[], metavar="TEST",
+                        help="parts of node ids, or globs; all tests without any")  # fmt: skip
+
+
+def is_meant(nodeid: str, wanted: Sequence[str]) -> bool:
+    """Whether the tests that were named, or all where none was, have this one among them."""
+    return not wanted or any(each in nodeid or fnmatchcase(nodeid, each) for each in wanted)

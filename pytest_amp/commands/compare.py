@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pytest_amp import settings
-from pytest_amp.commands import FINE, INCONCLUSIVE, NO_BASELINE, REGRESSION, USAGE
+from pytest_amp.commands import FINE, INCONCLUSIVE, NO_BASELINE, REGRESSION, USAGE, take_storage
 from pytest_amp.judge.comparison import compared
 from pytest_amp.record import store
 from pytest_amp.record.baseline import NoBaseline, meant, origin
@@ -27,8 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     for name, what in (("a", "the older"), ("b", "the newer")):
         parser.add_argument(name, metavar=name.upper(),
                             help=f"{what}: a run's number, files, a folder or a glob")  # fmt: skip
-    parser.add_argument("--storage", default=store.DEFAULT, metavar="DIR",
-                        help="pytest-benchmark's storage (default: %(default)s)")  # fmt: skip
+    take_storage(parser)
     parser.add_argument("--fail", default="", metavar="METRIC:PCT",
                         help="what may get worse at most: speedup:10%%,memory:5%%")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="the newer reports, with these gates")

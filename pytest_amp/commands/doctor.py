@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_amp import __version__, units
-from pytest_amp.commands import FINE
+from pytest_amp.commands import FINE, take_storage
 from pytest_amp.record import store
 
 HELP = "whether numbers from this machine can be trusted, and what to change first"
@@ -45,8 +45,7 @@ class Line(NamedTuple):
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--storage", default=store.DEFAULT, metavar="DIR",
-                        help="pytest-benchmark's storage (default: %(default)s)")  # fmt: skip
+    take_storage(parser)
     parser.add_argument("--device", default="auto", help="as --amp-device (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 

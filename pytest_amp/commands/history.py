@@ -6,11 +6,10 @@ import argparse
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pytest_amp import units
-from pytest_amp.commands import FINE, USAGE
+from pytest_amp.commands import FINE, USAGE, is_meant, take_storage, take_tests
 from pytest_amp.record import store
 
 if TYPE_CHECKING:
@@ -55,10 +54,8 @@ class Step(NamedTuple):
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("tests", nargs="*", default=[], metavar="TEST",
-                        help="parts of node ids, or globs; all tests without any")  # fmt: skip
-    parser.add_argument("--storage", default=store.DEFAULT, metavar="DIR",
-                        help="pytest-benchmark's storage (default: %(default)s)")  # fmt: skip
+    take_tests(parser)
+    take_storage(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="all rows and columns as CSV")
     form.add_argument("--json", action="store_true", help="all rows and columns as JSON")
@@ -71,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         sys.stderr.write(f"pytest-amp: {error}\n")
         return USAGE
     if options.tests:
-        frame = frame.loc[[_is_meant(nodeid, options.tests) for nodeid in frame["nodeid"]]]
+        frame = frame.loc[[is_meant(nodeid, options.tests) for nodeid in frame["nodeid"]]]
     if options.csv:
         sys.stdout.write(frame.to_csv(index=False))
     elif options.json:
@@ -94,10 +91,6 @@ def _read(storage: str) -> pandas.DataFrame:
     for each in caught:
         sys.stderr.write(f"pytest-amp: {each.message}\n")
     return frame
-
-
-def _is_meant(nodeid: str, wanted: list[str]) -> bool:
-    return any(each in nodeid or fnmatchcase(nodeid, each) for each in wanted)
 
 
 def _shown(frame: pandas.DataFrame) -> Iterator[str]:

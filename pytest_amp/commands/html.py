@@ -7,7 +7,7 @@ import datetime
 import sys
 from pathlib import Path
 
-from pytest_amp.commands import FINE, NO_BASELINE, USAGE
+from pytest_amp.commands import FINE, NO_BASELINE, USAGE, take_storage
 from pytest_amp.record import store
 from pytest_amp.record.baseline import NoBaseline, meant
 from pytest_amp.record.columns import key
@@ -22,8 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("reference", nargs="?", default=None, metavar="RUN",
                         help="a run's number, files, a folder or a glob; by default the newest "
                         "result of each test in the storage")  # fmt: skip
-    parser.add_argument("--storage", default=store.DEFAULT, metavar="DIR",
-                        help="pytest-benchmark's storage (default: %(default)s)")  # fmt: skip
+    take_storage(parser)
     parser.add_argument("--output", "-o", default="amp.html", metavar="PATH",
                         help="where to write it (default: %(default)s)")  # fmt: skip
 

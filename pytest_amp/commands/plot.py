@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from fnmatch import fnmatchcase
 from pathlib import Path
 
-from pytest_amp.commands import FINE, NO_BASELINE, USAGE
+from pytest_amp.commands import FINE, NO_BASELINE, USAGE, is_meant, take_storage, take_tests
 from pytest_amp.record import store
 from pytest_amp.report import html, plots
 
@@ -16,10 +15,8 @@ _MOST = 40
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("tests", nargs="*", default=[], metavar="TEST",
-                        help="parts of node ids, or globs; all tests without any")  # fmt: skip
-    parser.add_argument("--storage", default=store.DEFAULT, metavar="DIR",
-                        help="pytest-benchmark's storage (default: %(default)s)")  # fmt: skip
+    take_tests(parser)
+    take_storage(parser)
     parser.add_argument("--output", "-o", default="amp-history.svg", metavar="PATH",
                         help="svg, png or pdf, by its ending (default: %(default)s)")  # fmt: skip
 
@@ -36,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
         drawn = {}
         for name, points in histories.items():
             nodeid, device, dtype = name.split("\n")[-3:]
-            if _is_meant(nodeid, options.tests) and len(points) > 1:
+            if is_meant(nodeid, options.tests) and len(points) > 1:
                 drawn[store.shown(f"{nodeid} on {device} in {dtype}")] = points
         if not drawn:
             where = store.shown(options.storage)
@@ -52,7 +49,3 @@ def run(options: argparse.Namespace) -> int:
         return USAGE
     print(f"{path}: {len(drawn)} tests")
     return FINE
-
-
-def _is_meant(nodeid: str, wanted: list[str]) -> bool:
-    return not wanted or any(each in nodeid or fnmatchcase(nodeid, each) for each in wanted)

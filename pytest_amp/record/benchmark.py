@@ -103,7 +103,7 @@ class Keeper:
         self.notes: list[str] = []
         self.problems: list[str] = []
         self._session = session
-        self._copy: tuple[Path, str, bytes] | None = None
+        self._copy: tuple[Path, str, Mapping[str, Any]] | None = None
         storage = session.storage
         if isinstance(getattr(storage, "path", None), Path):  # a folder, and no Elasticsearch
             self._original, storage.save = storage.save, self._save
@@ -125,25 +125,25 @@ class Keeper:
             self._ensure(*self._copy)
 
     def _save(self, output: Mapping[str, Any], name: str) -> None:
-        from pytest_benchmark.utils import safe_dumps
-
         folder: Path = self._session.storage.get(name).parent
-        data = safe_dumps(output, ensure_ascii=True, indent=4).encode()
         failed: Exception | None = None
         with saving.turn(folder):
             try:
                 self._original(output, name)
             except (OSError, AssertionError) as error:
                 failed = error
-            self._copy = folder, name, data
-            self._ensure(folder, name, data, failed)
+            self._copy = folder, name, output
+            self._ensure(folder, name, output, failed)
 
     def _ensure(
-        self, folder: Path, name: str, data: bytes, failed: Exception | None = None
+        self, folder: Path, name: str, output: Mapping[str, Any], failed: Exception | None = None
     ) -> None:
         """Keep a second copy where the run is not in the folder."""
         if saving.kept(folder, self.run["id"]) is not None:
             return
+        from pytest_benchmark.utils import safe_dumps
+
+        data = safe_dumps(output, ensure_ascii=True, indent=4).encode()
         try:
             path = saving.keep(folder, name, self.run["id"], data)
         except OSError as error:

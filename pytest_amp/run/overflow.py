@@ -11,10 +11,6 @@ from typing import Any
 import torch
 from torch.amp import GradScaler
 from torch.optim import Optimizer
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
 from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import none_of_ours
@@ -22,7 +18,7 @@ from pytest_amp.records import Overflow, OverflowDrill
 from pytest_amp.run.arm import Workbench
 from pytest_amp.run.drills import Cycle, Run
 from pytest_amp.run.fingerprint import digest
-from pytest_amp.run.patches import patched, wrapped
+from pytest_amp.run.patches import optimizer_steps, patched, wrapped
 from pytest_amp.run.scaler import infinite, raised_by_scaler
 
 __tracebackhide__ = none_of_ours
@@ -171,10 +167,7 @@ class _Injection:
             stack.enter_context(wrapped(GradScaler, "update", self._around_update))
             engine = patched(torch.autograd, "_engine_run_backward", self._around_backward)
             stack.enter_context(engine)
-            before = register_optimizer_step_pre_hook(self._before_step)
-            stack.callback(before.remove)
-            after = register_optimizer_step_post_hook(self._after_step)
-            stack.callback(after.remove)
+            stack.enter_context(optimizer_steps(self._before_step, self._after_step))
             yield
 
     def _around_scale(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:

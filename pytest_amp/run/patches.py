@@ -8,6 +8,10 @@ from functools import wraps
 from typing import Any
 
 import torch
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from pytest_amp.errors import none_of_ours
 
@@ -27,6 +31,17 @@ def patched(owner: Any, name: str, around: Callable[..., Any]) -> Iterator[None]
         yield
     finally:
         setattr(owner, name, original)
+
+
+@contextmanager
+def optimizer_steps(before: Callable[..., None], after: Callable[..., None]) -> Iterator[None]:
+    """Call these around the steps of all optimizers."""
+    hooks = register_optimizer_step_pre_hook(before), register_optimizer_step_post_hook(after)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -16,15 +16,11 @@ import torch
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import ScalerStep, ScalerUse
 from pytest_amp.run.accumulation import Accumulation
-from pytest_amp.run.patches import patched, wrapped
+from pytest_amp.run.patches import optimizer_steps, patched, wrapped
 from pytest_amp.run.scaler import ScalerLog
 from pytest_amp.run.trained import Trained
 
@@ -112,10 +108,7 @@ class StepWatch:
             stack.enter_context(wrapped(LRScheduler, "step", self._around_schedule))
             engine = patched(torch.autograd, "_engine_run_backward", self._around_backward)
             stack.enter_context(engine)
-            before = register_optimizer_step_pre_hook(self._before_step)
-            stack.callback(before.remove)
-            after = register_optimizer_step_post_hook(self._after_step)
-            stack.callback(after.remove)
+            stack.enter_context(optimizer_steps(self._before_step, self._after_step))
             stack.callback(self._give_back)
             yield
 
