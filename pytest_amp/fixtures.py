@@ -6,7 +6,6 @@ is loaded in every pytest run.
 
 from __future__ import annotations
 
-import datetime
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -170,11 +169,6 @@ def job_of(
         rank=int(rank) if rank.isdigit() else None,
         notes=tuple(notes),
     )
-
-
-def now() -> str:
-    """The time in UTC, as ISO 8601."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def attempt_of(item: pytest.Item) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 from dataclasses import dataclass, replace
 
 import torch
 
 from pytest_amp.errors import add_note
 from pytest_amp.judge import dtype_map, rules
+from pytest_amp.plain import now
 from pytest_amp.records import Observations, ParityRun
 from pytest_amp.results import AmpReport, ArmRun, Environment, Failure, Finding
 from pytest_amp.run.arm import Setup, Workbench
@@ -80,7 +80,7 @@ def blank_report(job: Job) -> AmpReport:
     return AmpReport(
         nodeid=job.nodeid,
         verdict="error",
-        started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        started=now(),
         attempt=job.attempt,
         worker=job.worker,
         rank=job.rank,

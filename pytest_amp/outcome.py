@@ -10,6 +10,7 @@ import pytest
 
 from pytest_amp import collection, fixtures
 from pytest_amp.errors import AmpError, AmpInconclusive, AmpRegression
+from pytest_amp.plain import now
 from pytest_amp.results import AmpReport, Failure
 
 UNASSERTED = (
@@ -64,7 +65,7 @@ def _report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestR
     blank = AmpReport(
         nodeid=item.nodeid,
         verdict="skipped" if report.skipped else "error",
-        started=fixtures.now(),
+        started=now(),
         duration_s=call.duration,
         attempt=fixtures.attempt_of(item),
         settings=fixtures.settings_of(item).described(),

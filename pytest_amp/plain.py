@@ -1,10 +1,16 @@
-"""Plain JSON values, and what JSON can't say: a number that is not finite."""
+"""Plain JSON values, and what JSON can't say: a time, and a number that is not finite."""
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+
+def now() -> str:
+    """The time in UTC, as ISO 8601."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def plain(value: Any, path: str, nonfinite: list[str]) -> Any:

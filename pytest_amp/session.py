@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_amp import __version__
-from pytest_amp.fixtures import now
 from pytest_amp.options import LEVELS
+from pytest_amp.plain import now
 from pytest_amp.settings import UNIONS
 
 if TYPE_CHECKING:
@@ -102,14 +102,16 @@ class Session:
 
     def _write_html(self) -> None:
         if self._html is not None:
-            from pytest_amp.record import comparing, series
+            from pytest_amp.record import comparing, trends
             from pytest_amp.report import html
 
             try:
-                histories = series.histories(comparing.storage_of(self.config))
+                storage = comparing.storage_of(self.config)
+                stored = trends.of_storage(storage, self.reports, self.run())
             except (ValueError, OSError):  # a storage that is no folder, or can't be read
-                histories = {}
-            html.write(self._html, html.page(self.reports, self.run(), now(), histories))
+                stored = {}
+            results = trends.beside(self.reports, stored)
+            html.write(self._html, html.page(results, self.run(), now()))
 
     def _hidden(self) -> dict[str, int]:
         """Per setting given on the command line: how many tests' markers hid it."""

@@ -46,6 +46,8 @@ def run(options: argparse.Namespace) -> int:
         return USAGE
     before = {key(report.to_dict()): (run, report) for run, report in older}
     now = {key(report.to_dict()): report for _, report in newer}
+    alone = [(report, options.b) for same, report in now.items() if same not in before]
+    alone += [(report, options.a) for same, (_, report) in before.items() if same not in now]
     found = [
         compared(report, before[same][1], origin(*before[same]), allowed)
         for same, report in now.items()
@@ -56,14 +58,12 @@ def run(options: argparse.Namespace) -> int:
     else:
         for line in _shown(found):
             print(line)
-    for same in (*now, *before):
-        if same not in now or same not in before:
-            where = options.b if same in now else options.a
-            nodeid, device, dtype, *_ = same.split("\n")
-            sys.stderr.write(
-                f"pytest-amp: {store.shown(nodeid)} on {device} in {dtype} is in "
-                f"{store.shown(where)} alone\n"
-            )
+    for report, where in alone:
+        place = report.environment
+        on = f" on {place.device} in {place.dtype}" if place else ""
+        sys.stderr.write(
+            f"pytest-amp: {store.shown(report.nodeid + on)} is in {store.shown(where)} alone\n"
+        )
     verdicts = {gate.verdict for report in found for gate in _gates(report)}
     if "fail" in verdicts:
         return REGRESSION

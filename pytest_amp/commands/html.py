@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import sys
 from pathlib import Path
 
 from pytest_amp.commands import FINE, NO_BASELINE, USAGE, take_storage
+from pytest_amp.plain import now
 from pytest_amp.record import store
 from pytest_amp.record.baseline import NoBaseline, meant
 from pytest_amp.record.columns import key
@@ -31,18 +31,17 @@ def run(options: argparse.Namespace) -> int:
     if not html.available():
         sys.stderr.write(f"pytest-amp: {html.MISSING}\n")
         return USAGE
-    from pytest_amp.record import series
+    from pytest_amp.record import trends
 
     problems: list[str] = []
     try:
         root = store.folder(options.storage)
         runs = meant(root, options.reference or str(root), problems)
         found = newest(runs, problems)
-        histories = series.histories(root)
+        results = trends.beside(found, trends.of_storage(root))
         last = max(runs, key=lambda each: each.started, default=None)
         about = {"commit": last.commit, "branch": last.branch, "dirty": last.dirty} if last else {}
-        page = html.page(found, {**_NOTHING, **about}, _now(), histories)
-        html.write(options.output, page)
+        html.write(options.output, html.page(results, {**_NOTHING, **about}, now()))
     except NoBaseline:
         where = store.shown(options.reference or options.storage)
         sys.stderr.write(f"pytest-amp: no saved run in {where}\n")
@@ -78,7 +77,3 @@ def newest(runs: list[Run], problems: list[str]) -> list[AmpReport]:
         except Broken as error:
             problems.append(str(error))
     return sorted(reports, key=lambda report: report.nodeid)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pytest_amp.commands import FINE, NO_BASELINE, USAGE, is_meant, take_storage, take_tests
 from pytest_amp.record import store
-from pytest_amp.report import html, plots
+from pytest_amp.report import html
 
 HELP = "the history of speedup, memory and loss, as a picture"
 _MOST = 40
@@ -25,16 +25,16 @@ def run(options: argparse.Namespace) -> int:
     if not html.available():
         sys.stderr.write(f"pytest-amp: {html.MISSING}\n")
         return USAGE
-    from pytest_amp.record import series
+    from pytest_amp.record import trends as stored
+    from pytest_amp.report import trends
 
     path = Path(options.output)
     try:
-        histories = series.histories(store.folder(options.storage))
-        drawn = {}
-        for name, points in histories.items():
-            nodeid, device, dtype = name.split("\n")[-3:]
-            if is_meant(nodeid, options.tests) and len(points) > 1:
-                drawn[store.shown(f"{nodeid} on {device} in {dtype}")] = points
+        drawn = [
+            trend._replace(name=store.shown(trend.name))
+            for trend in stored.of_storage(store.folder(options.storage)).values()
+            if is_meant(trend.nodeid, options.tests) and len(trend.points) > 1
+        ]
         if not drawn:
             where = store.shown(options.storage)
             sys.stderr.write(f"pytest-amp: no test has two results in {where}\n")
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
             sys.stderr.write(f"pytest-amp: {len(drawn)} tests are too many to draw: name some\n")
             return USAGE
         path.parent.mkdir(parents=True, exist_ok=True)
-        plots.over_time(path, drawn)
+        trends.save(path, drawn)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"pytest-amp: {error}\n")
         return USAGE

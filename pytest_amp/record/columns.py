@@ -5,6 +5,7 @@ One table, from which the index, the DataFrame and the documentation are made.
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Mapping
@@ -32,7 +33,7 @@ def key(report: Report) -> str:
     environment, settings = report["environment"] or {}, report["settings"]
     measuring = [settings[name]["value"] if name in settings else None for name in MEASURING]
     parts = (report["nodeid"], environment.get("device"), environment.get("dtype"), *measuring)
-    return "\n".join(map(str, parts))
+    return json.dumps(parts)
 
 
 def _arm(name: str, field: str) -> Callable[[Run, Report], Any]:

@@ -22,7 +22,7 @@ from pytest_amp.record.columns import NUMBERS, TEXTS, key
 from pytest_amp.record.store import Broken, Run
 
 NAME: Final = ".amp-index.sqlite"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _PATIENCE_S: Final = 30.0
 _AT_ONCE: Final = 200
 # A changed table of columns makes another index.

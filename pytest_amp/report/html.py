@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from pytest_amp import __version__, files, rule_texts, units
 from pytest_amp.codes import CODES
-from pytest_amp.report import plots
+from pytest_amp.report import plots, trends
 from pytest_amp.report.heading import heading
-from pytest_amp.report.plots import Point
 from pytest_amp.report.text import plain
+from pytest_amp.report.trends import METRICS, Trend
 from pytest_amp.report.verdicts import OUTCOMES, both_arms, outcome_of, shown, why_nothing
 from pytest_amp.results import AmpReport
 
@@ -31,6 +31,7 @@ class Section(NamedTuple):
     kind: str
     reason: str
     figures: Mapping[str, str]
+    steps: Sequence[str]
     dtypes: Sequence[tuple[str, str, str]]
     settings: Sequence[tuple[str, str, str]]
 
@@ -43,12 +44,9 @@ def available() -> bool:
 
 
 def page(
-    reports: Sequence[AmpReport],
-    run: Mapping[str, Any],
-    created: str,
-    histories: Mapping[str, Sequence[Point]],
+    results: Sequence[tuple[AmpReport, Trend | None]], run: Mapping[str, Any], created: str
 ) -> str:
-    """The whole page. `run`: as ``--amp-json`` has it. `histories`: by the key of `history_key`."""
+    """The whole page: of each result, and of what is stored for it. `run`: as in ``--amp-json``."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -62,11 +60,9 @@ def page(
         duration=units.duration, size=units.size, ratio=units.ratio, share=units.share,
         change=lambda pair: units.change(*pair),
     )  # fmt: skip
-    gravest_first = sorted(reports, key=lambda each: _GRAVITY.index(outcome_of(each)))
-    sections = [
-        _section(number, report, histories.get(history_key(report), ()))
-        for number, report in enumerate(gravest_first, 1)
-    ]
+    gravest_first = sorted(results, key=lambda each: _GRAVITY.index(outcome_of(each[0])))
+    sections = [_section(number, *each) for number, each in enumerate(gravest_first, 1)]
+    reports = [report for report, _ in results]
     counts = [
         (outcome.counted, kind, sum(outcome_of(each) == kind for each in reports))
         for kind, outcome in OUTCOMES.items()
@@ -90,20 +86,17 @@ def write(path: str | os.PathLike[str], text: str) -> None:
     files.write(path, text.encode("utf-8", errors="backslashreplace"))
 
 
-def history_key(report: AmpReport) -> str:
-    """What a result has in common with those of its history that it is drawn with."""
-    place = report.environment
-    return "\n".join([report.nodeid, place.device if place else "", place.dtype if place else ""])
-
-
-def _section(number: int, report: AmpReport, history: Sequence[Point]) -> Section:
+def _section(number: int, report: AmpReport, trend: Trend | None) -> Section:
     return Section(
         anchor=f"test-{number}",
         report=report,
         word=shown(report).word,
         kind=outcome_of(report),
         reason=why_nothing(report),
-        figures=plots.figures(report, history),
+        figures={**plots.figures(report), **(trends.figures(trend) if trend else {})},
+        steps=[f"{each.name}, {step}" for each in METRICS for step in trend.told(each)]
+        if trend
+        else [],
         dtypes=_dtypes(report),
         settings=[
             (name, str(setting.value), setting.source)

@@ -1,4 +1,4 @@
-"""Figures of a test, as SVG that stands in a page and takes its text colour."""
+"""Figures of one result, as SVG that stands in a page and takes its text colour."""
 
 from __future__ import annotations
 
@@ -6,30 +6,24 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from pytest_amp import units
-from pytest_amp.report.text import cut
 from pytest_amp.results import AmpReport, ArmRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FP32, AMP, MARK = "#4c8bd6", "#e07b39", "#9b59b6"
+FP32, AMP = "#4c8bd6", "#e07b39"
 _REST = "activations and workspace"
 _KINDS = {
     "parameters": "#4c8bd6", "gradients": "#7fb069", "optimizer state": "#9b59b6", _REST: "#e07b39",
 }  # fmt: skip
 # Stands for the page's text colour, which is another one in the dark.
 _TEXT = "#123456"
-_OVER_TIME = (
-    ("Speedup over time", "speedup", "ratio"),
-    ("Peak memory over time", "amp_peak_bytes", ""),
-    ("Loss over time", "amp_loss", "amp loss"),
-)
 _STYLE: Any = {
     "axes.edgecolor": _TEXT, "axes.labelcolor": _TEXT, "text.color": _TEXT, "xtick.color": _TEXT,
     "ytick.color": _TEXT, "axes.spines.top": False, "axes.spines.right": False,
@@ -39,83 +33,46 @@ _STYLE: Any = {
 }  # fmt: skip
 
 
-class Point(NamedTuple):
-    """A stored result in a test's history. `started`: an ISO date; `torch`: its release."""
-
-    run: str
-    started: str
-    torch: str
-    speedup: float | None
-    amp_peak_bytes: float | None
-    amp_loss: float | None
-    passed: bool
-
-
-def figures(report: AmpReport, history: Sequence[Point]) -> dict[str, str]:
+def figures(report: AmpReport) -> dict[str, str]:
     """By title, what there is to draw of a test."""
-    drawn: dict[str, str] = {}
+    found: dict[str, str] = {}
     fp32, amp = report.arms.get("fp32"), report.arms.get("amp")
     for key, curve in fp32.losses_by_key.items() if fp32 else ():
         title = "Loss" if key == "loss" else f"Loss: {key}"
         other = amp.losses_by_key.get(key, ()) if amp else ()
-        drawn[title] = _drawn(partial(_losses, fp32=curve, amp=other, floor=report.noise_floor))
+        found[title] = drawn(partial(_losses, fp32=curve, amp=other, floor=report.noise_floor))
     times = {name: arm.step_times_s for name, arm in report.arms.items() if arm.step_times_s}
     if len(times) == 2:
-        drawn["Step time"] = _drawn(partial(_times, times=times))
+        found["Step time"] = drawn(partial(_times, times=times))
     counted = {name: arm for name, arm in report.arms.items() if arm.peak_bytes}
     if counted:
-        drawn["Peak memory"] = _drawn(partial(_memory, arms=counted))
+        found["Peak memory"] = drawn(partial(_memory, arms=counted))
     if amp and amp.scales:
-        drawn["Loss scale"] = _drawn(partial(_scales, scales=amp.scales))
-    for title, column, label in _OVER_TIME:
-        if sum(getattr(point, column) is not None for point in history) > 1:
-            draw = partial(_over_time, points=history, column=column, label=label)
-            drawn[title] = _drawn(draw)
-    return drawn
+        found["Loss scale"] = drawn(partial(_scales, scales=amp.scales))
+    return found
 
 
-def over_time(path: Path, histories: Mapping[str, Sequence[Point]]) -> None:
-    """Draw the histories into a file, a row each; its ending says in which format.
-
-    Raises ValueError for a format that matplotlib does not write, OSError where it can't.
-    """
+@contextmanager
+def on_paper() -> Iterator[None]:
+    """Draw as for a page, and in black on white."""
     import matplotlib
-    from matplotlib.figure import Figure
 
     style = {name: "black" if value == _TEXT else value for name, value in _STYLE.items()}
     style |= {"figure.facecolor": "white", "axes.facecolor": "white"}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        figure = Figure(figsize=(4.4 * len(_OVER_TIME), 2.6 * len(histories)), layout="constrained")
-        rows = figure.subfigures(len(histories), squeeze=False)
-        for row, (name, points) in zip(rows[:, 0], histories.items(), strict=True):
-            row.suptitle(cut(name, 100), fontsize=10)
-            axes = row.subplots(1, len(_OVER_TIME))
-            for place, (title, column, label) in zip(axes, _OVER_TIME, strict=True):
-                place.set_title(title)
-                _over_time(place, points, column, label)
-        figure.savefig(path)
+        yield
 
 
-def _over_time(axes: Axes, points: Sequence[Point], column: str, label: str) -> None:
-    """One metric, where there are two results or more."""
-    found = [point for point in points if getattr(point, column) is not None]
-    if len(found) < 2:
-        axes.set_axis_off()
-        return
-    values = [getattr(point, column) for point in found]
-    scale, unit = _in_bytes(max(values)) if column == "amp_peak_bytes" else (1.0, label)
-    _history(axes, found, [value / scale for value in values], unit)
-
-
-def _drawn(draw: Callable[[Axes], None], height: float = 2.4) -> str:
+def drawn(draw: Callable[[Axes], None]) -> str:
+    """One figure, as SVG."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of glyphs that a font lacks: a browser has others
-        figure = Figure(figsize=(4.6, height), layout="constrained")
+        figure = Figure(figsize=(4.6, 2.4), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
         written = io.StringIO()
@@ -160,7 +117,7 @@ def _memory(axes: Axes, arms: Mapping[str, ArmRun]) -> None:
     """Each arm's peak, and what of it is held from step to step."""
     names = [name for name in ("amp", "fp32") if name in arms]
     peaks = [arms[name].peak_bytes or 0 for name in names]
-    scale, unit = _in_bytes(max(peaks))
+    scale, unit = in_bytes(max(peaks))
     lefts = [0.0] * len(names)
     for kind, colour in _KINDS.items():
         parts = [float(min(arms[name].held_bytes.get(kind, 0), peak))
@@ -194,34 +151,10 @@ def _whole_numbers(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def _in_bytes(largest: float) -> tuple[float, str]:
+def in_bytes(largest: float) -> tuple[float, str]:
     """The unit that suits them, and how many bytes it has."""
     return next(
         (pair for pair in ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
          if largest >= pair[0]),
         (1.0, "bytes"),
     )  # fmt: skip
-
-
-def _history(axes: Axes, points: Sequence[Point], values: Sequence[float], label: str) -> None:
-    """By run, with a line where the release of torch changed; open circles did not pass."""
-    places = range(len(points))
-    axes.plot(places, values, color=AMP, linewidth=1)
-    for passed, fill in ((True, AMP), (False, "none")):
-        chosen = [place for place in places if points[place].passed is passed]
-        axes.plot(chosen, [values[place] for place in chosen], "o", markersize=4,
-                  markerfacecolor=fill, markeredgecolor=AMP)  # fmt: skip
-    for place in places[1:]:
-        before, after = points[place - 1].torch, points[place].torch
-        if before != after:
-            axes.axvline(place - 0.5, color=MARK, linestyle=":", linewidth=1)
-            release, top = f"torch {cut(after, 16)}", ("data", "axes fraction")
-            axes.annotate(release, (place - 0.5, 1), xycoords=top, rotation=90, va="top",
-                          ha="right", fontsize=8, color=MARK)  # fmt: skip
-    axes.set_ylabel(label)
-    # At least 2% to either side of the middle: smaller changes are noise, and should look like it.
-    middle = (max(values) + min(values)) / 2
-    half = max(0.55 * (max(values) - min(values)), 0.02 * abs(middle)) or 1.0
-    axes.set_ylim(middle - half, middle + half)
-    ends = [f"{cut(points[place].run, 16)}\n{points[place].started[:10]}" for place in (0, -1)]
-    axes.set_xticks([0, len(points) - 1], ends)

@@ -10,8 +10,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pytest_amp.report import html
-from pytest_amp.report.plots import Point, figures
+from pytest_amp.report import html, trends
+from pytest_amp.report.plots import figures
+from pytest_amp.report.trends import Point, Step, Trend
 from pytest_amp.results import (
     AmpReport,
     ArmRun,
@@ -31,9 +32,8 @@ NASTY = [
 ]  # fmt: skip
 
 
-def page(*reports: AmpReport, **more: Sequence[Point]) -> str:
-    histories = {html.history_key(each): more["history"] for each in reports} if more else {}
-    return html.page(reports, RUN, "2026-01-31T12:00:00+00:00", histories)
+def page(*reports: AmpReport, trend: Trend | None = None) -> str:
+    return html.page([(each, trend) for each in reports], RUN, "2026-01-31T12:00:00+00:00")
 
 
 class Elements(HTMLParser):
@@ -133,9 +133,13 @@ def test_whatever_a_report_says_is_text(text: str) -> None:
         skip_reason=text,
         dtype_map=DtypeMap(text, text, (text,), True, ()),
     )
-    history = [Point(text, "2026-01-01", text, 1.0, 1.0, 1.0, True),
-               Point(text, text, "2.0", 2.0, 2.0, 2.0, False)]  # fmt: skip
-    elements = Elements(page(strange, history=history))
+    figure = {"speedup": 1.0, "amp_peak_bytes": 1.0, "amp_loss": 1.0}
+    points = [
+        Point(text, "2026-01-01", "pass", text, figure),
+        Point(text, text, text, text, figure),
+    ]
+    trend = Trend(text, text, points, {"speedup": [Step(1, 1.0, 2.0, (text,))]})
+    elements = Elements(page(strange, trend=trend))
     assert not {"script", "img"} & {tag for tag, _ in elements.tags}
     assert text.split("\n")[0] in elements.shown
     assert elements.open == []
@@ -159,31 +163,57 @@ def test_tests_without_figures_say_why() -> None:
     assert "no amp tests ran" in Elements(page()).shown
 
 
-def point(run: int, torch: str = "2.13.0", speedup: float | None = 2.0) -> Point:
-    return Point(f"{run:04}", f"2026-01-{run:02}", torch, speedup, 2.0**30, 1.0, run % 2 == 0)
+def point(run: int, torch: str = "2.13.0", speedup: float = 2.0, loss: float = 1.0) -> Point:
+    values = {"speedup": speedup, "amp_peak_bytes": 2.0**30, "amp_loss": loss}
+    return Point(f"{run:04}", f"2026-01-{run:02}", "fail" if run % 2 else "pass", torch, values)
+
+
+def drawn(points: Sequence[Point], **steps: Sequence[Step]) -> dict[str, str]:
+    return trends.figures(Trend("t", "t", points, steps))
 
 
 def test_history_is_drawn_from_two_results_on_and_marks_releases() -> None:
-    assert "Speedup over time" not in figures(report(), [point(1)])
-    assert "Speedup over time" not in figures(report(), [point(1, speedup=None), point(2)])
-    drawn = figures(report(), [point(1), point(2), point(3, "2.14.0")])
-    assert "torch 2.14.0" in drawn["Speedup over time"]
-    assert "0001" in drawn["Loss over time"]
-    assert "GiB" in drawn["Peak memory over time"]
+    assert drawn([point(1)]) == {}
+    for nothing in (math.nan, math.inf):
+        assert "Speedup over time" not in drawn([point(1, speedup=nothing), point(2)])
+    found = drawn([point(1), point(2), point(3, "2.14.0")])
+    assert "torch 2.14.0" in found["Speedup over time"]
+    assert "0001" in found["Loss over time"]
+    assert "GiB" in found["Peak memory over time"]
+
+
+def test_steps_are_marked_with_their_size_and_told_below() -> None:
+    points = [point(n, speedup=2.0 if n < 5 else 1.6) for n in range(1, 10)]
+    step = Step(4, 2.0, 1.6, ("torch 2.13.0 -> 2.14.0",))
+    assert "-20%" in drawn(points, speedup=[step])["Speedup over time"]
+    shown = Elements(page(report(), trend=Trend("t", "t", points, {"speedup": [step]}))).shown
+    assert (
+        "speedup, run 0005 of 2026-01-05: 2.00x -> 1.60x (-20%), with torch 2.13.0 -> 2.14.0"
+    ) in shown
+    assert "Where its history stepped" not in Elements(page(report())).shown
+
+
+def test_steps_before_what_is_drawn_are_left_out() -> None:
+    points = [point(1, speedup=2.0 if n < 50 else 1.6) for n in range(300)]
+    assert "-20%" not in drawn(points, speedup=[Step(50, 2.0, 1.6, ())])["Speedup over time"]
+    assert "-20%" in drawn(points, speedup=[Step(150, 2.0, 1.6, ())])["Speedup over time"]
+    # A point without the figure does not shift the mark's place: it stands on a known one.
+    points[200] = point(1, speedup=math.nan)
+    assert "-20%" in drawn(points, speedup=[Step(201, 2.0, 1.6, ())])["Speedup over time"]
 
 
 def test_memory_is_split_into_what_is_held_and_the_rest() -> None:
     held = {"parameters": 100, "gradients": 100, "optimizer state": 200}
     arms = {name: replace(arm, held_bytes=held) for name, arm in report().arms.items()}
-    drawn = figures(report(arms=arms), [])["Peak memory"]
+    drawn = figures(report(arms=arms))["Peak memory"]
     for kind in (*held, "activations and workspace"):
         assert kind in drawn
     assert "1000 B" in drawn
-    assert "gradients" not in figures(report(), [])["Peak memory"]
+    assert "gradients" not in figures(report())["Peak memory"]
 
 
 def test_figures_take_the_page_s_colour_and_size() -> None:
-    for svg in figures(faulty(), []).values():
+    for svg in figures(faulty()).values():
         assert svg.startswith("<svg")
         head = svg[: svg.index(">")]
         assert "width" not in head
@@ -197,7 +227,7 @@ def test_losses_that_are_not_finite_are_drawn_as_far_as_they_go() -> None:
     curves = {"loss": (2.0, math.nan, math.inf, 1.0)}
     broken = replace(report(), arms={"fp32": ArmRun((), curves), "amp": ArmRun((), curves)},
                      noise_floor=math.inf)  # fmt: skip
-    assert set(figures(broken, [])) == {"Loss"}
+    assert set(figures(broken)) == {"Loss"}
 
 
 def test_a_write_leaves_what_was_there_where_it_fails(tmp_path, monkeypatch) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pytest_amp.report import html
-from pytest_amp.report.plots import Point
+from pytest_amp.report.trends import Point, Step, Trend
 from pytest_amp.results import Finding, Gate
 from tests.record.runs import report
 
@@ -40,15 +40,17 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     found = Finding("AMP203", "modified-before-unscale", "error", "clipped " * 30, "decoder.head")
     gate = Gate("loss_diff", 0.02, 0.1, None, None, "fail", "10% is beyond 2.0% " * 5)
     failed = replace(report(LONG), verdict="fail", findings=(found,), gates=(gate,))
-    history = [
-        Point(f"{n:04}", f"2026-01-{n:02}", "2.13.0" if n < 5 else "2.14.0", 2.0, 2e9, 1.0, n < 7)
+    points = [
+        Point(f"{n:04}", f"2026-01-{n:02}", "pass" if n < 7 else "fail",
+              "2.13.0" if n < 5 else "2.14.0",
+              {"speedup": 2.0 if n < 5 else 1.6, "amp_peak_bytes": 2e9, "amp_loss": 1.0})
         for n in range(1, 10)
-    ]
+    ]  # fmt: skip
+    step = Step(4, 2.0, 1.6, ("torch 2.13.0 -> 2.14.0",))
     text = html.page(
-        [failed, report()],
+        [(failed, Trend("t", "t", points, {"speedup": [step]})), (report(), None)],
         {"commit": None, "branch": None, "dirty": None, "command": None},
         "2026-01-31",
-        {html.history_key(failed): history},
     )
     path = tmp_path_factory.mktemp("page") / "amp.html"
     html.write(path, text)

@@ -1,0 +1,123 @@
+"""The history as trends: of each test what was measured, run by run, and where it stepped."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_amp.record.change_points import change_points
+from pytest_amp.record.columns import COLUMNS, MEASURING, key
+from pytest_amp.record.frame import history
+from pytest_amp.record.store import Run
+from pytest_amp.report.trends import METRICS, Point, Step, Trend
+from pytest_amp.results import AmpReport
+
+if TYPE_CHECKING:
+    import pandas
+
+_VERSIONS = ("torch", "cuda", "cudnn", "driver")
+_THIS = "this run"
+
+
+def of_storage(
+    storage: Path, reports: Sequence[AmpReport] = (), run: Mapping[str, Any] | None = None
+) -> dict[str, Trend]:
+    """By key, what a storage holds, and behind it the reports of a run that may not be saved."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the page is not the place to tell of broken files
+        frame = history(storage)
+    if run is not None and not (frame["run_id"] == run["id"]).any():
+        frame = _joined(frame, reports, run)
+    return of_frame(frame)
+
+
+def beside(
+    reports: Iterable[AmpReport], trends: Mapping[str, Trend]
+) -> list[tuple[AmpReport, Trend | None]]:
+    """Each report with the trend that it belongs to, if there is one."""
+    return [(report, trends.get(key(report.to_dict()))) for report in reports]
+
+
+def of_frame(frame: pandas.DataFrame) -> dict[str, Trend]:
+    """By key, what `history` found, or those rows of it that were chosen."""
+    groups = {str(same): rows for same, rows in frame.groupby("key", observed=True, sort=False)}
+    names = _names(groups)
+    return {same: _trend(names[same], rows) for same, rows in groups.items()}
+
+
+def _names(keys: Iterable[str]) -> dict[str, str]:
+    """What to call each key; its settings where they alone tell it from another."""
+    parts = {same: json.loads(same) for same in keys}
+    shared = Counter(tuple(each[:3]) for each in parts.values())
+    found = {}
+    for same, (nodeid, device, dtype, *measuring) in parts.items():
+        name = f"{nodeid} on {device} in {dtype}" if device else nodeid
+        if shared[nodeid, device, dtype] > 1:
+            given = zip(MEASURING, measuring, strict=True)
+            name += f" ({', '.join(f'{setting}={value}' for setting, value in given)})"
+        found[same] = name
+    return found
+
+
+def _joined(
+    frame: pandas.DataFrame, reports: Iterable[AmpReport], run: Mapping[str, Any]
+) -> pandas.DataFrame:
+    import pandas
+
+    this = Run(
+        path=Path(_THIS), number=None, id=run["id"], started=run["started"],
+        commit=run["commit"], branch=run["branch"], dirty=run["dirty"], tests={},
+    )  # fmt: skip
+    timed = {each.nodeid: each.to_dict() for each in reports if each.speedup is not None}
+    if not timed:
+        return frame
+    rows = [{column.name: column.of(this, each) for column in COLUMNS} for each in timed.values()]
+    new = pandas.DataFrame(rows)
+    new["started"] = pandas.to_datetime(new["started"], utc=True)
+    return new if frame.empty else pandas.concat([frame.astype(new.dtypes), new])
+
+
+def _trend(name: str, rows: pandas.DataFrame) -> Trend:
+    """Of the rows of one key, in their order."""
+    values = {metric.column: rows[metric.column].astype(float).tolist() for metric in METRICS}
+    started = rows["started"].dt.strftime("%Y-%m-%d")
+    points = [
+        Point(run, day, verdict, _text(torch), dict(zip(values, measured, strict=True)))
+        for run, day, verdict, torch, *measured in zip(
+            rows["run"], started, rows["verdict"], rows["torch"], *values.values(), strict=True
+        )
+    ]
+    return Trend(
+        nodeid=rows["nodeid"].iloc[-1],
+        name=name,
+        points=points,
+        steps={column: tuple(_steps(rows, each)) for column, each in values.items()},
+    )
+
+
+def _steps(rows: pandas.DataFrame, values: Sequence[float]) -> Iterator[Step]:
+    for found in change_points(values):
+        known = [place for place in range(found.index) if values[place] == values[place]]
+        before, after = rows.iloc[known[-1]], rows.iloc[found.index]
+        yield Step(found.index, found.before, found.after, tuple(_changed(before, after)))
+
+
+def _changed(before: Any, after: Any) -> Iterator[str]:
+    """What else is different between two rows; the commit where no version is."""
+    found = False
+    for name in _VERSIONS:
+        old, new = _text(before[name]), _text(after[name])
+        if old and new and old != new:
+            found = True
+            yield f"{name} {old} -> {new}"
+    old, new = _text(before["commit"]), _text(after["commit"])
+    if not found and old and new and old != new:
+        yield f"commit {old[:7]} -> {new[:7]}"
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
