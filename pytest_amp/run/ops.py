@@ -12,6 +12,7 @@ from weakref import ref
 
 import torch
 from torch.amp.autocast_mode import autocast
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
@@ -68,7 +69,9 @@ class OpRecord(TorchDispatchMode):
         self._draws: list[str] = []
         self._weights = {storage(tensor): tensor for tensor in trained}
         self._made: set[int] = set()
-        self._casts: dict[int, tuple[ref[torch.Tensor], int]] = {}
+        # Weak references to storages, so that no other one gets their addresses meanwhile: kernels
+        # make tensors that no dispatch mode sees.
+        self._casts: dict[int, tuple[StorageWeakRef, ref[torch.Tensor], int]] = {}
         self._stale: dict[str, None] = {}
         self._autocast = False
         self._regions: list[bool] = []
@@ -142,11 +145,11 @@ class OpRecord(TorchDispatchMode):
             place = storage(tensor)
             if place not in known:
                 self._made.add(place)
-                self._casts.pop(place, None)  # an address that is used again
         if func is torch.ops.aten._to_copy.default and outputs and is_reduced(outputs[0]):
             weight = self._weights.get(storage(inputs[0])) if inputs else None
             if weight is not None:
-                self._casts[storage(outputs[0])] = ref(weight), weight._version
+                cast = StorageWeakRef(outputs[0].untyped_storage())
+                self._casts[storage(outputs[0])] = cast, ref(weight), weight._version
         return out
 
     def _record(
@@ -215,7 +218,7 @@ class OpRecord(TorchDispatchMode):
             cast = self._casts.get(storage(tensor))
             if cast is None or not is_reduced(tensor):
                 continue
-            weight, version = cast[0](), cast[1]
+            weight, version = cast[1](), cast[2]
             if weight is None or weight._version == version or self._updating:
                 continue
             if torch._C._current_graph_task_id() != -1:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_amp.run.ops import OpRecord
 from tests.laboratory import active, codes, measure, train, workbench
@@ -515,6 +516,26 @@ def two_updates(inside_one_region):
 def test_a_weight_whose_cast_is_older_than_its_update_is_found() -> None:
     assert record(two_updates(inside_one_region=True)).stale == ("Linear",)
     assert record(two_updates(inside_one_region=False)).stale == ()
+
+
+def test_what_is_made_out_of_sight_where_a_cast_was_is_no_cast() -> None:
+    layer, x = nn.Linear(8, 4), torch.randn(3, 8)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+
+    unseen = []
+
+    def step():
+        for _ in range(10):
+            with _disable_current_modes():  # as a kernel makes what it returns
+                new = [torch.zeros(0, dtype=BF16) for _ in range(1000)]
+            for tensor in new:
+                tensor.sum()
+            unseen.extend(new)  # so that the next ones are elsewhere
+            with torch.autocast("cpu", dtype=BF16):
+                layer(x).float().square().sum().backward()
+            optimizer.step()
+
+    assert record(step).stale == ()
 
 
 def test_a_region_that_was_never_left_is_found_in_the_step_after_the_recorded_one() -> None:
