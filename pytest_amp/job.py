@@ -111,6 +111,7 @@ def arms_of(seen: Observations) -> dict[str, ArmRun]:
             peak_bytes=run.peak_bytes,
             reserved_bytes=run.reserved_bytes,
             flops_by_dtype=run.operators.flops_by_dtype if run.operators else {},
+            operators=dtype_map.calls(run.operators),
             scales=run.scales,
             skipped_steps=run.skipped_steps,
             held_bytes=run.held,

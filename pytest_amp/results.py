@@ -31,8 +31,8 @@ class ArmRun:
     `step_times_s`: seconds per step, one value per timed block. `losses_by_key`: per name of a
     loss its value after each step. `peak_bytes` and `reserved_bytes`: the allocator's peak above
     its level before the arm was built. `held_bytes`: what was held when it ended, by kind
-    (parameters, gradients, optimizer state). `flops_by_dtype`: of one inspected step. `scales`: the
-    GradScaler's scale after each of its updates.
+    (parameters, gradients, optimizer state). `flops_by_dtype`: of one inspected step; `operators`:
+    its calls, by name and dtype. `scales`: the GradScaler's scale after each of its updates.
     """
 
     step_times_s: tuple[float, ...] = ()
@@ -43,6 +43,7 @@ class ArmRun:
     scales: tuple[float, ...] = ()
     skipped_steps: int = 0
     held_bytes: Mapping[str, int] = field(default_factory=dict)
+    operators: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def losses(self) -> tuple[float, ...]:

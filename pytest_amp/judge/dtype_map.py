@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pytest_amp import units
@@ -97,14 +97,28 @@ def lines_of(operators: Operators | None) -> Lines:
     if operators is None:
         return frozenset({_unseen("the whole step")})
     counts: Counter[tuple[str, str, str, str]] = Counter()
+    for row, op, dtype in _named(operators):
+        module = OUTSIDE if row.module is None else escaped_path(row.module)
+        counts[module, row.phase, op, dtype] += row.count
+    unseen = [*operators.hidden, *(f"FLOPs of {name}" for name in operators.unknown)]
+    return frozenset([*(Line(*key, n) for key, n in counts.items()), *map(_unseen, unseen)])
+
+
+def calls(operators: Operators | None) -> dict[str, dict[str, int]]:
+    """How often which operator ran in which dtype, in one inspected step, in the order it ran."""
+    found: dict[str, dict[str, int]] = {}
+    for row, op, dtype in _named(operators) if operators else ():
+        counts = found.setdefault(op, {})
+        counts[dtype] = counts.get(dtype, 0) + row.count
+    return found
+
+
+def _named(operators: Operators) -> Iterator[tuple[OpRow, str, str]]:
+    """What belongs into a map, with the names of its operator and its dtype there."""
     for row in operators.rows:
         op = _op(row)
         if op is not None and row.out is not None and row.phase != "update":
-            module = OUTSIDE if row.module is None else escaped_path(row.module)
-            dtype = row.dtype if row.dtype == row.out else f"{row.dtype} -> {row.out}"
-            counts[module, row.phase, op, dtype] += row.count
-    unseen = [*operators.hidden, *(f"FLOPs of {name}" for name in operators.unknown)]
-    return frozenset([*(Line(*key, n) for key, n in counts.items()), *map(_unseen, unseen)])
+            yield row, op, row.dtype if row.dtype == row.out else f"{row.dtype} -> {row.out}"
 
 
 def _unseen(what: str) -> Line:

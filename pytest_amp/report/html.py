@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from pytest_amp.report.heading import heading
 from pytest_amp.report.text import plain
 from pytest_amp.report.trends import METRICS, Trend
 from pytest_amp.report.verdicts import OUTCOMES, both_arms, outcome_of, shown, why_nothing
-from pytest_amp.results import AmpReport
+from pytest_amp.results import AmpReport, ArmRun
 
 MISSING = "an HTML report needs Jinja2 and matplotlib: pip install pytest-amp[html]"
 _GRAVITY = ("fail", "error", "unanswered", "inconclusive", "pass", "skipped")
@@ -33,6 +34,7 @@ class Section(NamedTuple):
     figures: Mapping[str, str]
     steps: Sequence[str]
     dtypes: Sequence[tuple[str, str, str]]
+    operators: Sequence[tuple[str, str, str]]
     settings: Sequence[tuple[str, str, str]]
 
 
@@ -98,6 +100,7 @@ def _section(number: int, report: AmpReport, trend: Trend | None) -> Section:
         if trend
         else [],
         dtypes=_dtypes(report),
+        operators=_operators(report),
         settings=[
             (name, str(setting.value), setting.source)
             for name, setting in report.settings.items()
@@ -108,11 +111,28 @@ def _section(number: int, report: AmpReport, trend: Trend | None) -> Section:
 
 def _dtypes(report: AmpReport) -> list[tuple[str, str, str]]:
     """The arms' FLOPs by dtype: dtype, share in fp32, share in amp."""
-    flops = [arm.flops_by_dtype if arm else {} for arm in both_arms(report)]
-    totals = [sum(each.values()) for each in flops]
-    names = dict.fromkeys(name for each in flops for name in each)
+    shares = [_shares(arm) for arm in both_arms(report)]
     return [
-        (name, *(units.share(each.get(name, 0) / total) if total else units.NOTHING
-                 for each, total in zip(flops, totals, strict=True)))  # type: ignore[misc]
-        for name in names
-    ]  # fmt: skip
+        (name, *(units.share(each.get(name, 0.0)) if each else units.NOTHING for each in shares))  # type: ignore[misc]
+        for name in dict.fromkeys(itertools.chain(*shares))
+    ]
+
+
+def _shares(arm: ArmRun | None) -> dict[str, float]:
+    flops = arm.flops_by_dtype if arm else {}
+    total = sum(flops.values())
+    return {name: count / total for name, count in flops.items()} if total else {}
+
+
+def _operators(report: AmpReport) -> list[tuple[str, str, str]]:
+    """The operator, and in which dtypes each arm called it how often."""
+    arms = [arm.operators if arm else {} for arm in both_arms(report)]
+    return [
+        (name, *(_calls(each.get(name, {})) for each in arms))  # type: ignore[misc]
+        for name in dict.fromkeys(itertools.chain(*arms))
+    ]
+
+
+def _calls(by_dtype: Mapping[str, int]) -> str:
+    listed = [dtype + (f" x{count}" if count > 1 else "") for dtype, count in by_dtype.items()]
+    return ", ".join(listed) or units.NOTHING

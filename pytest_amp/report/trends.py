@@ -179,5 +179,5 @@ def _mark_steps(axes: Axes, places: Sequence[int], steps: Sequence[Step], scale:
         axes.hlines(level / scale, left - 0.5, right - 0.5, color=STEP, linewidth=3, alpha=0.5)
     for step, place in zip(seen, edges[1:], strict=False):
         axes.axvline(place - 0.5, color=STEP, linewidth=1)
-        axes.annotate(step.change, (place - 0.5, 0), xycoords=("data", "axes fraction"),
-                      xytext=(3, 3), textcoords="offset points", fontsize=8)  # fmt: skip
+        axes.annotate(step.change, (place - 0.5, 0.5), xycoords=("data", "axes fraction"),
+                      xytext=(3, 0), textcoords="offset points", fontsize=8)  # fmt: skip

@@ -125,6 +125,18 @@ def test_what_was_not_seen_is_a_line() -> None:
 # How it reads
 
 
+def test_calls_are_counted_by_operator_and_dtype_over_modules_and_phases() -> None:
+    rows = (
+        row("aten::addmm", module="a", count=2), row("aten::mm", module="b", phase="backward"),
+        row("aten::mm", "float32"), row("aten::_to_copy", "float32", "bfloat16"),
+        row("aten::empty"), row("aten::add", phase="update"),
+    )  # fmt: skip
+    assert dtype_map.calls(Operators(rows=rows)) == {
+        "matmul": {"bfloat16": 3, "float32": 1}, "cast": {"float32 -> bfloat16": 1},
+    }  # fmt: skip
+    assert dtype_map.calls(None) == {}
+
+
 def test_modules_that_differ_in_their_numbers_only_share_a_line() -> None:
     blocks = [LINEAR._replace(module=f"layers.{n}.fc") for n in (0, 1, 2, 5, 10)]
     grid = [LINEAR._replace(module=f"stage.{i}.{j}") for i in range(3) for j in range(2)]

@@ -65,9 +65,11 @@ def faulty() -> AmpReport:
     """With something in every part of a section."""
     arms = {
         "fp32": ArmRun((0.010, 0.011), {"g": (2.0, 1.0), "d": (1.0, 0.5)}, 3 * 2**30, 0,
-                       {"float32": 100}),
+                       {"float32": 100}, operators={"matmul": {"float32": 3}}),
         "amp": ArmRun((0.005, 0.006), {"g": (2.0, 1.1), "d": (1.0, 0.6)}, 2**30, 0,
-                      {"float16": 90, "float32": 10}, (2.0**16, 2.0**15), 1),
+                      {"float16": 90, "float32": 10}, (2.0**16, 2.0**15), 1,
+                      operators={"matmul": {"float16": 2, "float32": 1},
+                                 "cast": {"float32 -> float16": 4}}),
     }  # fmt: skip
     return replace(
         report(),
@@ -92,6 +94,7 @@ def test_a_section_holds_verdict_gates_findings_figures_and_what_is_behind_them(
         "AMP203 modified-before-unscale in head", "clipped while scaled",
         "What AMP203 looks for, and the fix", "scaler.unscale_(optimizer)", "[on purpose]",
         "a note", "Loss: g", "Loss: d", "Step time", "Peak memory", "Loss scale",
+        "float32 x3", "float16 x2, float32", "float32 -> float16 x4", "By module",
         "Compared with run 0012", "torch 2.12.0 -> 2.13.0", "head  forward  matmul", "90%",
         "commit cccccccccc on main with changes", "pytest -m amp",
     ):  # fmt: skip
