@@ -127,9 +127,9 @@ def test_what_was_not_seen_is_a_line() -> None:
 
 def test_calls_are_counted_by_operator_and_dtype_over_modules_and_phases() -> None:
     rows = (
-        row("aten::addmm", module="a", count=2), row("aten::mm", module="b", phase="backward"),
-        row("aten::mm", "float32"), row("aten::_to_copy", "float32", "bfloat16"),
-        row("aten::empty"), row("aten::add", phase="update"),
+        row("addmm", module="a", count=2), row("mm", module="b", phase="backward"),
+        row("mm", "float32"), row("_to_copy", "float32", "bfloat16"),
+        row("empty"), row("add", phase="update"),
     )  # fmt: skip
     assert dtype_map.calls(Operators(rows=rows)) == {
         "matmul": {"bfloat16": 3, "float32": 1}, "cast": {"float32 -> bfloat16": 1},
