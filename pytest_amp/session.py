@@ -25,12 +25,17 @@ if TYPE_CHECKING:
     from pytest_amp.results import AmpReport
 
 
+# Under which name an xdist worker sends home what it could not read of the baselines.
+_CARGO = "amp_unread"
+
+
 class Session:
     """Registered as a plugin of its own, so that its hooks know which run they belong to."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.reports: list[AmpReport] = []
+        self._unread: dict[str, None] = {}
         self._started = now()
         self._worker = hasattr(config, "workerinput")
         json_path = config.getoption("amp_json")
@@ -65,10 +70,8 @@ class Session:
             for span in line:
                 writer.write(span.text, **dict.fromkeys(span.markup, True))
             writer.line()
-        from pytest_amp.record import comparing
-
         keeper = self._keeper()
-        for note in (*comparing.warnings(self.config), *(keeper.notes if keeper else ())):
+        for note in (*self._unread, *(keeper.notes if keeper else ())):
             writer.line(f"note: {note}")
 
     @pytest.hookimpl(optionalhook=True)
@@ -76,8 +79,18 @@ class Session:
         if keeper := self._keeper():
             keeper.name_run(output_json)
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        self._unread.update(dict.fromkeys(getattr(node, "workeroutput", {}).get(_CARGO, ())))
+
     @pytest.hookimpl(trylast=True)  # behind pytest-benchmark, which has saved by then
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self.reports:
+            from pytest_amp.record import comparing
+
+            self._unread.update(dict.fromkeys(comparing.warnings(self.config)))
+        if self._worker:
+            self.config.workeroutput[_CARGO] = list(self._unread)  # type: ignore[attr-defined]
         if keeper := self._keeper():
             keeper.hide_table()
             keeper.look_again()

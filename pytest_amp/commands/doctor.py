@@ -126,31 +126,42 @@ def _cpu_clocks() -> Iterator[Line]:
                    "(cpupower frequency-set -g performance)")  # fmt: skip
 
 
+# What NVML says holds the clocks back; it also says so of an idle GPU and of locked clocks.
+_BRAKES = {
+    "SwPowerCap": "its power cap", "HwSlowdown": "the hardware", "SyncBoost": "another GPU",
+    "SwThermalSlowdown": "its temperature", "HwThermalSlowdown": "its temperature",
+    "HwPowerBrakeSlowdown": "the power supply",
+}  # fmt: skip
+
+
 def _gpu_clocks(device: Any) -> Iterator[Line]:
     """Clocks, temperature and throttling as NVML tells them, where its bindings are installed."""
     try:
         import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
-
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(_uuid(device))
-        reasons = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
-        now = pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)
-        most = pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM)
-        celsius = pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)
-        others = len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
     except ImportError:
         yield Line("clocks", "not known: pip install nvidia-ml-py tells them")
         return
+    try:
+        pynvml.nvmlInit()
+        gpu = pynvml.nvmlDeviceGetHandleByUUID(_uuid(device))
+        reasons = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)
+        now = pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)
+        most = pynvml.nvmlDeviceGetMaxClockInfo(gpu, pynvml.NVML_CLOCK_SM)
+        celsius = pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU)
+        busy = pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu
     except Exception as error:  # noqa: BLE001 - NVML says no in many ways
         yield Line("clocks", f"not known: NVML says {error}")
         return
-    harmless = pynvml.nvmlClocksThrottleReasonGpuIdle | pynvml.nvmlClocksThrottleReasonNone
-    throttled = reasons & ~harmless
+    held = dict.fromkeys(
+        cause
+        for reason, cause in _BRAKES.items()
+        if reasons & getattr(pynvml, f"nvmlClocksThrottleReason{reason}", 0)
+    )
     yield Line("clocks", f"{now} of {most} MHz, {celsius} C",
-               f"the clocks are held back (reasons {throttled:#x}): cool it, or lock them with "
-               "nvidia-smi -lgc" if throttled else "")  # fmt: skip
-    yield Line("processes", f"{others} on the GPU",
-               "others use the GPU: stop them" if others > 1 else "")  # fmt: skip
+               f"the clocks are held back by {' and '.join(held)}: cool it, give it power, or lock "
+               "lower ones with nvidia-smi -lgc" if held else "")  # fmt: skip
+    yield Line("use", f"{busy}% busy",
+               "something else keeps the GPU busy: stop it" if busy > 5 else "")  # fmt: skip
 
 
 def _uuid(device: Any) -> bytes:
@@ -170,12 +181,11 @@ def _stored(storage: str) -> Iterator[Line]:
     try:
         root = store.folder(storage)
         with Index(root) as index:
-            table, broken = index.table(), index.warnings
+            results, broken = index.results(), index.warnings
         runs = sum(1 for _ in store.files(root))
     except (ValueError, OSError) as error:
         yield Line("storage", store.shown(storage), f"the storage can't be read: {error}")
         return
-    results = len(table.numbers) // 8 // _row_length()
     fact = f"{store.shown(root)}: {units.plural(runs, 'run')}, {units.plural(results, 'result')}"
     if root.exists() and not os.access(root, os.W_OK):
         yield Line("storage", fact, f"{store.shown(root)} can't be written: nothing is saved")
@@ -185,9 +195,3 @@ def _stored(storage: str) -> Iterator[Line]:
     else:
         yield Line("storage", fact if runs else f"{store.shown(root)}: empty; keep results with "
                    "--benchmark-autosave")  # fmt: skip
-
-
-def _row_length() -> int:
-    from pytest_amp.record.columns import NUMBERS
-
-    return 1 + len(NUMBERS)

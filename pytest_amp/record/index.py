@@ -116,6 +116,11 @@ class Index:
             numbers=b"".join(numbers for _, numbers in rows),
         )
 
+    def results(self) -> int:
+        """How many there are, in all runs."""
+        ((length,),) = self._all("SELECT COALESCE(SUM(LENGTH(numbers)), 0) FROM files")
+        return int(length) // (8 * (1 + len(NUMBERS)))
+
     def _all(self, query: str) -> list[Any]:
         return self._database.execute(query).fetchall()
 

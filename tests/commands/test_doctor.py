@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -78,6 +81,70 @@ def test_a_device_that_is_not_there_is_told(capsys: Captured, tmp_path: Path) ->
     assert cli.main(["doctor", "--device=xpu:7", "--json", f"--storage={tmp_path}"]) == 0
     [line] = [each for each in json.loads(capsys.readouterr().out) if each["name"] == "device"]
     assert "is not there" in line["remedy"]
+
+
+class Nvml(SimpleNamespace):
+    """What NVML's bindings answer of one GPU."""
+
+    NVML_CLOCK_SM = NVML_TEMPERATURE_GPU = 1
+    nvmlClocksThrottleReasonGpuIdle = 1
+    nvmlClocksThrottleReasonApplicationsClocksSetting = 2
+    nvmlClocksThrottleReasonSwPowerCap = 4
+    nvmlClocksThrottleReasonSwThermalSlowdown = 32
+    nvmlClocksThrottleReasonHwThermalSlowdown = 64
+
+    def __init__(self, reasons: int = 0, busy: int = 0) -> None:
+        asked: list[bytes] = []
+        super().__init__(
+            asked=asked,
+            nvmlInit=lambda: None,
+            nvmlDeviceGetHandleByUUID=asked.append,
+            nvmlDeviceGetCurrentClocksThrottleReasons=lambda _: reasons,
+            nvmlDeviceGetClockInfo=lambda *_: 1410,
+            nvmlDeviceGetMaxClockInfo=lambda *_: 1980,
+            nvmlDeviceGetTemperature=lambda *_: 61,
+            nvmlDeviceGetUtilizationRates=lambda _: SimpleNamespace(gpu=busy),
+        )
+
+
+def gpu() -> Any:
+    module = SimpleNamespace(get_device_properties=lambda _: SimpleNamespace(uuid="ab-12"))
+    return SimpleNamespace(module=module, torch="cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("nvml", "remedies"),
+    [
+        (Nvml(), []),
+        (Nvml(reasons=1 | 2), []),  # idle, and clocks that somebody locked
+        (Nvml(reasons=4), ["the clocks are held back by its power cap: "]),
+        (Nvml(reasons=32 | 64), ["the clocks are held back by its temperature: "]),
+        (Nvml(busy=90), ["something else keeps the GPU busy"]),
+    ],
+)
+def test_a_gpu_tells_what_holds_its_clocks_back(
+    monkeypatch: pytest.MonkeyPatch, nvml: Nvml, remedies: list[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    lines = list(doctor._gpu_clocks(gpu()))
+    assert lines[0].fact == "1410 of 1980 MHz, 61 C"
+    found = [line.remedy for line in lines if line.remedy]
+    assert [each[: len(begins)] for each, begins in zip(found, remedies, strict=True)] == remedies
+    assert nvml.asked == [b"GPU-ab-12"]
+
+
+def test_a_gpu_that_nvml_does_not_know_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert "pip install nvidia-ml-py" in str(list(doctor._gpu_clocks(gpu())))
+
+    def no(*_: object) -> None:
+        raise RuntimeError("Driver Not Loaded")
+
+    broken = Nvml()
+    broken.nvmlInit = no
+    monkeypatch.setitem(sys.modules, "pynvml", broken)
+    (line,) = doctor._gpu_clocks(gpu())
+    assert line.fact == "not known: NVML says Driver Not Loaded"
 
 
 def test_the_storage_is_counted_and_what_is_broken_named(capsys: Captured, tmp_path: Path) -> None:

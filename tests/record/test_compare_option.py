@@ -72,11 +72,15 @@ def test_a_missing_baseline_is_told_and_fails_under_strict(
     strict.stdout.fnmatch_lines(["*AmpInconclusive: compare:speedup: *"])
 
 
-def test_an_unreadable_run_is_told_at_the_end(saved: pytest.Pytester) -> None:
-    (stored(saved)[0].parent / "0002_x.json").write_text("{")
-    result = saved.runpytest(*KEPT, "--amp-compare")
-    result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["note: *0002_x.json: is no whole JSON*"])
+@pytest.mark.parametrize("workers", [(), ("-n", "2", "--dist=each")])
+def test_an_unreadable_run_is_told_once_at_the_end(
+    saved: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
+    stored(saved)[0].with_name("0002_x.json").write_text("{")
+    result = saved.runpytest(*TIMED, "--amp-compare", *workers)
+    notes = [line for line in result.outlines if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert "0002_x.json: is no whole JSON" in notes[0]
 
 
 def test_a_json_report_of_another_run_is_a_baseline(saved: pytest.Pytester) -> None:
