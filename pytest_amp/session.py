@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_amp import __version__
+from pytest_amp import __version__, checkout
 from pytest_amp.options import LEVELS
 from pytest_amp.plain import now
 from pytest_amp.settings import UNIONS
@@ -151,12 +151,11 @@ class Session:
         import uuid
 
         root = self.config.rootpath
-        status = _git(root, "status", "--porcelain")
         return {
             "id": uuid.uuid4().hex,
-            "commit": _git(root, "rev-parse", "HEAD"),
-            "branch": _git(root, "rev-parse", "--abbrev-ref", "HEAD"),
-            "dirty": None if status is None else bool(status),
+            "commit": checkout.commit(root),
+            "branch": checkout.branch(root),
+            "dirty": checkout.dirty(root),
             "started": self._started,
             "command": shlex.join(["pytest", *self.config.invocation_params.args]),
         }
@@ -166,19 +165,6 @@ def _own_path(path: str) -> Path:
     """The path as given; ``x.rank1.json`` of a further rank, which must not overwrite it."""
     own, rank = Path(path).expanduser(), os.environ.get("RANK", "0")
     return own if rank == "0" else own.with_name(f"{own.stem}.rank{rank}{own.suffix}")
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    """What git says, or None where there is no git or no repository."""
-    import subprocess
-
-    try:
-        done = subprocess.run(
-            ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _require_writable(option: str, path: Path) -> None:

@@ -93,7 +93,7 @@ class Baselines:
         if key(result.to_dict()) != key(report.to_dict()):
             return "is of another device, dtype or number of steps"
         if self.branch is not None and run.branch != self.branch:
-            return f"is of branch {run.branch}"
+            return f"is of {f'branch {run.branch}' if run.branch else 'no branch'}"
         if self.exact and (found := list(differences(result.environment, report.environment))):
             return f"is of another environment ({', '.join(found)})"
         return None

@@ -1,0 +1,44 @@
+"""What is checked out where the tests run: the commit, its branch, and whether it was changed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# CI checks a commit out without its branch, and names the branch here. For a pull request most name
+# one of its own, such as 12/merge: what came from a fork's main is not a result of main.
+_CI_BRANCH = (
+    "GITHUB_REF_NAME", "CI_COMMIT_REF_NAME", "BUILDKITE_BRANCH", "CIRCLE_BRANCH",
+    "BITBUCKET_BRANCH", "BRANCH_NAME", "BUILD_SOURCEBRANCHNAME",
+)  # fmt: skip
+
+
+def commit(root: Path) -> str | None:
+    """The commit's hash; None where there is no git or no repository, as everywhere here."""
+    return _git(root, "rev-parse", "HEAD")
+
+
+def branch(root: Path) -> str | None:
+    """The branch, by git or else by the CI system; None where neither knows one."""
+    name = _git(root, "rev-parse", "--abbrev-ref", "HEAD")
+    if name != "HEAD":
+        return name
+    return next(filter(None, map(os.environ.get, _CI_BRANCH)), None)
+
+
+def dirty(root: Path) -> bool | None:
+    """Whether files differ from the commit's."""
+    status = _git(root, "status", "--porcelain")
+    return None if status is None else bool(status)
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
