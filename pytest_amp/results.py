@@ -24,6 +24,11 @@ Severity = Literal["error", "warning"]
 COMPARED = ("compare:speedup", "compare:memory", "compare:loss")
 
 
+def tail_start(steps: int) -> int:
+    """The index of the first loss that is compared: the last quarter is, at least one."""
+    return steps - max(1, steps // 4)
+
+
 @dataclass(frozen=True)
 class ArmRun:
     """What one arm did.

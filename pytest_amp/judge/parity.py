@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pytest_amp.records import Floor, Losses, ParityRun
+from pytest_amp.results import tail_start
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,6 @@ def _put_right(curve: tuple[float, ...], looking: set[int]) -> tuple[float, ...]
         first if step in looking and not math.isfinite(loss) else loss
         for step, loss in enumerate(curve)
     )
-
-
-def tail_start(steps: int) -> int:
-    """The index at which the last quarter of the steps begins; at least one step is left."""
-    return steps - max(1, steps // 4)
 
 
 def compare(fp32: Losses, amp: Losses) -> tuple[TailComparison, ...]:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_amp import units
-from pytest_amp.results import AmpReport, ArmRun
+from pytest_amp.results import AmpReport, ArmRun, tail_start
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,10 +37,15 @@ def figures(report: AmpReport) -> dict[str, str]:
     """By title, what there is to draw of a test."""
     found: dict[str, str] = {}
     fp32, amp = report.arms.get("fp32"), report.arms.get("amp")
+    floor = report.noise_floor
     for key, curve in fp32.losses_by_key.items() if fp32 else ():
-        title = "Loss" if key == "loss" else f"Loss: {key}"
+        of = "" if key == "loss" else f": {key}"
         other = amp.losses_by_key.get(key, ()) if amp else ()
-        found[title] = drawn(partial(_losses, fp32=curve, amp=other, floor=report.noise_floor))
+        found[f"Loss{of}"] = drawn(partial(_losses, fp32=curve, amp=other, floor=floor))
+        apart = _differences(curve, other)
+        if any(abs(each) > 0 for each in apart):
+            draw = partial(_parity, differences=apart, floor=floor, most=_most(report))
+            found[f"Loss difference{of}"] = drawn(draw)
     times = {name: arm.step_times_s for name, arm in report.arms.items() if arm.step_times_s}
     if len(times) == 2:
         found["Step time"] = drawn(partial(_times, times=times))
@@ -92,6 +97,37 @@ def _losses(axes: Axes, fp32: Sequence[float], amp: Sequence[float], floor: floa
     axes.set_xlabel("step")
     _whole_numbers(axes)
     axes.legend()
+
+
+def _parity(
+    axes: Axes, differences: Sequence[float], floor: float | None, most: float | None
+) -> None:
+    """How far amp's loss is from fp32's, beside what rounding does and what the gate allows."""
+    seen, steps = max(abs(each) for each in differences if each == each), len(differences)
+    axes.axhline(0, color=FP32, label="fp32")
+    axes.plot(range(1, steps + 1), differences, ".-", color=AMP, label="amp")
+    if floor is not None and math.isfinite(floor):
+        seen = max(seen, floor)
+        axes.axhspan(-floor, floor, color=FP32, alpha=0.2, linewidth=0, label="noise floor")
+    if most is not None and most < 3 * seen:
+        axes.axhline(most, color=_TEXT, linestyle=":", label="allowed")
+        axes.axhline(-most, color=_TEXT, linestyle=":")
+    start = tail_start(steps) + 0.5
+    axes.axvspan(start, steps + 0.5, color=_TEXT, alpha=0.1, linewidth=0, label="compared")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+    axes.set_xlabel("step")
+    _whole_numbers(axes)
+    axes.figure.legend(loc="outside upper center", ncols=5, fontsize=8)
+
+
+def _differences(fp32: Sequence[float], amp: Sequence[float]) -> list[float]:
+    """(amp - fp32) / |fp32|, step by step; NaN where that is no number."""
+    found = [(b - a) / abs(a) if a else math.nan for a, b in zip(fp32, amp, strict=False)]
+    return [each if math.isfinite(each) else math.nan for each in found]
+
+
+def _most(report: AmpReport) -> float | None:
+    return next((gate.threshold for gate in report.gates if gate.name == "loss_diff"), None)
 
 
 def _times(axes: Axes, times: Mapping[str, Sequence[float]]) -> None:

@@ -93,7 +93,8 @@ def test_a_section_holds_verdict_gates_findings_figures_and_what_is_behind_them(
         "1 failed", "test_it.py::test_step", "FAIL", "2.00x [1.98, 2.02]", "10% is beyond 2.0%",
         "AMP203 modified-before-unscale in head", "clipped while scaled",
         "What AMP203 looks for, and the fix", "scaler.unscale_(optimizer)", "[on purpose]",
-        "a note", "Loss: g", "Loss: d", "Step time", "Peak memory", "Loss scale",
+        "a note", "Loss: g", "Loss: d", "Loss difference: g",
+        "Step time", "Peak memory", "Loss scale",
         "float32 x3", "float16 x2, float32", "float32 -> float16 x4", "By module",
         "Compared with run 0012", "torch 2.12.0 -> 2.13.0", "head  forward  matmul", "90%",
         "commit cccccccccc on main with changes", "pytest -m amp",
@@ -231,6 +232,26 @@ def test_losses_that_are_not_finite_are_drawn_as_far_as_they_go() -> None:
     broken = replace(report(), arms={"fp32": ArmRun((), curves), "amp": ArmRun((), curves)},
                      noise_floor=math.inf)  # fmt: skip
     assert set(figures(broken)) == {"Loss"}
+
+
+def difference(*amp: float, **more: object) -> str:
+    """The figure of a loss that was 2.0 in fp32."""
+    arms = {"fp32": ArmRun((), {"loss": (2.0,) * len(amp)}), "amp": ArmRun((), {"loss": amp})}
+    gates = (Gate("loss_diff", 0.02, 0.0, None, None, "pass", ""),)
+    return figures(replace(report(), arms=arms, gates=gates, **more)).get("Loss difference", "")
+
+
+def test_the_loss_difference_is_shown_beside_what_rounding_does_and_the_gate_allows() -> None:
+    assert difference(2.0, 2.0) == ""
+    assert difference(math.nan, math.inf) == ""
+    small = difference(2.0, 2.001, noise_floor=0.001)
+    assert "0.1%" in small
+    assert "noise floor" in small
+    assert "compared" in small
+    assert "allowed" not in small
+    assert "allowed" in difference(2.0, 2.05, math.nan)
+    assert "allowed" in difference(2.0, 2.001, noise_floor=0.01)
+    assert "noise floor" not in difference(2.0, 2.05, noise_floor=None)
 
 
 def test_a_write_leaves_what_was_there_where_it_fails(tmp_path, monkeypatch) -> None:
