@@ -125,10 +125,7 @@ class Index:
         return self._database.execute(query).fetchall()
 
     def _update(self) -> None:
-        there = {
-            Path(entry.path).relative_to(self._root).as_posix(): _stamp(entry)
-            for entry in store.files(self._root)
-        }
+        there = dict(self._there())
         known = {
             name: (size, modified)
             for name, size, modified in self._all("SELECT name, size, modified FROM files")
@@ -144,6 +141,13 @@ class Index:
                 self._forget(names)
                 for name, run, broken in read:
                     self._insert(name, there[name], run, broken)
+
+    def _there(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        for entry in store.files(self._root):
+            with contextlib.suppress(FileNotFoundError):  # removed since its folder was read
+                found = entry.stat()
+                name = Path(entry.path).relative_to(self._root).as_posix()
+                yield name, (found.st_size, found.st_mtime_ns)
 
     def _read(self, name: str) -> tuple[Run | None, list[str]]:
         try:
@@ -243,11 +247,6 @@ def _make(database: sqlite3.Connection) -> None:
         database.execute(statement)
     database.execute(f"PRAGMA user_version = {_VERSION}")
     database.execute("COMMIT")
-
-
-def _stamp(entry: Any) -> tuple[int, int]:
-    found = entry.stat()
-    return found.st_size, found.st_mtime_ns
 
 
 def _batches(names: Iterable[str]) -> Iterator[list[str]]:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,25 @@ def test_it_follows_files_that_come_change_and_go(tmp_path: Path) -> None:
     (path.parent / "0002_run.json").unlink()
     assert passing(tmp_path) == []
     assert rows(tmp_path) == 0
+
+
+def test_a_file_that_goes_while_the_folder_is_read_was_never_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pytest_amp.record import store
+
+    save(tmp_path, 1, document(report()))
+    save(tmp_path, 2, document(report(day=2)))
+    listed = store.files
+
+    def files(root: Path) -> Iterator[os.DirEntry[str]]:
+        for entry in listed(root):
+            if entry.name.startswith("0002"):
+                Path(entry.path).unlink()
+            yield entry
+
+    monkeypatch.setattr(store, "files", files)
+    assert passing(tmp_path) == ["0001"]
 
 
 def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
