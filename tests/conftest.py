@@ -31,3 +31,9 @@ def _without_asyncio(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     if "pytester" in request.fixturenames:
         request.getfixturevalue("pytester")
         monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:asyncio")
+
+
+@pytest.fixture(autouse=True)
+def _no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inner runs are their own, also where xdist runs these tests."""
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
