@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pytest_amp import units
 from pytest_amp.errors import AmpInconclusive, AmpRegression
 from pytest_amp.explanation import explanation
-from pytest_amp.plain import plain, restored
+from pytest_amp.plain import plain, restored, typed
 
 GateVerdict = Literal["pass", "fail", "inconclusive", "not_gated"]
 Verdict = Literal["pass", "fail", "inconclusive", "skipped", "error"]
@@ -41,7 +41,9 @@ class ArmRun:
     """
 
     step_times_s: tuple[float, ...] = ()
-    losses_by_key: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    losses_by_key: Mapping[str, tuple[float, ...]] = field(
+        default_factory=dict, metadata={"json": "losses"}
+    )
     peak_bytes: int | None = None
     reserved_bytes: int | None = None
     flops_by_dtype: Mapping[str, int] = field(default_factory=dict)
@@ -73,6 +75,10 @@ class Estimate:
     low: float | None
     high: float | None
     block_steps: int
+
+    def __post_init__(self) -> None:
+        if not self.pair_ratios:
+            raise ValueError("a speedup needs a pair")
 
     @property
     def value(self) -> float:
@@ -166,7 +172,7 @@ class Setting:
     """A setting's value in force and where it came from."""
 
     value: Any
-    source: str
+    source: str = field(metadata={"json": "from"})
 
 
 @dataclass(frozen=True)
@@ -266,7 +272,8 @@ class AmpReport:
     def strict(self) -> frozenset[str]:
         """The kinds of missing answers that ``--amp-strict`` turns into failures."""
         setting = self.settings.get("strict")
-        return frozenset(setting.value or ()) if setting else frozenset()
+        kinds = setting.value if setting else ()
+        return frozenset(map(str, kinds)) if isinstance(kinds, Collection) else frozenset()
 
     @property
     def unanswered(self) -> tuple[Gate, ...]:
@@ -317,41 +324,12 @@ class AmpReport:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> AmpReport:
-        """Read what `to_dict` wrote; what was not finite comes back as NaN."""
-        data = restored(data, "", frozenset(data.get("nonfinite", ())))
-        values = _fields(cls, data)
-        values["settings"] = {
-            name: Setting(entry["value"], entry["from"]) for name, entry in data["settings"].items()
-        }
-        values["arms"] = {name: _arm(arm) for name, arm in data["arms"].items()}
-        values["gates"] = tuple(Gate(**_fields(Gate, gate)) for gate in data["gates"])
-        values["findings"] = tuple(Finding(**_fields(Finding, each)) for each in data["findings"])
-        values["notes"] = tuple(data.get("notes", ()))
-        for name, kind in (("environment", Environment), ("error", Failure)):
-            if data.get(name):
-                values[name] = kind(**_fields(kind, data[name]))
-        if data.get("dtype_map"):
-            kept = _fields(DtypeMap, data["dtype_map"])
-            kept.update(lines=tuple(kept["lines"]), changes=tuple(kept["changes"]))
-            values["dtype_map"] = DtypeMap(**kept)
-        if data.get("baseline"):
-            kept = _fields(Baseline, data["baseline"])
-            values["baseline"] = Baseline(**{**kept, "differences": tuple(kept["differences"])})
-        if data.get("speedup"):
-            speedup = _fields(Estimate, data["speedup"])
-            values["speedup"] = Estimate(
-                **{**speedup, "pair_ratios": tuple(speedup["pair_ratios"])}
-            )
-        return cls(**values)
+        """Read what `to_dict` wrote; what was not finite comes back as NaN.
 
-
-def _fields(cls: Any, data: Mapping[str, Any]) -> dict[str, Any]:
-    return {field.name: data[field.name] for field in dataclasses.fields(cls) if field.name in data}
-
-
-def _arm(data: Mapping[str, Any]) -> ArmRun:
-    values = _fields(ArmRun, data)
-    values["losses_by_key"] = {key: tuple(series) for key, series in data["losses"].items()}
-    values["step_times_s"] = tuple(values["step_times_s"])
-    values["scales"] = tuple(values["scales"])
-    return ArmRun(**values)
+        Raises TypeError or ValueError, with the place, for what is no report.
+        """
+        missing = [key for key in ("settings", "gates", "arms", "findings") if key not in data]
+        if missing:
+            raise TypeError(f"{' and '.join(missing)} is missing")
+        report: AmpReport = typed(cls, restored(data, "", frozenset(data.get("nonfinite", ()))))
+        return report

@@ -1,4 +1,4 @@
-"""How numbers are written for people: one place owns units, scaling and digits."""
+"""How numbers and stored texts are written for people: one place owns units and digits."""
 
 from __future__ import annotations
 
@@ -69,6 +69,13 @@ def signed(fraction: float | None) -> str:
 def number(value: float | None) -> str:
     """A plain figure without needless digits."""
     return NOTHING if value is None else f"{value:.6g}"
+
+
+def printable(text: str) -> str:
+    """On one line, without what moves a terminal's cursor or its colours."""
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 def plural(count: int, noun: str) -> str:

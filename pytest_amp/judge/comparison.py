@@ -47,11 +47,11 @@ def differences(before: Environment | None, after: Environment | None) -> Iterat
     for name in VERSIONS:
         old, new = getattr(before, name), getattr(after, name)
         if old != new:
-            yield f"{name} {old or 'none'} -> {new or 'none'}"
+            yield units.printable(f"{name} {old or 'none'} -> {new or 'none'}")
     for name in sorted({*before.flags, *after.flags}):
         old, new = before.flags.get(name), after.flags.get(name)
         if old != new:
-            yield f"{name} {old} -> {new}"
+            yield units.printable(f"{name} {old} -> {new}")
 
 
 def _judged(report: AmpReport, found: Sequence[Gate]) -> AmpReport:
@@ -67,7 +67,7 @@ def _judged(report: AmpReport, found: Sequence[Gate]) -> AmpReport:
 def _speedup(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate:
     """Called a regression only where both intervals together exclude the allowed drop."""
     now, before = report.speedup, stored.speedup
-    if now is None or before is None:
+    if now is None or before is None or before.value <= 0:
         arm = "this run" if now is None else "the baseline"
         return _gate("speedup", _down(allowed), None, f"{arm} was not timed")
     change = now.value / before.value - 1
@@ -94,7 +94,10 @@ def _speedup(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gat
 
 def _times(before: AmpReport, after: AmpReport, name: str) -> str:
     """11.2 -> 10.0 ms"""
-    old, new = (units.duration(each.arms[name].step_time_s) for each in (before, after))
+    old, new = (
+        units.duration(each.arms[name].step_time_s if name in each.arms else None)
+        for each in (before, after)
+    )
     return units.change(old, new)
 
 
@@ -158,7 +161,8 @@ def _peak(report: AmpReport, name: str) -> int | None:
 
 
 def _losses(arm: ArmRun | None) -> dict[str, float]:
-    return {key: tail_mean(curve) for key, curve in arm.losses_by_key.items()} if arm else {}
+    curves = arm.losses_by_key if arm else {}
+    return {key: tail_mean(curve) for key, curve in curves.items() if curve}
 
 
 def _relative(before: float, after: float) -> float:

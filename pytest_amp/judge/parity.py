@@ -109,4 +109,6 @@ def first_nonfinite(losses: Losses, baseline: Losses) -> int | None:
 
 def tail_mean(losses: Sequence[float]) -> float:
     tail = losses[tail_start(len(losses)) :]
-    return math.fsum(tail) / len(tail) if all(map(math.isfinite, tail)) else math.nan
+    if not all(map(math.isfinite, tail)):
+        return math.nan
+    return math.fsum(loss / len(tail) for loss in tail)  # the sum itself may be out of range

@@ -57,7 +57,7 @@ class Baselines:
             for found in index.passing(key(report.to_dict()), self.branch):
                 try:
                     run = store.read(found.path)
-                    result = run.report(found.nodeid)
+                    result = run.report(report.nodeid)
                 except (Broken, KeyError) as error:
                     self._warn([str(error)])
                     continue
@@ -152,4 +152,5 @@ def _paths(storage: Path, reference: str) -> Iterator[Path]:
 
 def origin(run: Run, result: AmpReport) -> Baseline:
     """Where a result is from."""
-    return Baseline(run.name, store.shown(run.path), result.started, run.commit, run.branch)
+    commit, branch = (each and store.shown(each) for each in (run.commit, run.branch))
+    return Baseline(run.name, store.shown(run.path), store.shown(result.started), commit, branch)

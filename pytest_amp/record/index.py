@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import sqlite3
 import zlib
 from array import array
@@ -18,11 +19,11 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pytest_amp.record import store
-from pytest_amp.record.columns import NUMBERS, TEXTS, key
+from pytest_amp.record.columns import NUMBERS, TEXTS, Column, key
 from pytest_amp.record.store import Broken, Run
 
 NAME: Final = ".amp-index.sqlite"
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _PATIENCE_S: Final = 30.0
 _AT_ONCE: Final = 200
 # A changed table of columns makes another index.
@@ -36,7 +37,7 @@ CREATE TABLE IF NOT EXISTS files (
     broken TEXT, texts BLOB NOT NULL, numbers BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS passing (
-    key TEXT NOT NULL, branch TEXT, started REAL NOT NULL, nodeid TEXT NOT NULL, file TEXT NOT NULL
+    key TEXT NOT NULL, branch TEXT, started REAL NOT NULL, file TEXT NOT NULL
 );
 CREATE INDEX IF NOT EXISTS newest ON passing (key, started DESC);
 CREATE INDEX IF NOT EXISTS of_file ON passing (file);
@@ -44,10 +45,9 @@ CREATE INDEX IF NOT EXISTS of_file ON passing (file);
 
 
 class Found(NamedTuple):
-    """Where a result is: the run's file, the test in it, and when it began (seconds since 1970)."""
+    """Where a result is: the run's file, and when the test began (seconds since 1970)."""
 
     path: Path
-    nodeid: str
     started: float
 
 
@@ -100,12 +100,12 @@ class Index:
         """Passing results of that key, the newest first; of one branch, where it is given."""
         of_branch = "" if branch is None else " AND branch = ?"
         rows = self._database.execute(
-            f"SELECT file, nodeid, started FROM passing WHERE key = ?{of_branch} "
+            f"SELECT file, started FROM passing WHERE key = ?{of_branch} "
             "ORDER BY started DESC, file DESC",
-            (key,) if branch is None else (key, branch),
+            (key,) if branch is None else (key, _encodable(branch)),
         )
-        for name, nodeid, started in rows:
-            yield Found(self._root / name, nodeid, started)
+        for name, started in rows:
+            yield Found(self._root / name, started)
 
     def table(self) -> Table:
         """Everything, in no order."""
@@ -169,19 +169,16 @@ class Index:
             try:
                 row, started = _row(run, report), _seconds(report["started"])  # type: ignore[arg-type]
                 passed, same = report["verdict"] == "pass", key(report)
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                path = store.shown(self._root / name)
-                broken.append(
-                    f"{path}: the report of {store.shown(nodeid)} can't be read ({error})"
-                )
+            except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
+                why = f"the report of {store.shown(nodeid)} can't be read ({error})"
+                broken.append(str(Broken(self._root / name, why)))
                 continue
             texts.extend(map(self._id, row[0]))
             numbers.extend((started, *row[1]))
             if passed:
-                branch = run.branch if run else None
+                branch = _encodable(run.branch) if run and run.branch else None
                 self._database.execute(
-                    "INSERT INTO passing VALUES (?, ?, ?, ?, ?)",
-                    (same, branch, started, nodeid, name),
+                    "INSERT INTO passing VALUES (?, ?, ?, ?)", (same, branch, started, name)
                 )
         self._database.execute(
             "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)",
@@ -256,13 +253,35 @@ def _batches(names: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _row(run: Run, report: Mapping[str, Any]) -> tuple[list[str], list[float]]:
-    texts = [column.of(run, report) for column in TEXTS]
-    numbers = [column.of(run, report) for column in NUMBERS]
     return (
-        ["" if text is None else str(text) for text in texts],
-        [float("nan") if number is None else float(number) for number in numbers],
+        [_text(column, column.of(run, report)) for column in TEXTS],
+        [_number(column, column.of(run, report)) for column in NUMBERS],
     )
 
 
+def _text(column: Column, value: object) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise TypeError(f"{column.name} is not a text")
+    return _encodable(value)
+
+
+def _encodable(text: str) -> str:
+    """SQLite keeps UTF-8, and half a surrogate (a byte of a file's name that is none) has none."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _number(column: Column, value: object) -> float:
+    if value is None:
+        return math.nan
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{column.name} is not a number")
+    return float(value)
+
+
 def _seconds(started: str) -> float:
-    return datetime.fromisoformat(started).timestamp()
+    time = datetime.fromisoformat(started)
+    if not 1970 < time.year < 2262:  # what pandas has nanoseconds for
+        raise ValueError(f"it is of the year {time.year}")
+    return time.timestamp()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from pytest_amp import units
 from pytest_amp.record.saving import NUMBERED
 from pytest_amp.results import AmpReport
 
@@ -48,14 +49,9 @@ class Run:
         """A test's report, as a value. KeyError without one, `Broken` where it can't be read."""
         try:
             return AmpReport.from_dict(self.tests[nodeid])
-        except (TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise Broken(
-                self.path, f"the report of {shown(nodeid)} can't be read ({error})"
-            ) from None
-        except KeyError as error:
-            if nodeid not in self.tests:
-                raise
-            raise Broken(self.path, f"the report of {shown(nodeid)} lacks {error}") from None
+        except (TypeError, ValueError, RecursionError) as error:
+            why = f"the report of {shown(nodeid)} can't be read ({shown(str(error))})"
+            raise Broken(self.path, why) from None
 
     @property
     def name(self) -> str:
@@ -149,8 +145,7 @@ def _of_benchmark(
     tests: dict[str, Mapping[str, Any]] = {}
     for entry in document["benchmarks"]:
         report = _mapping(_mapping(entry).get("extra_info")).get("amp")
-        # Both arms' entries hold the same report; one of them may have been filtered out.
-        if report is not None and not (isinstance(report, dict) and report.get("nodeid") in tests):
+        if report is not None:  # both arms' entries hold it; one may have been filtered out
             _add(tests, report, damaged)
     return run, tests
 
@@ -166,8 +161,8 @@ def _add(tests: dict[str, Mapping[str, Any]], report: object, damaged: list[str]
     nodeid = _mapping(report).get("nodeid")
     if isinstance(report, dict) and isinstance(nodeid, str):
         tests[nodeid] = report
-    else:
-        damaged.append("a report in it names no test")
+    elif (why := "a report in it names no test") not in damaged:
+        damaged.append(why)
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -180,8 +175,5 @@ def _text(value: object) -> str | None:
 
 def shown(text: str | os.PathLike[str]) -> str:
     """On one line, in characters that print, and not for ever."""
-    plain = "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode()
-        for each in os.fspath(text)
-    )
+    plain = units.printable(os.fspath(text))
     return plain if len(plain) <= 200 else f"{plain[:150]}...{plain[-40:]}"

@@ -54,6 +54,7 @@ def page(
     environment = Environment(
         loader=PackageLoader("pytest_amp.report"),
         autoescape=True,
+        finalize=_printable,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -86,6 +87,13 @@ def page(
 def write(path: str | os.PathLike[str], text: str) -> None:
     """Write the page whole, or leave what was there."""
     files.write(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def _printable(value: object) -> object:
+    """Names come from anywhere, and some characters turn the rest of a line around."""
+    if type(value) is not str:  # as Markup, which has been through here
+        return value
+    return "\n".join(map(units.printable, value.split("\n")))
 
 
 def _section(number: int, report: AmpReport, trend: Trend | None) -> Section:

@@ -70,7 +70,19 @@ def on_paper() -> Iterator[None]:
 
 
 def drawn(draw: Callable[[Axes], None]) -> str:
-    """One figure, as SVG."""
+    """One figure, as SVG; in its place the reason where numbers are beyond what an axis shows."""
+    try:
+        return _svg(draw)
+    except (ValueError, ArithmeticError) as error:
+        return _svg(partial(_told, text=f"can't be drawn: {error}"))
+
+
+def _told(axes: Axes, text: str) -> None:
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
+
+
+def _svg(draw: Callable[[Axes], None]) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
