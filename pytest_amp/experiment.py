@@ -18,7 +18,7 @@ from pytest_amp.judge import dtype_map, gates, parity, rules, sequential
 from pytest_amp.judge.gates import Limits
 from pytest_amp.judge.rules.base import Case
 from pytest_amp.records import Observations
-from pytest_amp.results import AmpReport, Verdict
+from pytest_amp.results import AmpReport
 from pytest_amp.run import drills, nonfinite, timing
 from pytest_amp.run import parity as parity_run
 from pytest_amp.run.arm import Workbench
@@ -60,15 +60,10 @@ def run(job: Job, progress: Progress) -> AmpReport:
         found = confirmed(bench, settings, case, found, notes)
         if not settings.static:
             try_remedies(bench, settings, case, notes)
-    verdict: Verdict = "pass"
-    if any(gate.verdict == "fail" for gate in gated) or any(each.stands for each in found):
-        verdict = "fail"
-    elif any(gate.verdict == "inconclusive" for gate in gated):
-        verdict = "inconclusive"
     loss = case.gates["loss_diff"]
     return replace(
         blank,
-        verdict=verdict,
+        verdict=gates.verdict_of(gated, found),
         duration_s=time.perf_counter() - began,
         environment=environment,
         gates=gated,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FULL_COVERAGE = 0.95
 _WIDTH = 88
+_GATE_WIDTH = 100  # a gate's figures stay on one line where they can
 MOST_CHANGES = 80  # lines of a dtype map that are shown
 
 _MARK: Mapping[str, str] = {
@@ -78,9 +79,10 @@ def _gates(report: AmpReport) -> Iterator[str]:
     width = max((len(gate.name) for gate in report.gates), default=0)
     for gate in report.gates:
         if gate.verdict != "not_gated" or gate.unmeasured:
-            yield f"  {gate.name:<{width}}  {_MARK[gate.verdict]:<9}  {gate.reason}"
+            head = f"  {gate.name:<{width}}  {_MARK[gate.verdict]:<9}  "
+            yield from _wrapped(gate.reason, head, " " * len(head), _GATE_WIDTH)
     if report.baseline is not None:
-        yield f"  compared with {report.baseline}"
+        yield from _wrapped(f"compared with {report.baseline}", "  ")
 
 
 def _dtype_map(report: AmpReport) -> Iterator[str]:
@@ -141,11 +143,12 @@ def _findings(report: AmpReport) -> Iterator[str]:
         yield f"  `pytest-amp explain {spoken[0].code}` says more"
 
 
-def _wrapped(text: str, indent: str) -> list[str]:
+def _wrapped(text: str, head: str, further: str | None = None, width: int = _WIDTH) -> list[str]:
     """Paths and codes are never broken; further lines of a note or hint stand further in."""
-    further = indent + "  " * (len(indent) < 4)
+    if further is None:
+        further = head + "  " * (len(head) < 4)
     return textwrap.wrap(
-        text, _WIDTH, initial_indent=indent, subsequent_indent=further,
+        text, width, initial_indent=head, subsequent_indent=further,
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
+import textwrap
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -26,3 +29,14 @@ def take_tests(parser: argparse.ArgumentParser) -> None:
 def is_meant(nodeid: str, wanted: Sequence[str]) -> bool:
     """Whether the tests that were named, or all where none was, have this one among them."""
     return not wanted or any(each in nodeid or fnmatchcase(nodeid, each) for each in wanted)
+
+
+def beside(head: str, text: str) -> str:
+    """The text behind `head`, wrapped on a terminal; on one line where another program reads."""
+    if not sys.stdout.isatty():
+        return (head + text).rstrip()
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(
+        text, max(width, len(head) + 20), initial_indent=head, subsequent_indent=" " * len(head),
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip

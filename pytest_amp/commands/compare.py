@@ -9,7 +9,15 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pytest_amp import settings
-from pytest_amp.commands import FINE, INCONCLUSIVE, NO_BASELINE, REGRESSION, USAGE, take_storage
+from pytest_amp.commands import (
+    FINE,
+    INCONCLUSIVE,
+    NO_BASELINE,
+    REGRESSION,
+    USAGE,
+    beside,
+    take_storage,
+)
 from pytest_amp.judge.comparison import compared
 from pytest_amp.record import store
 from pytest_amp.record.baseline import NoBaseline, meant, origin
@@ -99,6 +107,6 @@ def _shown(reports: Iterable[AmpReport]) -> Iterator[str]:
         yield store.shown(report.nodeid)
         for gate in _gates(report):
             name = gate.name.removeprefix("compare:")
-            yield f"  {name:<7}  {_WORDS[gate.verdict]:<9}  {gate.reason}".rstrip()
-        yield f"  since    {report.baseline}"
+            yield beside(f"  {name:<7}  {_WORDS[gate.verdict]:<9}  ", gate.reason)
+        yield beside("  since    ", str(report.baseline))
         yield ""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pytest_amp import __version__, units
-from pytest_amp.commands import FINE, take_storage
+from pytest_amp.commands import FINE, beside, take_storage
 from pytest_amp.record import store
 
 HELP = "whether numbers from this machine can be trusted, and what to change first"
@@ -57,12 +57,12 @@ def run(options: argparse.Namespace) -> int:
         return FINE
     width = max(len(line.name) for line in lines)
     for line in lines:
-        print(f"{'!' if line.remedy else ' '} {line.name:<{width}}  {line.fact}")
+        print(beside(f"{'!' if line.remedy else ' '} {line.name:<{width}}  ", line.fact))
     remedies = [line.remedy for line in lines if line.remedy]
     print()
     print("before trusting a number:" if remedies else "nothing stands in the way of a number")
     for remedy in remedies:
-        print(f"  - {remedy}")
+        print(beside("  - ", remedy))
     return FINE
 
 

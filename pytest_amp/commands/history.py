@@ -5,13 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pytest_amp import units
-from pytest_amp.commands import FINE, USAGE, is_meant, take_storage, take_tests
+from pytest_amp.commands import FINE, USAGE, beside, is_meant, take_storage, take_tests
 from pytest_amp.record import store
-from pytest_amp.report.trends import METRICS, Trend
 
 if TYPE_CHECKING:
     import pandas
@@ -41,11 +38,14 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.write(frame.to_json(orient="records", date_format="iso", indent=1) + "\n")
     else:
         from pytest_amp.record import trends
+        from pytest_amp.report.trend_table import table
 
-        found = [line for trend in trends.of_frame(frame).values() for line in _shown(trend)]
-        where = store.shown(options.storage)
-        meant = f" of {', '.join(map(store.shown, options.tests))}" if options.tests else ""
-        print("\n".join(found) if found else f"no results{meant} in {where}")
+        found = list(trends.of_frame(frame).values())
+        for head, text in table(found) if found else ():
+            print(beside(head, text) if text else head)
+        if not found:
+            meant = f" of {', '.join(map(store.shown, options.tests))}" if options.tests else ""
+            print(f"no results{meant} in {store.shown(options.storage)}")
     return FINE
 
 
@@ -59,24 +59,3 @@ def _read(storage: str) -> pandas.DataFrame:
     for each in caught:
         sys.stderr.write(f"pytest-amp: {each.message}\n")
     return frame
-
-
-def _shown(trend: Trend) -> Iterator[str]:
-    """A paragraph."""
-    yield store.shown(trend.name)
-    first, newest = trend.points[0], trend.points[-1]
-    days = first.started if first.started == newest.started else (
-        f"{first.started} to {newest.started}"
-    )  # fmt: skip
-    passed = sum(point.verdict == "pass" for point in trend.points)
-    yield (
-        f"  {units.plural(len(trend.points), 'run')}, {days}, {passed} passed; "
-        f"newest {newest.run}: {newest.verdict}"
-    )
-    for metric in METRICS:
-        known = trend.known(metric.column)
-        if known:
-            figure = trend.points[known[-1]].values[metric.column]
-            yield f"  {metric.name:<9}  {metric.shown(figure)}"
-            yield from (f"    {step}" for step in trend.told(metric))
-    yield ""

@@ -7,12 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from pytest_amp import units
+from pytest_amp.judge.gates import verdict_of
 from pytest_amp.judge.parity import tail_mean
-from pytest_amp.results import AmpReport, ArmRun, Baseline, Environment, Gate, GateVerdict
+from pytest_amp.results import (
+    COMPARED,
+    AmpReport,
+    ArmRun,
+    Baseline,
+    Environment,
+    Gate,
+    GateVerdict,
+)
 from pytest_amp.settings import METRICS
 
 ROUNDING = 1e-9  # of 630 / 600 - 1
 VERSIONS = ("torch", "cuda", "cudnn", "driver")
+_WORDS = {"pass": "is within", "fail": "is beyond", "inconclusive": "can't be told from"}
 
 
 def compared(
@@ -35,7 +45,7 @@ def without_baseline(report: AmpReport, why: str, allowed: Mapping[str, float]) 
     """The report with gates that have nothing to be held against, and say why."""
     reason = f"no baseline: {why}"
     metrics = [metric for metric in METRICS if metric in allowed] or METRICS[:1]
-    gates = [_gate(metric, allowed.get(metric), None, reason) for metric in metrics]
+    gates = [_unknown(metric, allowed.get(metric), reason) for metric in metrics]
     notes = report.notes if allowed else (*report.notes, reason)  # a gate says it otherwise
     return _judged(replace(report, notes=notes), gates)
 
@@ -55,13 +65,12 @@ def differences(before: Environment | None, after: Environment | None) -> Iterat
 
 
 def _judged(report: AmpReport, found: Sequence[Gate]) -> AmpReport:
-    verdict = report.verdict
-    verdicts = {gate.verdict for gate in found}
-    if "fail" in verdicts and verdict in ("pass", "inconclusive"):
-        verdict = "fail"
-    elif "inconclusive" in verdicts and verdict == "pass":
-        verdict = "inconclusive"
-    return replace(report, verdict=verdict, gates=(*report.gates, *found))
+    """With these gates, in the place of those of an earlier comparison."""
+    kept = (*(gate for gate in report.gates if gate.name not in COMPARED), *found)
+    ended = report.verdict in ("error", "skipped")
+    return replace(
+        report, gates=kept, verdict=report.verdict if ended else verdict_of(kept, report.findings)
+    )
 
 
 def _speedup(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate:
@@ -69,27 +78,19 @@ def _speedup(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gat
     now, before = report.speedup, stored.speedup
     if now is None or before is None or before.value <= 0:
         arm = "this run" if now is None else "the baseline"
-        return _gate("speedup", _down(allowed), None, f"{arm} was not timed")
+        return _unknown("speedup", allowed, f"{arm} was not timed")
     change = now.value / before.value - 1
-    low = high = None
-    if now.low and now.high and before.low and before.high:
-        low, high = now.low / before.high - 1, now.high / before.low - 1
     times = ", ".join(f"{name} {_times(stored, report, name)}" for name in ("fp32", "amp"))
-    said = (
-        f"{units.signed(change)} {_interval(low, high)}".rstrip()
-        + f" ({units.ratio(before.value)} -> {units.ratio(now.value)}; {times})"
-    )
-    verdict: GateVerdict = "not_gated"
-    if allowed is not None:
-        said += f", and at most {units.signed(-allowed)} is allowed"
-        if low is None or high is None:
-            whose = "this run" if not (now.low and now.high) else "the baseline"
-            verdict, said = "inconclusive", f"{said}, but too few pairs of {whose} tell"
-        elif low < -allowed <= high:
-            verdict = "inconclusive"
-        else:
-            verdict = "fail" if high < -allowed else "pass"
-    return Gate("compare:speedup", _down(allowed), change, low, high, verdict, said)
+    detail = f"{units.ratio(before.value)} -> {units.ratio(now.value)}; {times}"
+    if not (now.low and now.high and before.low and before.high):
+        whose = "the baseline" if now.low and now.high else "this run"
+        return _gate("speedup", change, allowed, "inconclusive", detail,
+                     but=f"too few pairs of {whose} tell")  # fmt: skip
+    low, high = now.low / before.high - 1, now.high / before.low - 1
+    verdict: GateVerdict = "pass"
+    if allowed is not None and low < -allowed:
+        verdict = "fail" if high < -allowed else "inconclusive"
+    return _gate("speedup", change, allowed, verdict, detail, interval=(low, high))
 
 
 def _times(before: AmpReport, after: AmpReport, name: str) -> str:
@@ -104,14 +105,11 @@ def _times(before: AmpReport, after: AmpReport, name: str) -> str:
 def _memory(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate:
     now, before = _peak(report, "amp"), _peak(stored, "amp")
     if not now or not before:
-        return _gate("memory", allowed, None, "the peak of one of the two is not known")
-    change = now / before - 1
+        return _unknown("memory", allowed, "the peak of one of the two is not known")
     fp32 = units.change(*(units.size(_peak(each, "fp32")) for each in (stored, report)))
-    said = (
-        f"{units.signed(change)} (peak of amp {units.change(units.size(before), units.size(now))}, "
-        f"fp32 {fp32})"
-    )
-    return _held("memory", change, allowed, said)
+    detail = f"peak of amp {units.change(units.size(before), units.size(now))}, fp32 {fp32}"
+    change = now / before - 1
+    return _gate("memory", change, allowed, _held(change, allowed), detail)
 
 
 def _loss(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate:
@@ -119,40 +117,61 @@ def _loss(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate:
     ours, theirs = (_losses(each.arms.get("amp")) for each in (report, stored))
     keys = [key for key in ours if key in theirs]
     if not keys:
-        return _gate("loss", allowed, None, "the two have no loss in common")
+        return _unknown("loss", allowed, "the two have no loss in common")
     key = max(keys, key=lambda each: _relative(theirs[each], ours[each]))
     change = _relative(theirs[key], ours[key])
     fp32 = [_losses(each.arms.get("fp32")).get(key) for each in (stored, report)]
-    name = "" if key == "loss" else f" of {key}"
-    said = (
-        f"{units.signed(change)} (amp's loss{name} {theirs[key]:.5g} -> {ours[key]:.5g}, "
-        f"fp32's {' -> '.join(units.NOTHING if each is None else f'{each:.5g}' for each in fp32)})"
+    detail = (
+        f"amp's loss{'' if key == 'loss' else f' of {key}'} {theirs[key]:.5g} -> {ours[key]:.5g}, "
+        f"fp32's {' -> '.join(units.NOTHING if each is None else f'{each:.5g}' for each in fp32)}"
     )
+    verdict, but = _held(change, allowed), ""
     atol = report.settings["loss_atol"].value if "loss_atol" in report.settings else 0.0
-    if allowed is not None and change > allowed + ROUNDING:
-        if ours[key] - theirs[key] <= (atol or 0.0):
-            reason = f"{said}, which is less than loss_atol"
-            return Gate("compare:loss", allowed, change, None, None, "pass", reason)
-        if change <= (report.noise_floor or 0.0):
-            reason = f"{said}, and rounding alone moves it by {units.share(report.noise_floor)}"
-            return Gate("compare:loss", allowed, change, None, None, "inconclusive", reason)
-    return _held("loss", change, allowed, said)
+    if verdict == "fail" and ours[key] - theirs[key] <= (atol or 0.0):
+        verdict, but = "pass", "that is less than loss_atol"
+    elif verdict == "fail" and change <= (report.noise_floor or 0.0):
+        rounding = units.share(report.noise_floor)
+        verdict, but = "inconclusive", f"rounding alone moves it by {rounding}"
+    return _gate("loss", change, allowed, verdict, detail, but=but)
 
 
-def _held(metric: str, change: float, allowed: float | None, said: str) -> Gate:
+def _held(change: float, allowed: float | None) -> GateVerdict:
+    return "pass" if allowed is None or change <= allowed + ROUNDING else "fail"
+
+
+def _gate(
+    metric: str,
+    change: float,
+    allowed: float | None,
+    verdict: GateVerdict,
+    detail: str,
+    *,
+    interval: tuple[float, float] | None = None,
+    but: str = "",
+) -> Gate:
+    """A change beside what is allowed; `but` says why it is not called as it looks."""
+    figure = units.signed(change)
+    if interval is not None:
+        figure += f" [{units.signed(interval[0])}, {units.signed(interval[1])}]"
     if allowed is None:
-        return Gate(f"compare:{metric}", None, change, None, None, "not_gated", said)
-    verdict: GateVerdict = "pass" if change <= allowed + ROUNDING else "fail"
-    said += f", and at most {units.signed(allowed)} is allowed"
-    return Gate(f"compare:{metric}", allowed, change, None, None, verdict, said)
+        said, verdict = figure, "not_gated"
+    else:
+        said = f"{figure} {_WORDS[verdict]} the {units.share(allowed)} allowed"
+        if but:
+            said = f"{figure} where {units.share(allowed)} is allowed, but {but}"
+    low, high = interval or (None, None)
+    return Gate(f"compare:{metric}", _threshold(metric, allowed), change, low, high, verdict,
+                f"{said} ({detail})")  # fmt: skip
 
 
-def _gate(metric: str, threshold: float | None, value: float | None, reason: str) -> Gate:
-    return Gate(f"compare:{metric}", threshold, value, None, None, "not_gated", reason)
+def _unknown(metric: str, allowed: float | None, reason: str) -> Gate:
+    threshold = _threshold(metric, allowed)
+    return Gate(f"compare:{metric}", threshold, None, None, None, "not_gated", reason)
 
 
-def _down(allowed: float | None) -> float | None:
-    return None if allowed is None else -allowed
+def _threshold(metric: str, allowed: float | None) -> float | None:
+    """What the change is held against: a speedup gets worse downwards."""
+    return -allowed if allowed is not None and metric == "speedup" else allowed
 
 
 def _peak(report: AmpReport, name: str) -> int | None:
@@ -172,7 +191,3 @@ def _relative(before: float, after: float) -> float:
     if after == before:
         return 0.0
     return (after - before) / abs(before) if before and math.isfinite(before) else math.inf
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"[{units.signed(low)}, {units.signed(high)}]"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from pytest_amp import units
 from pytest_amp.judge import parity, sequential
 from pytest_amp.records import REDUCED, Observations, ParityRun, Timing
-from pytest_amp.results import Estimate, Gate, GateVerdict
+from pytest_amp.results import Estimate, Finding, Gate, GateVerdict, Verdict
 
 # Where the arms draw other random numbers, one run with another stream is a small sample of what
 # that does to a loss: up to this many times its size, a difference is not held against AMP.
@@ -98,6 +98,14 @@ def draws_differ(fp32: ParityRun, amp: ParityRun) -> bool:
 def judge(seen: Observations, limits: Limits) -> tuple[Gate, ...]:
     """All gates, in the order in which they are reported."""
     return tuple(_gates(seen, limits))
+
+
+def verdict_of(gates: Iterable[Gate], findings: Iterable[Finding]) -> Verdict:
+    """A test's verdict: one failed gate or one standing error fails it."""
+    verdicts = {gate.verdict for gate in gates}
+    if "fail" in verdicts or any(finding.stands for finding in findings):
+        return "fail"
+    return "inconclusive" if "inconclusive" in verdicts else "pass"
 
 
 def _gates(seen: Observations, limits: Limits) -> Iterator[Gate]:

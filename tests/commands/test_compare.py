@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_amp import cli
-from pytest_amp.results import Estimate
+from pytest_amp.results import Estimate, Gate
 from tests.record.runs import ENVIRONMENT, document, report, save
 
 Captured = pytest.CaptureFixture[str]
@@ -56,7 +56,9 @@ def test_each_metric_is_told_with_both_arms_and_what_changed(runs: Path, capsys:
     compare(runs, "1", "3", "--fail=speedup:10%")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "test_it.py::test_step"
-    assert lines[1].startswith("  speedup  FAILED     -25% [-26%, -23%] (2.00x -> 1.50x; fp32 ")
+    assert lines[1].startswith(
+        "  speedup  FAILED     -25% [-26%, -23%] is beyond the 10% allowed (2.00x -> 1.50x; fp32 "
+    )
     assert lines[2].startswith("  memory              0% (peak of amp 600 -> 600 B")
     assert lines[4] == (
         "  since    run 0001 of 2026-01-01 (commit ccccccc, main); "
@@ -93,3 +95,16 @@ def test_a_broken_file_is_told(runs: Path, capsys: Captured) -> None:
     broken = save(runs, 6, "{")
     assert compare(runs, "1", "6") == 4
     assert f"pytest-amp: {broken}: is no whole JSON" in capsys.readouterr().err
+
+
+def test_what_an_earlier_comparison_found_is_not_found_again(runs: Path, capsys: Captured) -> None:
+    earlier = Gate("compare:speedup", -0.1, -0.3, -0.4, -0.2, "fail", "30% slower than once")
+    failed = report(day=6, verdict="fail", gates=(*report().gates, earlier))
+    save(runs, 6, document(failed))
+    assert compare(runs, "1", "6") == 0
+    text = capsys.readouterr().out
+    assert "than once" not in text
+    assert text.count("speedup") == 1
+    assert compare(runs, "1", "6", "--json") == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == "pass"

@@ -34,22 +34,47 @@ def shown(capsys: Captured, *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-def test_each_test_is_told_with_its_newest_figures(stepped: Path, capsys: Captured) -> None:
-    text = shown(capsys, f"--storage={stepped}")
-    assert "test_it.py::test_step on NVIDIA H100 in bfloat16\n" in text
-    assert text.count("  24 runs, 2026-01-01 to 2026-01-24, 24 passed; newest 0024: pass\n") == 2
-    assert "  amp peak   600 B\n" in text
+def test_each_test_is_a_row_with_its_newest_figures(stepped: Path, capsys: Captured) -> None:
+    lines = shown(capsys, f"--storage={stepped}").splitlines()
+    assert lines[0] == (
+        "  passed  newest           verdict  speedup        step time  amp peak  amp loss"
+    )
+    assert lines[1] == "-" * len(lines[0])
+    flat = lines.index("test_it.py::test_flat on NVIDIA H100 in bfloat16")
+    assert lines[flat + 1] == (
+        "  24/24   0024 2026-01-24  pass       2.00x  10.0 -> 5.00 ms     600 B         1"
+    )
+    assert lines[flat + 2 :] == [] or lines[flat + 2].startswith("test_it.py")
 
 
-def test_a_step_is_marked_with_its_run_and_what_came_with_it(
+def test_a_figure_that_the_last_run_lacks_is_the_newest_there_is(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    save(tmp_path, 1, document(report(day=1)))
+    save(tmp_path, 2, document(report(day=2, verdict="error", arms={}, speedup=2.0)))
+    text = shown(capsys, f"--storage={tmp_path}")
+    assert "  1/2     0002 2026-01-02  error      2.00x  10.0 -> 5.00 ms  " in text
+
+
+def test_a_step_is_told_below_with_its_run_and_what_came_with_it(
     stepped: Path, capsys: Captured
 ) -> None:
     text = shown(capsys, f"--storage={stepped}")
     assert (
-        "    run 0013 of 2026-01-13: 2.01 -> 1.61x (-20%), with torch 2.13.0 -> 2.14.0, "
-        "driver 570.1 -> 580.2\n"
-    ) in text.replace("2.01x -> 1.61x", "2.01 -> 1.61x")
-    assert text.count("    run ") == 2  # the speedup, and the fp32 arm's time that it is made of
+        "    speedup   stepped in run 0013 of 2026-01-13: 2.01x -> 1.61x (-20%), "
+        "with torch 2.13.0 -> 2.14.0, driver 570.1 -> 580.2\n"
+    ) in text
+    assert text.count(" stepped in ") == 2  # and the fp32 arm's time, which it is made of
+
+
+def test_on_a_terminal_steps_are_wrapped(
+    stepped: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = shown(capsys, "step", f"--storage={stepped}").splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "                         torch 2.13.0 -> 2.14.0, driver 570.1 -> 580.2" in lines
 
 
 def test_tests_are_chosen_by_a_part_of_their_name_or_a_glob(
@@ -86,7 +111,7 @@ def test_what_can_t_be_read_is_told_and_the_rest_is_shown(stepped: Path, capsys:
     assert cli.main(["history", f"--storage={stepped}"]) == 0
     captured = capsys.readouterr()
     assert captured.err.startswith(f"pytest-amp: {broken}: is no whole JSON")
-    assert "24 runs" in captured.out
+    assert captured.out.count(" 24/24 ") == 2
 
 
 @pytest.mark.parametrize("storage", ["elasticsearch+http://x/y", "{}/file"])
