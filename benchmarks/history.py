@@ -7,7 +7,6 @@ its own: cold (no index, files in the page cache) and warm.
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import random
 import statistics
@@ -91,12 +90,15 @@ def make(root, runs, tests):
         (folder / f"{run + 1:04}_run.json").write_text(json.dumps(document, indent=1))
 
 
-GATE = """
-import pathlib, sys, time
+GATES = """
+import json, pathlib, sys, time
+reports = json.loads(sys.stdin.read())
 began = time.perf_counter()
-from pytest_amp.record.index import Index
-with Index(pathlib.Path(sys.argv[1])) as index:
-    found = next(index.passing(sys.argv[2]))
+from pytest_amp.record.baseline import Baselines
+from pytest_amp.results import AmpReport
+baselines = Baselines(pathlib.Path(sys.argv[1]))
+for report in reports:
+    baselines.of(AmpReport.from_dict(report))
 print(time.perf_counter() - began)
 """
 FRAME = """
@@ -106,6 +108,14 @@ import pytest_amp
 frame = pytest_amp.history(sys.argv[1])
 print(time.perf_counter() - began, file=sys.stdout)
 assert len(frame) == int(sys.argv[2]), len(frame)
+"""
+COMMAND = """
+import contextlib, io, sys, time
+began = time.perf_counter()
+from pytest_amp import cli
+with contextlib.redirect_stdout(io.StringIO()):
+    assert cli.main(["history", "--storage", sys.argv[1]]) == 0
+print(time.perf_counter() - began)
 """
 THEIRS = """
 import sys, time, types
@@ -117,12 +127,12 @@ print(time.perf_counter() - began)
 """
 
 
-def timed(code, *arguments):
+def timed(code, *arguments, given=""):
     """Seconds as the code prints them, and the process's peak memory in MiB."""
     wrapped = f"{code}\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     done = subprocess.run(
         [sys.executable, "-c", wrapped, *map(str, arguments)],
-        capture_output=True, text=True, check=True,
+        input=given, capture_output=True, text=True, check=True,
     )  # fmt: skip
     seconds, kib = done.stdout.split()[-2:]
     return float(seconds), int(kib) / 1024
@@ -147,9 +157,8 @@ def main():
         paths = list(root.glob("*/*.json"))
         size = sum(path.stat().st_size for path in paths)
         print(f"{len(paths)} runs x {given.tests} tests, {size / 2**20:.0f} MiB")
-        from pytest_amp.record.columns import key
-
-        same = key(copy.copy(report(0, BEGAN, random.Random(0))))
+        reports = [report(each, BEGAN, random.Random(0)) for each in range(given.tests)]
+        one, all_ = json.dumps(reports[:1]), json.dumps(reports)
         rows = given.runs * given.tests
         line("pytest-benchmark: loading all runs (bare --benchmark-compare)",
              [timed(THEIRS, root, MACHINE)])  # fmt: skip
@@ -157,8 +166,12 @@ def main():
         line("pytest_amp.history(), cold", [timed(FRAME, root, rows)])
         line("pytest_amp.history(), warm", [timed(FRAME, root, rows) for _ in range(5)],
              "wanted <= 1.5 s, 400 MiB")  # fmt: skip
-        line("finding a baseline, warm", [timed(GATE, root, same) for _ in range(5)],
-             "wanted <= 0.3 s")  # fmt: skip
+        line("pytest-amp history, its table and change points, warm",
+             [timed(COMMAND, root) for _ in range(3)])  # fmt: skip
+        line("finding a test's baseline, warm",
+             [timed(GATES, root, given=one) for _ in range(5)], "wanted <= 0.3 s")  # fmt: skip
+        line("finding all tests' baselines, warm",
+             [timed(GATES, root, given=all_) for _ in range(5)])  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ class Session:
         if self.reports:
             from pytest_amp.record import comparing
 
-            self._unread.update(dict.fromkeys(comparing.warnings(self.config)))
+            self._unread.update(dict.fromkeys(comparing.finished(self.config)))
         if self._worker:
             self.config.workeroutput[_CARGO] = list(self._unread)  # type: ignore[attr-defined]
         if keeper := self._keeper():

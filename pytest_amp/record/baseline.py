@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from pytest_amp.judge.comparison import differences
@@ -35,7 +36,12 @@ class Baselines:
     branch: str | None = None
     exact: bool = False
     warnings: list[str] = field(default_factory=list)
-    _runs: list[Run] | None = None
+    _index: Index | None = field(default=None, init=False)
+    _runs: list[Run] | None = field(default=None, init=False)
+    # The tests of a session mostly have one run as their baseline.
+    _read: Callable[[Path], Run] = field(
+        default_factory=lambda: lru_cache(8)(store.read), init=False
+    )
 
     def of(self, report: AmpReport) -> tuple[AmpReport, Baseline]:
         """The newest passing result with the report's key, and where it is from.
@@ -51,18 +57,25 @@ class Baselines:
                 f"{store.shown(self.storage)} can't be read ({error.strerror or error})"
             ) from None
 
+    def close(self) -> None:
+        """Let the index go."""
+        if self._index is not None:
+            self._index.close()
+            self._index = None
+
     def _newest(self, report: AmpReport) -> tuple[AmpReport, Baseline]:
-        with Index(self.storage) as index:
-            self._warn(index.warnings)
-            for found in index.passing(key(report.to_dict()), self.branch):
-                try:
-                    run = store.read(found.path)
-                    result = run.report(report.nodeid)
-                except (Broken, KeyError) as error:
-                    self._warn([str(error)])
-                    continue
-                if not (self.exact and any(differences(result.environment, report.environment))):
-                    return result, origin(run, result)
+        if self._index is None:  # as the storage is when the session first asks
+            self._index = Index(self.storage)
+            self._warn(self._index.warnings)
+        for found in self._index.passing(key(report.to_dict()), self.branch):
+            try:
+                run = self._read(found.path)
+                result = run.report(report.nodeid)
+            except (Broken, KeyError) as error:
+                self._warn([str(error)])
+                continue
+            if not (self.exact and any(differences(result.environment, report.environment))):
+                return result, origin(run, result)
         raise NoBaseline(f"{self._wanted(report)} in {store.shown(self.storage)}")
 
     def _referred(self, report: AmpReport) -> tuple[AmpReport, Baseline]:

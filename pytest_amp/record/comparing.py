@@ -30,10 +30,13 @@ def compared(config: pytest.Config, report: AmpReport, settings: Settings) -> Am
     return comparison.compared(report, stored, origin, settings.compare_fail)
 
 
-def warnings(config: pytest.Config) -> list[str]:
-    """What of the stored runs could not be read, a sentence each."""
+def finished(config: pytest.Config) -> list[str]:
+    """Let the storage go. What of its runs could not be read, a sentence each."""
     found = config.stash.get(_BASELINES, None)
-    return [] if found is None else found.warnings
+    if found is None:
+        return []
+    found.close()
+    return found.warnings
 
 
 def storage_of(config: pytest.Config) -> Path:

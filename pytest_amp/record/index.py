@@ -216,7 +216,7 @@ def _opened(root: Path) -> sqlite3.Connection:
         for _ in range(2):
             database = None
             try:
-                database = sqlite3.connect(root / NAME, timeout=_PATIENCE_S, isolation_level=None)
+                database = _connected(root / NAME)
                 if database.execute("PRAGMA user_version").fetchone() != (_VERSION,):
                     _make(database)
                 return database
@@ -231,9 +231,14 @@ def _opened(root: Path) -> sqlite3.Connection:
 
 
 def _in_memory() -> sqlite3.Connection:
-    database = sqlite3.connect(":memory:", isolation_level=None)
+    database = _connected(":memory:")
     _make(database)
     return database
+
+
+def _connected(name: Path | str) -> sqlite3.Connection:
+    """Plugins may run a session's tests in several threads."""
+    return sqlite3.connect(name, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False)
 
 
 def _make(database: sqlite3.Connection) -> None:

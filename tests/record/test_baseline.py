@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pytest_amp.record import store
 from pytest_amp.record.baseline import Baselines, NoBaseline
+from pytest_amp.record.index import Index
 from pytest_amp.report import json as json_report
 from pytest_amp.results import AmpReport
 from tests.record.runs import ENVIRONMENT, MACHINE, document, report, save
@@ -17,7 +20,8 @@ NOW = report(day=31)
 
 def taken(root: Path, reference: str = "newest", now: AmpReport = NOW, **more: object) -> str:
     """The run that is taken, by name."""
-    return Baselines(root, reference, **more).of(now)[1].run  # type: ignore[arg-type]
+    with closing(Baselines(root, reference, **more)) as baselines:  # type: ignore[arg-type]
+        return baselines.of(now)[1].run
 
 
 def why_none(root: Path, reference: str = "newest", now: AmpReport = NOW, **more: object) -> str:
@@ -32,7 +36,8 @@ def test_the_newest_passing_result_is_taken_and_never_a_failed_one(tmp_path: Pat
     for number, verdict in ((3, "fail"), (4, "inconclusive"), (5, "error")):
         save(tmp_path, number, document(report(day=number, verdict=verdict)))
     assert taken(tmp_path) == "0002"
-    stored, origin = Baselines(tmp_path).of(NOW)
+    with closing(Baselines(tmp_path)) as baselines:
+        stored, origin = baselines.of(NOW)
     assert stored.started == origin.started == "2026-01-02T12:00:00+00:00"
     assert (origin.commit, origin.branch) == ("c" * 40, "main")
 
@@ -55,11 +60,11 @@ def test_an_unreadable_run_is_told_and_the_next_is_taken(tmp_path: Path) -> None
     for entry in content["benchmarks"]:
         entry["extra_info"]["amp"] = {**entry["extra_info"]["amp"], "notes": 3}
     save(tmp_path, 3, content)
-    baselines = Baselines(tmp_path)
-    assert baselines.of(NOW)[1].run == "0001"
-    assert [str(broken) in text for text in baselines.warnings] == [True, False]
-    baselines.of(NOW)
-    assert len(baselines.warnings) == 2  # each is told once
+    with closing(Baselines(tmp_path)) as baselines:
+        assert baselines.of(NOW)[1].run == "0001"
+        assert [str(broken) in text for text in baselines.warnings] == [True, False]
+        baselines.of(NOW)
+        assert len(baselines.warnings) == 2  # each is told once
 
 
 @pytest.mark.parametrize("reference", ["2", "0002"])
@@ -126,3 +131,19 @@ def test_any_name_is_compared_with_itself(tmp_path: Path, nodeid: str) -> None:
     save(tmp_path, 1, document(report(nodeid), report("other")))
     assert taken(tmp_path, now=report(nodeid)) == "0001"
     assert sorted(each.name for each in tmp_path.iterdir()) == [".amp-index.sqlite", MACHINE]
+
+
+def test_a_session_looks_at_the_storage_once_and_reads_a_run_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tests = [report(f"test_it.py::test_{number}") for number in range(5)]
+    save(tmp_path, 1, document(*tests))
+    with Index(tmp_path):  # so that the files are known
+        pass
+    listed, read = store.files, store.read
+    seen: list[Path] = []
+    monkeypatch.setattr(store, "files", lambda root: (seen.append(root), listed(root))[1])
+    monkeypatch.setattr(store, "read", lambda path: (seen.append(path), read(path))[1])
+    with closing(Baselines(tmp_path)) as baselines:
+        assert [baselines.of(each)[1].run for each in tests] == ["0001"] * 5
+    assert seen == [tmp_path, tmp_path / MACHINE / "0001_run.json"]

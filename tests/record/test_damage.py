@@ -7,6 +7,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def test_one_strange_value_is_the_end_of_nothing_else(text: str) -> None:
         assert (history(root)["run"] == "0001").sum() == 1
         for reference in ("newest", str(root / "*" / "*.json")):
             now = report(day=3)
-            before, origin = Baselines(root, reference).of(now)  # the first run is one
+            with closing(Baselines(root, reference)) as baselines:
+                before, origin = baselines.of(now)  # the first run is one
             judged = comparison.compared(now, before, origin, LIMITS)
             json.dumps(judged.to_dict(), allow_nan=False)
             assert str(judged.baseline).isprintable()
