@@ -35,7 +35,11 @@ from pytest_amp.thresholds import DeviceNames, Threshold
 
 __tracebackhide__ = none_of_ours
 
+# How far a speedup's interval may reach to either side where no threshold has to be decided.
 PRECISE_HALF_WIDTH = 0.02
+# The same as a share of the drop that --amp-compare-fail allows: together with the baseline's it
+# then blurs half of that drop.
+SHARE_OF_DROP = 1 / 4
 UNGATED_SHARE_OF_TIME = 1 / 3
 
 
@@ -176,20 +180,26 @@ def _is(device: Device, name: str) -> bool:
 
 def _plan(bench: Workbench, settings: Settings, limits: Limits, notes: list[str]) -> timing.Plan:
     wanted, rate, budget = limits.min_speedup, limits.error_rate, settings.max_time
+    drop = settings.compare_fail.get("speedup")
+    half_width = drop * SHARE_OF_DROP if drop else PRECISE_HALF_WIDTH
+    gated = wanted is not None or drop is not None
 
     def stop(ratios: Sequence[float], elapsed_s: float) -> str | None:
-        if wanted is not None:
-            if gates.decision(ratios, wanted, rate):
-                return "decided"
-            return "budget" if elapsed_s >= budget else None
+        decided = wanted is not None and gates.decision(ratios, wanted, rate) is not None
+        if decided and drop is None:
+            return "decided"
         bounds = sequential.interval(ratios, rate)
-        if bounds and (bounds[1] - bounds[0]) / 2 <= PRECISE_HALF_WIDTH * bounds[0]:
+        if (
+            bounds
+            and (bounds[1] - bounds[0]) / 2 <= half_width * bounds[0]
+            and (decided or wanted is None)
+        ):
             return "precise"
-        return "budget" if elapsed_s >= budget * UNGATED_SHARE_OF_TIME else None
+        return "budget" if elapsed_s >= budget * (1 if gated else UNGATED_SHARE_OF_TIME) else None
 
     def foresee(pair_s: float) -> None:
         fewest = sequential.fewest_pairs(rate)
-        if wanted is not None and pair_s * fewest > budget:
+        if gated and pair_s * fewest > budget:
             needed = math.ceil(1.1 * pair_s * fewest)
             note = (
                 f"max_time={budget:g} s is too short: the fewest pairs that can decide "

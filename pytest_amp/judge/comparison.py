@@ -15,6 +15,7 @@ from pytest_amp.results import (
     ArmRun,
     Baseline,
     Environment,
+    Estimate,
     Gate,
     GateVerdict,
 )
@@ -90,7 +91,18 @@ def _speedup(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gat
     verdict: GateVerdict = "pass"
     if allowed is not None and low < -allowed:
         verdict = "fail" if high < -allowed else "inconclusive"
+    if verdict == "inconclusive":
+        detail += f"; {_wider(now, before)}"
     return _gate("speedup", change, allowed, verdict, detail, interval=(low, high))
+
+
+def _wider(now: Estimate, before: Estimate) -> str:
+    """Which of the two has to be measured more precisely for an answer."""
+    theirs = (before.high or 0.0) * (now.low or 0.0) > (now.high or 0.0) * (before.low or 0.0)
+    whose, wide = ("the baseline's", before) if theirs else ("this run's", now)
+    bounds, pairs = units.interval(wide.low, wide.high), units.plural(wide.pairs, "pair")
+    advice = "save one that was compared, too" if theirs else "raise max_time"
+    return f"{whose} {bounds} of {pairs} is the wider interval: {advice}"
 
 
 def _times(before: AmpReport, after: AmpReport, name: str) -> str:

@@ -11,6 +11,7 @@ from pytest_amp import __version__, files, rule_texts, units
 from pytest_amp.codes import CODES
 from pytest_amp.report import plots, trends
 from pytest_amp.report.heading import heading
+from pytest_amp.report.table import columns_of
 from pytest_amp.report.text import plain
 from pytest_amp.report.trends import METRICS, Trend
 from pytest_amp.report.verdicts import OUTCOMES, both_arms, outcome_of, shown, why_nothing
@@ -32,6 +33,7 @@ class Section(NamedTuple):
     kind: str
     reason: str
     figures: Mapping[str, str]
+    history: Mapping[str, str]
     steps: Sequence[str]
     dtypes: Sequence[tuple[str, str, str]]
     operators: Sequence[tuple[str, str, str]]
@@ -59,10 +61,7 @@ def page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        duration=units.duration, size=units.size, ratio=units.ratio, share=units.share,
-        change=lambda pair: units.change(*pair),
-    )  # fmt: skip
+    environment.filters["duration"] = units.duration
     gravest_first = sorted(results, key=lambda each: _GRAVITY.index(outcome_of(each[0])))
     sections = [_section(number, *each) for number, each in enumerate(gravest_first, 1)]
     reports = [report for report, _ in results]
@@ -72,15 +71,15 @@ def page(
     ]
     return environment.get_template("page.html.jinja").render(
         sections=sections,
+        columns=columns_of(reports),
         counts=[each for each in counts if each[2]],
         places=[plain(line) for line in heading(reports, 10_000, 0, {})],
         run=run,
-        created=created,
+        created=created.replace("T", " ").replace("+00:00", " UTC"),
         version=__version__,
         gates=_GATES,
         codes=CODES,
         explained=rule_texts.for_terminal,
-        both_arms=both_arms,
     )
 
 
@@ -103,7 +102,8 @@ def _section(number: int, report: AmpReport, trend: Trend | None) -> Section:
         word=shown(report).word,
         kind=outcome_of(report),
         reason=why_nothing(report),
-        figures={**plots.figures(report), **(trends.figures(trend) if trend else {})},
+        figures=plots.figures(report),
+        history=trends.figures(trend) if trend else {},
         steps=[f"{each.name}, {step}" for each in METRICS for step in trend.told(each)]
         if trend
         else [],

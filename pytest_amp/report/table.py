@@ -28,6 +28,7 @@ from pytest_amp.results import AmpReport
 _INDENT = "    "
 _LONGEST_CELL = 24
 _LEAST_NAME = 26
+_MARKUP = {"fail": BAD, "inconclusive": UNSURE}
 
 
 def _step_time(report: AmpReport) -> str:
@@ -75,9 +76,13 @@ class Column:
     text: Callable[[AmpReport], str]
     gates: tuple[str, ...] = ()
 
-    def span(self, report: AmpReport) -> Span:
+    def verdict(self, report: AmpReport) -> str:
+        """The gravest of its gates; "" where none failed and none is undecided."""
         verdicts = {gate.verdict for gate in report.gates if gate.name in self.gates}
-        markup = BAD if "fail" in verdicts else UNSURE if "inconclusive" in verdicts else PLAIN
+        return next((each for each in _MARKUP if each in verdicts), "")
+
+    def span(self, report: AmpReport) -> Span:
+        markup = _MARKUP.get(self.verdict(report), PLAIN)
         return Span(cut(self.text(report), _LONGEST_CELL), markup)
 
 
@@ -96,7 +101,7 @@ COLUMNS = (
 _SINCE = Column("since", ">", _since, ("compare:speedup", "compare:memory", "compare:loss"))
 
 
-def _columns(reports: Sequence[AmpReport]) -> tuple[Column, ...]:
+def columns_of(reports: Sequence[AmpReport]) -> tuple[Column, ...]:
     """The change since a baseline only where there is one."""
     return (*COLUMNS, _SINCE) if any(report.baseline for report in reports) else COLUMNS
 
@@ -164,7 +169,7 @@ def _row(report: AmpReport, layout: _Layout) -> Iterator[Line]:
 
 def _layout(reports: Sequence[AmpReport], width: int) -> _Layout:
     """One line per test where there is room for it; else its name first, the figures below."""
-    columns = _columns(reports)
+    columns = columns_of(reports)
     titles = [column.title for column in columns]
     sizes = {
         column.title: max(len(column.title), *(len(column.span(report).text) for report in reports))

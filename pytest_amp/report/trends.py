@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RELEASE, STEP = "#9b59b6", "#808890"
 _DRAWN = 200
+_LABEL = 0.3  # of a figure's width, for the name of a release
 
 
 class Metric(NamedTuple):
@@ -159,13 +160,20 @@ def _over_time(axes: Axes, trend: Trend, column: str) -> None:
 
 
 def _mark_releases(axes: Axes, points: Sequence[Point]) -> None:
-    """A dotted line where the release of torch changed."""
+    """A dotted line where the release of torch changed, and its name above, clear of the data."""
+    last, level = -1.0, 0
     for place, (before, after) in enumerate(pairwise(points)):
-        if before.torch != after.torch:
-            axes.axvline(place + 0.5, color=RELEASE, linestyle=":", linewidth=1)
-            axes.annotate(f"torch {cut(after.torch, 16)}", (place + 0.5, 1),
-                          xycoords=("data", "axes fraction"), rotation=90, va="top", ha="right",
-                          fontsize=8, color=RELEASE)  # fmt: skip
+        if before.torch == after.torch:
+            continue
+        at = (place + 0.5) / (len(points) - 1)
+        level = (level + 1) % 3 if last >= 0 and at - last < _LABEL else 0
+        last = at
+        axes.axvline(place + 0.5, color=RELEASE, linestyle=":", linewidth=1)
+        axes.annotate(f"torch {cut(after.torch, 16)}", (place + 0.5, 1),
+                      xycoords=("data", "axes fraction"), xytext=(0, 2 + 9 * level),
+                      textcoords="offset points", va="bottom", fontsize=8, color=RELEASE,
+                      ha="left" if at < _LABEL / 2 else "right" if at > 1 - _LABEL / 2 else
+                      "center")  # fmt: skip
 
 
 def _mark_steps(axes: Axes, places: Sequence[int], steps: Sequence[Step], scale: float) -> None:

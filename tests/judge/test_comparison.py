@@ -65,6 +65,17 @@ def test_a_drop_of_the_speedup_is_called_only_where_the_intervals_exclude_it(
     assert verdict(timed(now), timed(before), "speedup", 0.1) == expected
 
 
+def test_without_an_answer_the_wider_interval_is_told() -> None:
+    precise, rough = timed(1.85, 0.01), timed(2.0, 0.06)
+    for now, before, said in (
+        (precise, rough, "the baseline's [1.88, 2.12] of 3 pairs is the wider interval: save one"),
+        (timed(1.85, 0.06), timed(2.0, 0.01), "this run's [1.74, 1.96] of 3 pairs is the wider"),
+    ):
+        gate = held(now, before, speedup=0.1).gate("compare:speedup")
+        assert gate.verdict == "inconclusive"
+        assert said in gate.reason
+
+
 def test_both_arms_are_told_so_that_a_faster_fp32_is_not_read_as_a_slower_amp() -> None:
     before, now = report(speedup=2.0, amp_s=0.005), report(speedup=1.0, amp_s=0.005)
     reason = held(now, before, speedup=0.1).gate("compare:speedup").reason

@@ -150,6 +150,14 @@ def test_whatever_a_report_says_is_text(text: str) -> None:
     assert "49" not in re.findall(r"\b49\b", elements.shown) or "49" in text
 
 
+def test_the_change_since_a_baseline_is_a_column_where_there_is_one() -> None:
+    slower = Gate("compare:speedup", -0.1, -0.24, -0.29, -0.18, "fail", "slower")
+    compared = replace(faulty(), gates=(slower,))
+    assert '<td class="figure fail">-24%</td>' in page(compared, report())
+    assert '<th scope="col">since</th>' in page(compared, report())
+    assert '<th scope="col">since</th>' not in page(report())
+
+
 def test_the_gravest_come_first() -> None:
     text = page(report("a"), replace(report("b"), verdict="fail"), report("c"))
     names = re.findall(r"<h2 [^>]*>(\w)</h2>", text)

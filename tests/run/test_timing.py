@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pytest_amp.judge import sequential
+from pytest_amp.results import Estimate
 from pytest_amp.run import timing
 from pytest_amp.run.timing import LEAST_BLOCK_S, Plan
 from tests.laboratory import SimulatedDevice, measure, workbench
@@ -189,6 +190,26 @@ def test_without_a_threshold_timing_stops_once_the_interval_is_narrow() -> None:
     estimate = report.speedup
     assert (estimate.high - estimate.low) / 2 <= 0.02 * estimate.low
     assert device.time_s < 5
+
+
+@pytest.mark.parametrize("noise", [0.03, 0.1])
+@pytest.mark.parametrize("wanted", [None, 1.3])
+def test_where_a_drop_is_gated_timing_goes_on_until_it_could_be_told(
+    noise: float, wanted: float | None
+) -> None:
+    def timed(**given: object) -> Estimate:
+        device = SimulatedDevice()
+        setup = device.steps(*TEN_TO_FIVE, noise)
+        report = measure(setup, device, static=False, min_speedup=wanted, max_time=200, **given)
+        assert report.speedup is not None
+        return report.speedup
+
+    alone, compared = timed(), timed(compare_fail="speedup:4%")
+    assert alone.pairs < compared.pairs
+    assert compared.low is not None
+    assert compared.high is not None
+    assert compared.high - compared.low <= 2 * 0.04 / 4 * compared.low
+    assert timed(compare_fail="memory:10%") == alone
 
 
 def test_without_a_threshold_timing_takes_at_most_a_third_of_max_time() -> None:
