@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from pytest_amp import units
 from pytest_amp.commands import FINE, NO_BASELINE, USAGE, take_storage
 from pytest_amp.plain import now
 from pytest_amp.record import store
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         return USAGE
     for problem in problems:
         sys.stderr.write(f"pytest-amp: {problem}\n")
-    print(f"{Path(options.output)}: {len(found)} tests")
+    print(f"{Path(options.output)}: {units.plural(len(found), 'test')}")
     return FINE
 
 

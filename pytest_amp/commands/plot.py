@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from pytest_amp import units
 from pytest_amp.commands import FINE, NO_BASELINE, USAGE, is_meant, take_storage, take_tests
 from pytest_amp.record import store
 from pytest_amp.report import html
@@ -47,5 +48,5 @@ def run(options: argparse.Namespace) -> int:
     except (ValueError, OSError) as error:
         sys.stderr.write(f"pytest-amp: {error}\n")
         return USAGE
-    print(f"{path}: {len(drawn)} tests")
+    print(f"{path}: {units.plural(len(drawn), 'test')}")
     return FINE

@@ -69,7 +69,7 @@ def on_paper() -> Iterator[None]:
         yield
 
 
-def drawn(draw: Callable[[Axes], None]) -> str:
+def drawn(draw: Callable[[Axes], object]) -> str:
     """One figure, as SVG; in its place the reason where numbers are beyond what an axis shows."""
     try:
         return _svg(draw)
@@ -82,7 +82,7 @@ def _told(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
 
 
-def _svg(draw: Callable[[Axes], None]) -> str:
+def _svg(draw: Callable[[Axes], object]) -> str:
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

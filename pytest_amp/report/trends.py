@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 RELEASE, STEP = "#9b59b6", "#808890"
 _DRAWN = 200
-_LABEL = 0.3  # of a figure's width, for the name of a release
+_LABEL, _LINE = 0.3, 9  # of a figure's width, and in points: room for the name of a release
 
 
 class Metric(NamedTuple):
@@ -125,17 +125,17 @@ def save(path: Path, trends: Sequence[Trend]) -> None:
             row.suptitle(cut(trend.name, 100), fontsize=10)
             axes = row.subplots(1, len(_FIGURES))
             for place, (column, (title, _)) in zip(axes, _FIGURES.items(), strict=True):
-                place.set_title(title)
-                _over_time(place, trend, column)
+                taken = _over_time(place, trend, column)
+                place.set_title(title, pad=6 + taken)
         figure.savefig(path)
 
 
-def _over_time(axes: Axes, trend: Trend, column: str) -> None:
-    """The newest runs of one metric; open circles did not pass."""
+def _over_time(axes: Axes, trend: Trend, column: str) -> int:
+    """The newest runs of one metric; open circles did not pass. How many points it takes above."""
     places = trend.known(column)[-_DRAWN:]
     if len(places) < 2:
         axes.set_axis_off()
-        return
+        return 0
     points = [trend.points[place] for place in places]
     label = _FIGURES[column][1]
     values = [point.values[column] for point in points]
@@ -148,7 +148,7 @@ def _over_time(axes: Axes, trend: Trend, column: str) -> None:
         chosen = [n for n, point in enumerate(points) if (point.verdict == "pass") is passed]
         axes.plot(chosen, [values[n] for n in chosen], "o", markersize=4, markerfacecolor=fill,
                   markeredgecolor=plots.AMP)  # fmt: skip
-    _mark_releases(axes, points)
+    taken = _mark_releases(axes, points)
     _mark_steps(axes, places, trend.steps.get(column, ()), scale)
     axes.set_ylabel(label)
     # At least 2% to either side of the middle: smaller changes are noise, and should look like it.
@@ -157,23 +157,28 @@ def _over_time(axes: Axes, trend: Trend, column: str) -> None:
     axes.set_ylim(middle - half, middle + half)
     ends = [f"{cut(points[place].run, 16)}\n{points[place].started}" for place in (0, -1)]
     axes.set_xticks([0, len(points) - 1], ends)
+    return taken
 
 
-def _mark_releases(axes: Axes, points: Sequence[Point]) -> None:
-    """A dotted line where the release of torch changed, and its name above, clear of the data."""
-    last, level = -1.0, 0
+def _mark_releases(axes: Axes, points: Sequence[Point]) -> int:
+    """A dotted line where the release of torch changed, and its name above, clear of the data.
+
+    How many points its names take there.
+    """
+    last, level, taken = -1.0, 0, 0
     for place, (before, after) in enumerate(pairwise(points)):
         if before.torch == after.torch:
             continue
         at = (place + 0.5) / (len(points) - 1)
         level = (level + 1) % 3 if last >= 0 and at - last < _LABEL else 0
-        last = at
+        last, taken = at, max(taken, _LINE * (level + 1))
         axes.axvline(place + 0.5, color=RELEASE, linestyle=":", linewidth=1)
         axes.annotate(f"torch {cut(after.torch, 16)}", (place + 0.5, 1),
-                      xycoords=("data", "axes fraction"), xytext=(0, 2 + 9 * level),
+                      xycoords=("data", "axes fraction"), xytext=(0, 2 + _LINE * level),
                       textcoords="offset points", va="bottom", fontsize=8, color=RELEASE,
                       ha="left" if at < _LABEL / 2 else "right" if at > 1 - _LABEL / 2 else
                       "center")  # fmt: skip
+    return taken
 
 
 def _mark_steps(axes: Axes, places: Sequence[int], steps: Sequence[Step], scale: float) -> None:
