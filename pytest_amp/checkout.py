@@ -21,14 +21,14 @@ def commit(root: Path) -> str | None:
 def branch(root: Path) -> str | None:
     """The branch, by git or else by the CI system; None where neither knows one."""
     name = _git(root, "rev-parse", "--abbrev-ref", "HEAD")
-    if name != "HEAD":
+    if name not in (None, "HEAD"):
         return name
     return next(filter(None, map(os.environ.get, _CI_BRANCH)), None)
 
 
 def dirty(root: Path) -> bool | None:
-    """Whether files differ from the commit's."""
-    status = _git(root, "status", "--porcelain")
+    """Whether files differ from the commit's; what git does not track, as results, is no change."""
+    status = _git(root, "status", "--porcelain", "--untracked-files=no")
     return None if status is None else bool(status)
 
 

@@ -1,20 +1,18 @@
-"""The command line, ``pytest-amp``: rules, stored results, the machine, and bisection."""
+"""The command line of pytest-amp: rules, stored results, the machine, and bisection."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import os
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
-from pytest_amp import rule_texts
+from pytest_amp import __version__, rule_texts
 from pytest_amp.codes import CODES
-from pytest_amp.commands import FINE, USAGE, compare, doctor, history, html, plot
+from pytest_amp.commands import FINE, USAGE, compare, doctor, history, html, plot, show
 from pytest_amp.rule_texts import WIDTH
 
 
@@ -45,11 +43,11 @@ def _list(codes: Sequence[str]) -> None:
     needed = beside + max(map(len, summaries))
     if sys.stdout.isatty() and needed > shutil.get_terminal_size().columns:
         for head, summary in zip(heads, summaries, strict=True):
-            print(head)
-            print(textwrap.indent(textwrap.fill(summary, WIDTH - 8), " " * 8))
+            show(head)
+            show(textwrap.indent(textwrap.fill(summary, WIDTH - 8), " " * 8))
         return
     for head, summary in zip(heads, summaries, strict=True):
-        print(f"{head:<{beside}}{summary}")
+        show(f"{head:<{beside}}{summary}")
 
 
 def _explain_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +63,7 @@ def _explain(options: argparse.Namespace) -> int:
         if wanted and (code.lower().startswith(wanted) or wanted in name)
     ]
     if wanted in names or len(meant) == 1:
-        print(rule_texts.for_terminal(names.get(wanted) or meant[0]))
+        show(rule_texts.for_terminal(names.get(wanted) or meant[0]))
         return FINE
     if meant:
         _list(meant)
@@ -92,9 +90,7 @@ def _bisect_arguments(parser: argparse.ArgumentParser) -> None:
 def _bisect(options: argparse.Namespace) -> int:
     from pytest_amp import bisect
 
-    return bisect.main(
-        options.nodeid, options.arguments, partial(print, file=sys.stdout, flush=True)
-    )
+    return bisect.main(options.nodeid, options.arguments, show)
 
 
 COMMANDS = (
@@ -113,7 +109,8 @@ COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; the exit code. Usage errors end the process with 2, as argparse does."""
-    parser = argparse.ArgumentParser(prog="pytest-amp", description=__doc__.partition(":")[0])
+    parser = argparse.ArgumentParser(prog="pytest-amp", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"pytest-amp {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         subparser = subparsers.add_parser(command.name, help=command.help, description=command.help)
@@ -121,13 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         subparser.set_defaults(run=command.run)
     options = parser.parse_args(argv)
     run: Callable[[argparse.Namespace], int] = options.run
-    try:
-        code = run(options)
-        sys.stdout.flush()
-    except BrokenPipeError:  # as by `pytest-amp rules | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FINE
-    return code
+    return run(options)
 
 
 if __name__ == "__main__":

@@ -143,11 +143,12 @@ def measure(
         raise
     finally:
         live.clear()
+    item.stash[REPORT] = report  # whatever becomes of the comparison
     from pytest_amp.record import comparing
 
     if comparing.is_wanted(job.settings):
         report = comparing.compared(item.config, report, job.settings)
-    item.stash[REPORT] = report
+        item.stash[REPORT] = report
     return report
 
 

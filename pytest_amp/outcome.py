@@ -14,7 +14,7 @@ from pytest_amp.plain import now
 from pytest_amp.results import AmpReport, Failure
 
 UNASSERTED = (
-    "the test passed although its verdict is fail: the gates were left unasserted "
+    "the test passed although a gate failed or has no answer: the gates were left unasserted "
     "(check=False without result.check()), or their exception was caught"
 )
 
@@ -78,17 +78,23 @@ def _report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestR
 def _reconciled(
     measured: AmpReport, call: pytest.CallInfo[None], report: pytest.TestReport
 ) -> AmpReport:
-    """What was measured, and a word where pytest's own outcome is another one."""
-    if measured.verdict == "fail":
+    """What was measured, and a word where pytest's own outcome is another one.
+
+    What pytest does not count as passed is no pass here either, and so never a baseline.
+    """
+    if report.passed:
+        unasserted = measured.verdict == "fail" or measured.unanswered
+        return replace(measured, notes=(*measured.notes, UNASSERTED)) if unasserted else measured
+    ours = call.excinfo is not None and isinstance(call.excinfo.value, SAID_IN_FULL)
+    if measured.verdict == "fail" or ours:
         if hasattr(report, "wasxfail"):
             note = f"{XFAILED}: {report.wasxfail}" if report.wasxfail else XFAILED
             return replace(measured, notes=(*measured.notes, note))
-        if report.passed:
-            return replace(measured, notes=(*measured.notes, UNASSERTED))
-    elif report.failed and call.excinfo is not None and not measured.unanswered:
-        # The user's own assertions, after a good measurement.
-        return replace(measured, verdict="error", error=measured.error or _failure(call))
-    return measured
+        return measured
+    # The user's own assertion or skip, after a good measurement.
+    if report.skipped:
+        return replace(measured, verdict="skipped", skip_reason=_skip_reason(report))
+    return replace(measured, verdict="error", error=measured.error or _failure(call))
 
 
 def _failure(call: pytest.CallInfo[None]) -> Failure:

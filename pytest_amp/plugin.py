@@ -82,3 +82,12 @@ def pytest_runtest_makereport(
         outcome.attach(item, call, report)
         outcome.record(item, report, item.config.stash[SESSION].run)
     return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest-benchmark, which may raise
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    try:
+        return (yield)
+    finally:
+        if SESSION in session.config.stash:
+            session.config.stash[SESSION].write_reports(session)

@@ -6,6 +6,7 @@ the same as a run in one process does.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -15,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_amp import __version__, checkout
+from pytest_amp import __version__, checkout, settings
 from pytest_amp.options import LEVELS
 from pytest_amp.plain import now
-from pytest_amp.settings import UNIONS
 
 if TYPE_CHECKING:
     from pytest_amp.record.benchmark import Keeper
@@ -36,12 +36,18 @@ class Session:
         self.config = config
         self.reports: list[AmpReport] = []
         self._unread: dict[str, None] = {}
+        self._written: list[Path] = []
         self._started = now()
         self._worker = hasattr(config, "workerinput")
         json_path = config.getoption("amp_json")
         self._json = None if json_path is None or self._worker else _own_path(json_path)
         if self._json is not None:
             _require_writable("--amp-json", self._json)
+            given = settings.resolve([*config.stash[LEVELS]])
+            if given.compare is not None:
+                from pytest_amp.record import comparing
+
+                comparing.refuse_overwriting(config, given, self._json)
         html_path = config.getoption("amp_html")
         self._html = None if html_path is None or self._worker else _own_path(html_path)
         if self._html is not None:
@@ -73,6 +79,8 @@ class Session:
         keeper = self._keeper()
         for note in (*self._unread, *(keeper.notes if keeper else ())):
             writer.line(f"note: {note}")
+        for path in self._written:
+            writer.line(f"written: {path}")
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
@@ -97,6 +105,10 @@ class Session:
             for problem in keeper.problems:
                 session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
                 sys.stderr.write(f"\npytest-amp: {problem}\n")
+        self.write_reports(session)
+
+    def write_reports(self, session: pytest.Session) -> None:
+        """Write what was asked for, once, whatever became of other plugins' reports."""
         if session.config.option.collectonly:
             return
         for option, write in (("--amp-json", self._write_json), ("--amp-html", self._write_html)):
@@ -105,6 +117,7 @@ class Session:
             except OSError as error:
                 session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
                 sys.stderr.write(f"\npytest-amp: {option} could not be written: {error}\n")
+        self._json = self._html = None
 
     def _write_json(self) -> None:
         if self._json is not None:
@@ -112,19 +125,24 @@ class Session:
 
             document = json.document(self.reports, self.run(), now(), __version__)
             json.write(self._json, document)
+            self._written.append(self._json)
 
     def _write_html(self) -> None:
         if self._html is not None:
             from pytest_amp.record import comparing, trends
+            from pytest_amp.record.key import key
             from pytest_amp.report import html
 
-            try:
+            storage = None
+            with contextlib.suppress(ValueError):  # as Elasticsearch, which is no folder
                 storage = comparing.storage_of(self.config)
-                stored = trends.of_storage(storage, self.reports, self.run())
-            except (ValueError, OSError):  # a storage that is no folder, or can't be read
-                stored = {}
-            results = trends.beside(self.reports, stored)
+            stored = {}
+            if storage is not None:
+                with contextlib.suppress(OSError):  # one that can't be read
+                    stored = trends.of_storage(storage, self.reports, self.run())
+            results = [html.Result(each, stored.get(key(each.to_dict()))) for each in self.reports]
             html.write(self._html, html.page(results, self.run(), now()))
+            self._written.append(self._html)
 
     def _hidden(self) -> dict[str, int]:
         """Per setting given on the command line: how many tests' markers hid it."""
@@ -134,7 +152,7 @@ class Session:
             name
             for given in tests.values()
             for name, setting in given.items()
-            if name in cli and setting.source == "marker" and name not in UNIONS
+            if name in cli and setting.source == "marker" and name not in settings.UNIONS
         )
 
     def _keeper(self) -> Keeper | None:

@@ -103,6 +103,7 @@ _SHARE = Range(0, 1, False, True, "a share above 0 and at most 1")
 _DIFFERENCE = Range(0, 100, True, True, "a relative difference from 0 to 100 (0.02 is 2%)")
 _ATOL = Range(0, math.inf, True, False, "a finite number of 0 or more")
 _PERCENT = Range(0, 10_000, True, True, "a percentage from 0 to 10000")
+_DROP = Range(0, 100, True, False, "a percentage from 0 to below 100, by which a speedup may drop")
 _SECONDS = Range(0, 86_400, False, True, "a number of seconds above 0 and at most 86400")
 _RATE = Range(1e-9, 0.25, True, True, "a probability from 1e-9 to 0.25")
 
@@ -230,7 +231,10 @@ def _allowed(value: object) -> dict[str, float]:
                 f"{word!r} is not METRIC:PCT with a metric of {', '.join(METRICS)}; "
                 "write for example speedup:10%"
             )
-        allowed[found[1]] = thresholds.number(found[2], _PERCENT) / 100
+        if found[1] in allowed:
+            raise ValueError(f"{found[1]} is limited twice")
+        drop = found[1] == "speedup"  # by all of itself it can't
+        allowed[found[1]] = thresholds.number(found[2], _DROP if drop else _PERCENT) / 100
     return allowed
 
 

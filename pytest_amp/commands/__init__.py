@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import textwrap
@@ -40,3 +41,16 @@ def beside(head: str, text: str) -> str:
         text, max(width, len(head) + 20), initial_indent=head, subsequent_indent=" " * len(head),
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
+
+
+def show(text: str) -> None:
+    """Print it. A reader who has seen enough, as ``head``, changes no exit code."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def complain(text: str) -> None:
+    """On stderr, in our name."""
+    sys.stderr.write(f"pytest-amp: {text}\n")

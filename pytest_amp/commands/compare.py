@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 
-from pytest_amp import settings
+from pytest_amp import settings, units
 from pytest_amp.commands import (
     FINE,
     INCONCLUSIVE,
@@ -16,13 +17,14 @@ from pytest_amp.commands import (
     REGRESSION,
     USAGE,
     beside,
+    complain,
+    show,
     take_storage,
 )
 from pytest_amp.judge.comparison import compared
 from pytest_amp.record import store
-from pytest_amp.record.baseline import NoBaseline, meant, origin
-from pytest_amp.record.columns import key
-from pytest_amp.record.store import Broken, Run
+from pytest_amp.record.baseline import Baselines, NoBaseline, index_of
+from pytest_amp.record.newest import newest
 from pytest_amp.results import COMPARED, AmpReport, Gate
 
 HELP = "two saved runs, test by test"
@@ -36,66 +38,57 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, metavar=name.upper(),
                             help=f"{what}: a run's number, files, a folder or a glob")  # fmt: skip
     take_storage(parser)
-    parser.add_argument("--fail", default="", metavar="METRIC:PCT",
+    parser.add_argument("--fail", action="append", default=[], metavar="METRIC:PCT",
                         help="what may get worse at most: speedup:10%%,memory:5%%")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="the newer reports, with these gates")
 
 
 def run(options: argparse.Namespace) -> int:
     try:
-        allowed = settings.parse(settings.entry_for("compare_fail"), options.fail)
-        root = store.folder(options.storage)
-        older, newer = (_runs(root, each) for each in (options.a, options.b))
-    except NoBaseline as error:
-        sys.stderr.write(f"pytest-amp: {error}\n")
-        return NO_BASELINE
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"pytest-amp: {error}\n")
+        allowed = settings.parse(settings.entry_for("compare_fail"), ",".join(options.fail))
+    except ValueError as error:
+        complain(f"--fail {str(error).removeprefix('compare_fail: ')}")
         return USAGE
-    before = {key(report.to_dict()): (run, report) for run, report in older}
-    now = {key(report.to_dict()): report for _, report in newer}
-    alone = [(report, options.b) for same, report in now.items() if same not in before]
-    alone += [(report, options.a) for same, (_, report) in before.items() if same not in now]
-    found = [
-        compared(report, before[same][1], origin(*before[same]), allowed)
-        for same, report in now.items()
-        if same in before
-    ]
-    if options.json:
-        print(json.dumps([each.to_dict() for each in found], indent=1))
-    else:
-        for line in _shown(found):
-            print(line)
-    for report, where in alone:
-        place = report.environment
-        on = f" on {place.device} in {place.dtype}" if place else ""
-        sys.stderr.write(
-            f"pytest-amp: {store.shown(report.nodeid + on)} is in {store.shown(where)} alone\n"
-        )
-    verdicts = {gate.verdict for report in found for gate in _gates(report)}
-    if "fail" in verdicts:
-        return REGRESSION
-    if not found:
-        return NO_BASELINE
-    return INCONCLUSIVE if "inconclusive" in verdicts else FINE
-
-
-def _runs(root: Path, reference: str) -> list[tuple[Run, AmpReport]]:
-    """All measured reports of the runs that are meant, the oldest first."""
-    problems: list[str] = []
-    found = []
-    for each in meant(root, reference, problems):
-        for nodeid in each.tests:
+    try:
+        root = store.folder(options.storage)
+        with index_of(root, options.b, Path.cwd()) as index:
+            now = [result for result in newest(index) if result.report.arms]
+            problems = list(index.warnings)
+    except (NoBaseline, ValueError, OSError) as error:
+        complain(str(error))
+        return USAGE
+    found, missing = [], {}
+    # Without a limit nothing is gated, and runs that did not pass may be looked at, too.
+    with closing(Baselines(root, options.a, any_verdict=not allowed)) as baselines:
+        for each in now:
             try:
-                report = each.report(nodeid)
-            except Broken as error:
-                problems.append(str(error))
-                continue
-            if report.arms:
-                found.append((each, report))
+                before, origin = baselines.of(each.report, but=each.run)
+            except (NoBaseline, ValueError) as error:
+                missing[store.shown(each.report.nodeid)] = str(error)
+            else:
+                found.append(compared(each.report, before, origin, allowed))
+        gone = baselines.others(each.key for each in now)
+        problems += [text for text in baselines.warnings if text not in problems]
     for problem in problems:
-        sys.stderr.write(f"pytest-amp: {problem}\n")
-    return sorted(found, key=lambda pair: pair[1].started)
+        complain(problem)
+    for nodeid, why in missing.items():
+        complain(f"{nodeid}: {why}")
+    for nodeid in gone:
+        complain(f"{store.shown(nodeid)} is in {store.shown(options.a)} alone")
+    if options.json:
+        show(json.dumps([each.to_dict() for each in found], indent=1))
+    else:
+        show("\n".join([*_shown(found), _counted(found, len(missing), len(gone))]))
+    return _code([gate for report in found for gate in _gates(report)], bool(missing))
+
+
+def _code(gates: list[Gate], missing: bool) -> int:
+    if any(gate.verdict == "fail" for gate in gates):
+        return REGRESSION
+    if missing or not gates:
+        return NO_BASELINE
+    open_ = any(gate.verdict == "inconclusive" or gate.unmeasured for gate in gates)
+    return INCONCLUSIVE if open_ else FINE
 
 
 def _gates(report: AmpReport) -> Iterable[Gate]:
@@ -104,9 +97,30 @@ def _gates(report: AmpReport) -> Iterable[Gate]:
 
 def _shown(reports: Iterable[AmpReport]) -> Iterator[str]:
     for report in reports:
-        yield store.shown(report.nodeid)
+        failed = [gate.name for gate in report.gates
+                  if gate.verdict == "fail" and gate.name not in COMPARED]  # fmt: skip
+        failed += [finding.code for finding in report.findings if finding.stands]
+        own = f" (which failed: {', '.join(failed)})" if failed else ""
+        yield store.shown(report.nodeid) + own
         for gate in _gates(report):
             name = gate.name.removeprefix("compare:")
-            yield beside(f"  {name:<7}  {_WORDS[gate.verdict]:<9}  ", gate.reason)
+            word = _WORDS["inconclusive" if gate.unmeasured else gate.verdict]
+            yield beside(f"  {name:<7}  {word:<9}  ", gate.reason)
         yield beside("  since    ", str(report.baseline))
         yield ""
+
+
+def _counted(reports: list[AmpReport], missing: int, gone: int) -> str:
+    """2 tests compared: 1 regression; 1 without a baseline"""
+    verdicts = Counter(
+        "fail" if "fail" in verdicts else "open" if "inconclusive" in verdicts else "fine"
+        for verdicts in ({gate.verdict for gate in _gates(report)} for report in reports)
+    )
+    parts = [
+        f"{units.plural(len(reports), 'test')} compared",
+        *([units.plural(verdicts["fail"], "regression")] if verdicts["fail"] else []),
+        *([f"{verdicts['open']} without an answer"] if verdicts["open"] else []),
+        *([f"{missing} without a baseline"] if missing else []),
+        *([f"{gone} gone"] if gone else []),
+    ]
+    return ", ".join(parts)

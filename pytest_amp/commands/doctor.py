@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pytest_amp import __version__, units
-from pytest_amp.commands import FINE, beside, take_storage
+from pytest_amp import __version__, settings, units
+from pytest_amp.commands import FINE, USAGE, beside, complain, show, take_storage
 from pytest_amp.record import store
 
 HELP = "whether numbers from this machine can be trusted, and what to change first"
@@ -51,18 +51,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    try:
+        settings.parse(settings.entry_for("device"), options.device)
+    except ValueError as error:
+        complain(f"--device: {str(error).removeprefix('device: ')}")
+        return USAGE
     lines = [*_software(), *_device(options.device), *_variables(), *_stored(options.storage)]
     if options.json:
-        print(json.dumps([line._asdict() for line in lines], indent=1))
+        show(json.dumps([line._asdict() for line in lines], indent=1))
         return FINE
     width = max(len(line.name) for line in lines)
     for line in lines:
-        print(beside(f"{'!' if line.remedy else ' '} {line.name:<{width}}  ", line.fact))
+        show(beside(f"{'!' if line.remedy else ' '} {line.name:<{width}}  ", line.fact))
     remedies = [line.remedy for line in lines if line.remedy]
-    print()
-    print("before trusting a number:" if remedies else "nothing stands in the way of a number")
+    show("\nbefore trusting a number:" if remedies else "\nnothing stands in the way of a number")
     for remedy in remedies:
-        print(beside("  - ", remedy))
+        show(beside("  - ", remedy))
     return FINE
 
 
@@ -90,7 +94,7 @@ def _device(wanted: str) -> Iterator[Line]:
     try:
         device = devices.choose(wanted)
     except AmpError as error:
-        yield Line("device", wanted, str(error))
+        yield Line("device", wanted, str(error).replace("--amp-device", "--device"))
         return
     versions = ", ".join(f"{name} {each}" for name, each in device.versions().items() if each)
     yield Line("device", f"{device.name()} ({device})")
@@ -181,8 +185,7 @@ def _stored(storage: str) -> Iterator[Line]:
     try:
         root = store.folder(storage)
         with Index(root) as index:
-            results, broken = index.results(), index.warnings
-        runs = sum(1 for _ in store.files(root))
+            (runs, results), broken = index.size(), index.warnings
     except (ValueError, OSError) as error:
         yield Line("storage", store.shown(storage), f"the storage can't be read: {error}")
         return
@@ -190,7 +193,7 @@ def _stored(storage: str) -> Iterator[Line]:
     if root.exists() and not os.access(root, os.W_OK):
         yield Line("storage", fact, f"{store.shown(root)} can't be written: nothing is saved")
     elif broken:
-        yield Line("storage", fact, f"{units.plural(len(broken), 'file or report')} can't be read, "
+        yield Line("storage", fact, f"{units.plural(len(broken), 'thing')} in it can't be read, "
                    f"the first: {broken[0]}")  # fmt: skip
     else:
         yield Line("storage", fact if runs else f"{store.shown(root)}: empty; keep results with "

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_amp.commands import FINE, USAGE, beside, is_meant, take_storage, take_tests
+from pytest_amp.commands import (
+    FINE,
+    USAGE,
+    beside,
+    complain,
+    is_meant,
+    show,
+    take_storage,
+    take_tests,
+)
 from pytest_amp.record import store
 
 if TYPE_CHECKING:
@@ -28,24 +37,24 @@ def run(options: argparse.Namespace) -> int:
     try:
         frame = _read(options.storage)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"pytest-amp: {error}\n")
+        complain(str(error))
         return USAGE
     if options.tests:
         frame = frame.loc[[is_meant(nodeid, options.tests) for nodeid in frame["nodeid"]]]
     if options.csv:
-        sys.stdout.write(frame.to_csv(index=False))
+        show(frame.to_csv(index=False).rstrip("\n"))
     elif options.json:
-        sys.stdout.write(frame.to_json(orient="records", date_format="iso", indent=1) + "\n")
+        show(frame.to_json(orient="records", date_format="iso", indent=1))
     else:
         from pytest_amp.record import trends
         from pytest_amp.report.trend_table import table
 
         found = list(trends.of_frame(frame).values())
-        for head, text in table(found) if found else ():
-            print(beside(head, text) if text else head)
-        if not found:
+        if found:
+            show("\n".join(beside(head, text) if text else head for head, text in table(found)))
+        else:
             meant = f" of {', '.join(map(store.shown, options.tests))}" if options.tests else ""
-            print(f"no results{meant} in {store.shown(options.storage)}")
+            show(f"no results{meant} in {store.shown(Path(options.storage).absolute())}")
     return FINE
 
 
@@ -57,5 +66,5 @@ def _read(storage: str) -> pandas.DataFrame:
         warnings.simplefilter("always")
         frame = history(storage)
     for each in caught:
-        sys.stderr.write(f"pytest-amp: {each.message}\n")
+        complain(str(each.message))
     return frame

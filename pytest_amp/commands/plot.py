@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from pytest_amp import units
-from pytest_amp.commands import FINE, NO_BASELINE, USAGE, is_meant, take_storage, take_tests
+from pytest_amp.commands import (
+    FINE,
+    NO_BASELINE,
+    USAGE,
+    complain,
+    is_meant,
+    show,
+    take_storage,
+    take_tests,
+)
 from pytest_amp.record import store
 from pytest_amp.report import html
 
@@ -24,7 +32,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     if not html.available():
-        sys.stderr.write(f"pytest-amp: {html.MISSING}\n")
+        complain(html.MISSING)
         return USAGE
     from pytest_amp.record import trends as stored
     from pytest_amp.report import trends
@@ -38,15 +46,15 @@ def run(options: argparse.Namespace) -> int:
         ]
         if not drawn:
             where = store.shown(options.storage)
-            sys.stderr.write(f"pytest-amp: no test has two results in {where}\n")
+            complain(f"no test has two results in {where}")
             return NO_BASELINE
         if len(drawn) > _MOST:
-            sys.stderr.write(f"pytest-amp: {len(drawn)} tests are too many to draw: name some\n")
+            complain(f"{len(drawn)} tests are too many to draw: name some")
             return USAGE
         path.parent.mkdir(parents=True, exist_ok=True)
         trends.save(path, drawn)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"pytest-amp: {error}\n")
+        complain(str(error))
         return USAGE
-    print(f"{path}: {units.plural(len(drawn), 'test')}")
+    show(f"{path}: {units.plural(len(drawn), 'test')}")
     return FINE

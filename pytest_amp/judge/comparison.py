@@ -127,7 +127,8 @@ def _memory(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate
 def _loss(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate:
     """The amp arm's loss, of several the one that changed for the worse most."""
     ours, theirs = (_losses(each.arms.get("amp")) for each in (report, stored))
-    keys = [key for key in ours if key in theirs]
+    keys = [key for key in theirs if key in ours]
+    gone = [key for key in theirs if key not in ours]
     if not keys:
         return _unknown("loss", allowed, "the two have no loss in common")
     key = max(keys, key=lambda each: _relative(theirs[each], ours[each]))
@@ -141,9 +142,11 @@ def _loss(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate:
     atol = report.settings["loss_atol"].value if "loss_atol" in report.settings else 0.0
     if verdict == "fail" and ours[key] - theirs[key] <= (atol or 0.0):
         verdict, but = "pass", "that is less than loss_atol"
-    elif verdict == "fail" and change <= (report.noise_floor or 0.0):
+    elif verdict == "fail" and math.isfinite(change) and change <= (report.noise_floor or 0.0):
         rounding = units.share(report.noise_floor)
         verdict, but = "inconclusive", f"rounding alone moves it by {rounding}"
+    if verdict != "fail" and gone:
+        return _unknown("loss", allowed, f"the baseline's loss {' and '.join(gone)} is gone")
     return _gate("loss", change, allowed, verdict, detail, but=but)
 
 

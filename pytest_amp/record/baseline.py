@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from pytest_amp import units
 from pytest_amp.judge.comparison import differences
 from pytest_amp.record import store
-from pytest_amp.record.columns import key
 from pytest_amp.record.index import Index
+from pytest_amp.record.key import PARTS, key, seconds, versions
 from pytest_amp.record.store import Broken, Run
 from pytest_amp.results import AmpReport, Baseline
 
 NEWEST = "newest"
+_DAY_S = 86_400
 
 
 class NoBaseline(Exception):
@@ -28,34 +31,60 @@ class Baselines:
     """Those of one session. `reference`: NEWEST, a run's number, a file, a folder or a glob.
 
     `branch`: of which branch alone. `exact`: with the same versions and flags alone. `warnings`:
-    what could not be read on the way, a sentence each.
+    what could not be read on the way, a sentence each. `beside`: what a path is relative to.
+    `any_verdict`: also results that did not pass, to look at the change and gate nothing.
     """
 
     storage: Path
     reference: str = NEWEST
     branch: str | None = None
     exact: bool = False
+    beside: Path = field(default_factory=Path.cwd)
+    any_verdict: bool = False
     warnings: list[str] = field(default_factory=list)
     _index: Index | None = field(default=None, init=False)
-    _runs: list[Run] | None = field(default=None, init=False)
     # The tests of a session mostly have one run as their baseline.
     _read: Callable[[Path], Run] = field(
         default_factory=lambda: lru_cache(8)(store.read), init=False
     )
 
-    def of(self, report: AmpReport) -> tuple[AmpReport, Baseline]:
+    def of(self, report: AmpReport, but: Run | None = None) -> tuple[AmpReport, Baseline]:
         """The newest passing result with the report's key, and where it is from.
 
-        Raises `NoBaseline`, with the reason.
+        `but`: a run that it may not be of, the report's own. Raises `NoBaseline`, with the reason.
         """
+        index = self._opened()
+        plain = report.to_dict()
+        candidates = index.of_key(
+            key(plain),
+            passing=not self.any_verdict,
+            timed=report.speedup is not None,
+            branch=self.branch,
+            versions=versions(plain) if self.exact else None,
+        )
+        for found in candidates:
+            try:
+                run = self._read(found.path)
+                result = run.report(found.key)
+            except (Broken, KeyError) as error:
+                self._warn([str(error)])
+                continue
+            if but is not None and (run.path, run.id) == (but.path, but.id):
+                continue
+            why = self._unfit(result, report)
+            if why is None:
+                return result, origin(run, result)
+            self._warn([f"{store.shown(found.path)}: {store.shown(report.nodeid)} {why}"])
+        raise NoBaseline(self._why_none(index, report))
+
+    def others(self, keys: Iterable[str]) -> list[str]:
+        """The tests that have results of other keys than these alone; none without a baseline."""
         try:
-            return self._newest(report) if self.reference == NEWEST else self._referred(report)
-        except NotADirectoryError:
-            raise NoBaseline(f"{store.shown(self.storage)} is a file, not a storage") from None
-        except OSError as error:
-            raise NoBaseline(
-                f"{store.shown(self.storage)} can't be read ({error.strerror or error})"
-            ) from None
+            index = self._opened()
+        except NoBaseline:
+            return []
+        there = {found.key for found in index.newest()} - set(keys)
+        return sorted({json.loads(each)[0] for each in there})
 
     def close(self) -> None:
         """Let the index go."""
@@ -63,97 +92,94 @@ class Baselines:
             self._index.close()
             self._index = None
 
-    def _newest(self, report: AmpReport) -> tuple[AmpReport, Baseline]:
-        if self._index is None:  # as the storage is when the session first asks
-            self._index = Index(self.storage)
+    def _opened(self) -> Index:
+        """Of the runs as they are when the session first asks."""
+        if self._index is None:
+            try:
+                self._index = index_of(self.storage, self.reference, self.beside)
+            except NotADirectoryError:
+                raise NoBaseline(f"{store.shown(self.storage)} is a file, not a storage") from None
+            except OSError as error:
+                why = f"can't be read ({error.strerror or error})"
+                raise NoBaseline(f"{store.shown(self.storage)} {why}") from None
             self._warn(self._index.warnings)
-        for found in self._index.passing(key(report.to_dict()), self.branch):
+        return self._index
+
+    def _why_none(self, index: Index, report: AmpReport) -> str:
+        """What there is not, and what stands in the way of the newest result that there is."""
+        environment = report.environment
+        place = f" on {environment.device} in {environment.dtype}" if environment else ""
+        branch = f" of branch {self.branch}" if self.branch else ""
+        exact = " with these versions and flags" if self.exact else ""
+        where = self.storage if self.reference == NEWEST else self.reference
+        wanted = f"there is no passing result of this test{place}{branch}{exact} in "
+        wanted += store.shown(where)
+        for found in index.of_test(report.nodeid):
             try:
                 run = self._read(found.path)
-                result = run.report(report.nodeid)
-            except (Broken, KeyError) as error:
-                self._warn([str(error)])
+                result = run.report(found.key)
+            except (Broken, KeyError):
                 continue
-            if not (self.exact and any(differences(result.environment, report.environment))):
-                return result, origin(run, result)
-        raise NoBaseline(f"{self._wanted(report)} in {store.shown(self.storage)}")
+            if why := self._obstacle(result, run, report):
+                return f"{wanted}; its newest, in run {run.name}, {why}"
+        return wanted
 
-    def _referred(self, report: AmpReport) -> tuple[AmpReport, Baseline]:
-        """Of the runs that are meant; says what stands in the way where none fits."""
-        why = f"{self._wanted(report)} in {store.shown(self.reference)}"
-        fitting: list[tuple[AmpReport, Run]] = []
-        for run in self._meant():
-            if report.nodeid not in run.tests:
-                continue
-            try:
-                result = run.report(report.nodeid)
-            except Broken as error:
-                self._warn([str(error)])
-                continue
-            reason = self._unfit(result, run, report)
-            if reason is None:
-                fitting.append((result, run))
-            else:
-                why = f"its result in run {run.name} {reason}"
-        if not fitting:
-            raise NoBaseline(why)
-        result, run = max(fitting, key=lambda each: each[0].started)
-        return result, origin(run, result)
-
-    def _unfit(self, result: AmpReport, run: Run, report: AmpReport) -> str | None:
-        if result.verdict != "pass":
-            return f"is no passing one ({result.verdict})"
-        if key(result.to_dict()) != key(report.to_dict()):
-            return "is of another device, dtype or number of steps"
+    def _obstacle(self, result: AmpReport, run: Run, report: AmpReport) -> str | None:
+        stored, ours = (json.loads(key(each.to_dict())) for each in (result, report))
+        other = [
+            f"{name} {theirs}"
+            for name, theirs, here in zip(PARTS, stored, ours, strict=True)
+            if theirs != here
+        ]
+        if other:
+            return f"is of another {', '.join(other)}"
         if self.branch is not None and run.branch != self.branch:
             return f"is of {f'branch {run.branch}' if run.branch else 'no branch'}"
         if self.exact and (found := list(differences(result.environment, report.environment))):
             return f"is of another environment ({', '.join(found)})"
+        return self._unfit(result, report)
+
+    def _unfit(self, result: AmpReport, report: AmpReport) -> str | None:
+        """Why this result is no baseline of that report, though it is of the same key."""
+        if self.any_verdict:
+            return None
+        if result.verdict != "pass":
+            return f"is no passing one ({result.verdict})"
+        if result.unanswered:
+            missing = " and ".join(gate.name for gate in result.unanswered)
+            return f"failed under --amp-strict, without {missing}: save a first one without it"
+        if report.speedup is not None:
+            if result.speedup is None:
+                return "was not timed"
+            if result.speedup.low is None:
+                return f"was timed too briefly ({units.plural(result.speedup.pairs, 'pair')})"
+        yet_to_come = seconds(result.started) > seconds(report.started) + _DAY_S
+        if self.reference == NEWEST and yet_to_come:
+            return f"says that it is of {result.started[:10]}, which is yet to come"
         return None
-
-    def _meant(self) -> Iterable[Run]:
-        if self._runs is None:
-            problems: list[str] = []
-            self._runs = meant(self.storage, self.reference, problems)
-            self._warn(problems)
-        return self._runs
-
-    def _wanted(self, report: AmpReport) -> str:
-        environment = report.environment
-        place = f" on {environment.device} in {environment.dtype}" if environment else ""
-        branch = f" of branch {self.branch}" if self.branch else ""
-        versions = " with these versions and flags" if self.exact else ""
-        return f"there is no passing result of this test{place}{branch}{versions}"
 
     def _warn(self, texts: Iterable[str]) -> None:
         self.warnings.extend(text for text in texts if text not in self.warnings)
 
 
-def meant(storage: Path, reference: str, problems: list[str]) -> list[Run]:
-    """The runs that a number, a file, a folder or a glob means. `NoBaseline` where none is there.
-
-    What can't be read of them joins `problems`.
-    """
-    paths = list(_paths(storage, reference))
+def index_of(storage: Path, reference: str, beside: Path) -> Index:
+    """Over the runs that are meant. `NoBaseline` where there is none; OSError as a storage has."""
+    if reference == NEWEST:
+        return Index(storage)
+    paths = list(_paths(storage, reference, beside))
     if not paths:
         hint = "; before a path write --amp-compare=newest" if Path(reference).is_dir() else ""
         raise NoBaseline(f"there is no saved run {store.shown(reference)!r}{hint}")
-    runs = []
-    for path in paths:
-        try:
-            runs.append(store.read(path))
-        except Broken as error:
-            problems.append(str(error))
-    return runs
+    return Index(storage, paths)
 
 
-def _paths(storage: Path, reference: str) -> Iterator[Path]:
-    path = Path(reference).expanduser()
+def _paths(storage: Path, reference: str, beside: Path) -> Iterator[Path]:
+    path = beside / Path(reference).expanduser()
     if reference.isdigit() and not path.exists():
-        for entry in store.files(storage):
-            number = entry.name.partition("_")[0]
+        for file in store.files(storage, []):
+            number = file.path.name.partition("_")[0]
             if number.isdigit() and int(number) == int(reference):
-                yield Path(entry.path)
+                yield file.path
     elif path.is_dir():
         yield from sorted(path.rglob("*.json"))
     elif path.exists():

@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
-from pytest_amp.record import saving
+from pytest_amp import units
+from pytest_amp.record import saving, store
 
 FIXTURE = "benchmark"
+# Of pytest-benchmark's session; its other options shape the table, and have defaults.
+_ASKS_FOR_THE_TABLE = ("verbose", "compare", "compare_fail", "histogram")
 _KEEPER = pytest.StashKey["Keeper"]()
 
 
@@ -29,8 +32,15 @@ class _Source:
         self.fullname = f"{item.nodeid}[{arm}]"
         self.group = group
         self.param = callspec.id if callspec else None
-        self.params = {**(callspec.params if callspec else {}), "arm": arm}
+        given = callspec.params if callspec else {}
+        self.params = {**{name: _plain(each) for name, each in given.items()}, "arm": arm}
         self.extra_info = {"amp": report}
+
+
+def _plain(value: object) -> object:
+    """A parameter as JSON takes it: one that it does not take would cost the whole run."""
+    simple = value is None or isinstance(value, (str, int, float))
+    return value if simple else str(value)
 
 
 def session_of(config: pytest.Config) -> Any:
@@ -116,7 +126,7 @@ class Keeper:
         """Leave pytest-benchmark's table out where it would only repeat ours, and nobody asked."""
         session = self._session
         ours = all(isinstance(each.fixture, _Source) for each in session.benchmarks)
-        if ours and not (session.verbose or session.compare or session.histogram):
+        if ours and not any(getattr(session, name) for name in _ASKS_FOR_THE_TABLE):
             session.groups = None
 
     def look_again(self) -> None:
@@ -130,7 +140,7 @@ class Keeper:
         with saving.turn(folder):
             try:
                 self._original(output, name)
-            except (OSError, AssertionError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the run is to be kept
                 failed = error
             self._copy = folder, name, output
             self._ensure(folder, name, output, failed)
@@ -139,18 +149,33 @@ class Keeper:
         self, folder: Path, name: str, output: Mapping[str, Any], failed: Exception | None = None
     ) -> None:
         """Keep a second copy where the run is not in the folder."""
-        if saving.kept(folder, self.run["id"]) is not None:
-            return
+        path = saving.kept(folder, self.run["id"])
+        if path is None:
+            try:
+                path = self._second(folder, name, output)
+            except (OSError, TypeError, ValueError) as error:
+                why = error if failed is None or isinstance(failed, AssertionError) else failed
+                self.problems.append(f"this run could not be saved in {folder}: {why}")
+                self._copy = None
+                return
+        size = path.stat().st_size
+        if size > store.MOST_BYTES:
+            most = units.size(store.MOST_BYTES)
+            self._tell(
+                f"{path.name} is {units.size(size)}, and no run over {most} is read back: "
+                "save fewer tests, or fewer --amp-steps, in one"
+            )
+
+    def _second(self, folder: Path, name: str, output: Mapping[str, Any]) -> Path:
         from pytest_benchmark.utils import safe_dumps
 
         data = safe_dumps(output, ensure_ascii=True, indent=4).encode()
-        try:
-            path = saving.keep(folder, name, self.run["id"], data)
-        except OSError as error:
-            why = failed if isinstance(failed, OSError) else error
-            self.problems.append(f"this run could not be saved in {folder}: {why}")
-            self._copy = None
-        else:
-            self.notes.append(
-                f"another run took the file that pytest-benchmark chose; this one is {path.name}"
-            )
+        path = saving.keep(folder, name, self.run["id"], data)
+        self._tell(
+            f"another run took the file that pytest-benchmark chose; this one is {path.name}"
+        )
+        return path
+
+    def _tell(self, note: str) -> None:
+        if note not in self.notes:
+            self.notes.append(note)

@@ -5,18 +5,14 @@ One table, from which the index, the DataFrame and the documentation are made.
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pytest_amp.judge.parity import tail_mean
+from pytest_amp.record.key import Report, key
 from pytest_amp.record.store import Run
-
-Report = Mapping[str, Any]
-# What decides how long a step takes and where its loss ends; thresholds do not.
-MEASURING = ("steps", "warmup", "seed")
 
 
 class Column(NamedTuple):
@@ -26,14 +22,6 @@ class Column(NamedTuple):
     unit: str
     help: str
     of: Callable[[Run, Report], Any]
-
-
-def key(report: Report) -> str:
-    """What two results must have in common to be compared: test, device, dtype and settings."""
-    environment, settings = report["environment"] or {}, report["settings"]
-    measuring = [settings[name]["value"] if name in settings else None for name in MEASURING]
-    parts = (report["nodeid"], environment.get("device"), environment.get("dtype"), *measuring)
-    return json.dumps(parts)
 
 
 def _arm(name: str, field: str) -> Callable[[Run, Report], Any]:
@@ -75,6 +63,11 @@ def _codes(severity: str) -> Callable[[Run, Report], str]:
     return of
 
 
+def _flags(_: Run, report: Report) -> str:
+    flags = _mapped(_mapped(report.get("environment")).get("flags"))
+    return " ".join(f"{name}={value}" for name, value in sorted(flags.items()))
+
+
 def _failed(_: Run, report: Report) -> str:
     return " ".join(each["name"] for each in report["gates"] if each["verdict"] == "fail")
 
@@ -97,6 +90,7 @@ TEXTS: tuple[Column, ...] = (
     Column("cuda", "", "version of CUDA or HIP", _in("environment", "cuda")),
     Column("cudnn", "", "version of cuDNN", _in("environment", "cudnn")),
     Column("driver", "", "version of the driver", _in("environment", "driver")),
+    Column("flags", "", "flags that shift the baseline, as name=value", _flags),
     Column("failed", "", "gates that failed", _failed),
     Column("errors", "", "rules that found an error", _codes("error")),
     Column("warnings", "", "rules that warned", _codes("warning")),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
 from pytest_amp.judge import comparison
 from pytest_amp.record import store
-from pytest_amp.record.baseline import Baselines, NoBaseline
+from pytest_amp.record.baseline import NEWEST, Baselines, NoBaseline
 from pytest_amp.results import AmpReport
 from pytest_amp.settings import Settings
 
@@ -16,8 +17,13 @@ _BASELINES = pytest.StashKey[Baselines]()
 
 
 def is_wanted(settings: Settings) -> bool:
-    """Whether results are to be held against stored ones; a gate on the change asks for it, too."""
-    return settings.compare is not None or bool(settings.compare_fail)
+    """Whether results are to be held against stored ones, by whichever option says so."""
+    return bool(
+        settings.compare
+        or settings.compare_fail
+        or settings.compare_branch
+        or settings.compare_exact
+    )
 
 
 def compared(config: pytest.Config, report: AmpReport, settings: Settings) -> AmpReport:
@@ -41,15 +47,34 @@ def finished(config: pytest.Config) -> list[str]:
 
 def storage_of(config: pytest.Config) -> Path:
     """pytest-benchmark's storage. ValueError where that is no folder."""
-    return store.folder(config.getoption("benchmark_storage", None) or store.DEFAULT)
+    given = config.getoption("benchmark_storage", None) or store.DEFAULT
+    return config.invocation_params.dir / store.folder(given)
+
+
+def refuse_overwriting(config: pytest.Config, settings: Settings, report: Path) -> None:
+    """Raise UsageError where this run's ``--amp-json`` would take a baseline's place."""
+    reference = settings.compare or NEWEST
+    beside = config.invocation_params.dir
+    meant = beside / Path(reference).expanduser()
+    ours = (beside / report).resolve()
+    if meant.is_dir() and not reference.isdigit():
+        taken = meant.resolve() in ours.parents
+    else:
+        taken = meant.resolve() == ours or fnmatchcase(str(ours), str(meant))
+    if taken and reference != NEWEST:
+        raise pytest.UsageError(
+            f"--amp-json={report} would write over what --amp-compare={reference} compares with, "
+            "and a regression be forgotten: write it elsewhere"
+        )
 
 
 def _of_session(config: pytest.Config, settings: Settings) -> Baselines:
     if _BASELINES not in config.stash:
         config.stash[_BASELINES] = Baselines(
             storage_of(config),
-            settings.compare or "newest",
+            settings.compare or NEWEST,
             settings.compare_branch,
             settings.compare_exact,
+            config.invocation_params.dir,
         )
     return config.stash[_BASELINES]

@@ -1,8 +1,8 @@
-"""An index over a storage, so that reading it does not cost more with every run that it holds.
+"""An index over saved runs, so that reading them does not cost more with every run that there is.
 
-A SQLite file in the storage's folder, safe to delete: what it holds is read from the runs
-themselves, and a run is read again when its file's size or time changes. Where it can't be
-written it is made anew in memory.
+Of a storage it is a SQLite file in its folder, safe to delete: what it holds is read from the runs
+themselves, and a run is read again when its file's size or time changes. Where that file can't be
+written, and for runs that are given one by one, it is in memory.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ import math
 import sqlite3
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
+from pytest_amp.record import key as keys
 from pytest_amp.record import store
-from pytest_amp.record.columns import NUMBERS, TEXTS, Column, key
+from pytest_amp.record.columns import NUMBERS, TEXTS, Column
 from pytest_amp.record.store import Broken, Run
 
+T = TypeVar("T")
 NAME: Final = ".amp-index.sqlite"
-_FORMAT: Final = 3
+_FORMAT: Final = 4
 _PATIENCE_S: Final = 30.0
 _AT_ONCE: Final = 200
+_LARGEST: Final = 2**63 - 1
 # A changed table of columns makes another index.
 _VERSION: Final = (  # SQLite keeps 31 bits of it
     zlib.crc32(repr([_FORMAT, [each.name for each in (*TEXTS, *NUMBERS)]]).encode()) & 0x7FFFFFFF
@@ -36,19 +38,23 @@ CREATE TABLE IF NOT EXISTS files (
     name TEXT PRIMARY KEY, size INTEGER NOT NULL, modified INTEGER NOT NULL,
     broken TEXT, texts BLOB NOT NULL, numbers BLOB NOT NULL
 );
-CREATE TABLE IF NOT EXISTS passing (
-    key TEXT NOT NULL, branch TEXT, started REAL NOT NULL, file TEXT NOT NULL
+CREATE TABLE IF NOT EXISTS results (
+    key TEXT NOT NULL, nodeid TEXT NOT NULL, verdict TEXT NOT NULL, timed INTEGER NOT NULL,
+    branch TEXT, versions TEXT NOT NULL, started REAL NOT NULL, number INTEGER, file TEXT NOT NULL
 );
-CREATE INDEX IF NOT EXISTS newest ON passing (key, started DESC);
-CREATE INDEX IF NOT EXISTS of_file ON passing (file);
+CREATE INDEX IF NOT EXISTS newest ON results (key, started DESC);
+CREATE INDEX IF NOT EXISTS of_test ON results (nodeid, started DESC);
+CREATE INDEX IF NOT EXISTS of_file ON results (file);
 """
+_FOUND: Final = "SELECT file, key FROM results"
+_NEWEST_FIRST: Final = "ORDER BY started DESC, number DESC, file DESC"
 
 
 class Found(NamedTuple):
-    """Where a result is: the run's file, and when the test began (seconds since 1970)."""
+    """Where a result is: the run's file, and the key of the result in it."""
 
     path: Path
-    started: float
+    key: str
 
 
 class Table(NamedTuple):
@@ -63,27 +69,28 @@ class Table(NamedTuple):
 
 
 class Index:
-    """Over the storage at `root`. `warnings`: what of it could not be read, a sentence each.
+    """Over the storage at `root`, or over the files `paths` alone, in memory.
 
-    Made up to date when it is opened; close it, or use it in a with statement.
+    Made up to date when it is opened; close it, or use it in a with statement. `warnings`: what
+    of the runs could not be read, a sentence each.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, paths: Sequence[Path] | None = None) -> None:
         self._root = root
+        self._paths = paths
         self._ids = {"": 0}
-        self._database = _opened(root)
-        try:
-            self._update()
-        except sqlite3.DatabaseError:  # damaged, or on a disk that is full or read-only
-            self._database.close()
-            self._database, self._ids = _in_memory(), {"": 0}
-            self._update()
-        self.warnings = tuple(
-            text
-            for (texts,) in self._all(
-                "SELECT broken FROM files WHERE broken NOT NULL ORDER BY name"
-            )
-            for text in str(texts).split("\n")
+        self._listing: list[str] = []
+        self._database = _opened(root) if paths is None else _in_memory()
+        self._kept(self._update)
+        self.warnings: tuple[str, ...] = (
+            *self._listing,
+            *(
+                text
+                for (texts,) in self._all(
+                    "SELECT broken FROM files WHERE broken NOT NULL ORDER BY name"
+                )
+                for text in str(texts).split("\n")
+            ),
         )
 
     def __enter__(self) -> Index:
@@ -96,16 +103,42 @@ class Index:
         """Let the file go."""
         self._database.close()
 
-    def passing(self, key: str, branch: str | None = None) -> Iterator[Found]:
-        """Passing results of that key, the newest first; of one branch, where it is given."""
-        of_branch = "" if branch is None else " AND branch = ?"
-        rows = self._database.execute(
-            f"SELECT file, started FROM passing WHERE key = ?{of_branch} "
-            "ORDER BY started DESC, file DESC",
-            (key,) if branch is None else (key, _encodable(branch)),
+    def of_key(
+        self,
+        key: str,
+        *,
+        passing: bool = True,
+        timed: bool = False,
+        branch: str | None = None,
+        versions: str | None = None,
+    ) -> list[Found]:
+        """Results of that key, the newest first; of these such alone as the others say."""
+        query, given = "key = ?", [key]
+        if passing:
+            query += " AND verdict = 'pass'"
+        if timed:
+            query += " AND timed"
+        if branch is not None:
+            query += " AND branch = ?"
+            given.append(_encodable(branch))
+        if versions is not None:
+            query += " AND versions = ?"
+            given.append(versions)
+        return self._found(f"{_FOUND} WHERE {query} {_NEWEST_FIRST}", given)
+
+    def of_test(self, nodeid: str) -> list[Found]:
+        """All results of a test, whatever their key, the newest first."""
+        return self._found(f"{_FOUND} WHERE nodeid = ? {_NEWEST_FIRST}", [_encodable(nodeid)])
+
+    def newest(self) -> list[Found]:
+        """The newest result of each key, by node id."""
+        ranked = (
+            f"SELECT file, key, nodeid, ROW_NUMBER() OVER (PARTITION BY key {_NEWEST_FIRST}) "
+            "AS place FROM results"
         )
-        for name, started in rows:
-            yield Found(self._root / name, started)
+        return self._found(
+            f"SELECT file, key FROM ({ranked}) WHERE place = 1 ORDER BY nodeid, key", []
+        )
 
     def table(self) -> Table:
         """Everything, in no order."""
@@ -116,19 +149,44 @@ class Index:
             numbers=b"".join(numbers for _, numbers in rows),
         )
 
-    def results(self) -> int:
-        """How many there are, in all runs."""
-        ((length,),) = self._all("SELECT COALESCE(SUM(LENGTH(numbers)), 0) FROM files")
-        return int(length) // (8 * (1 + len(NUMBERS)))
+    def size(self) -> tuple[int, int]:
+        """How many runs there are, and how many results in them."""
+        ((runs, results),) = self._all(
+            "SELECT (SELECT COUNT(*) FROM files), (SELECT COUNT(*) FROM results)"
+        )
+        return int(runs), int(results)
 
-    def _all(self, query: str) -> list[Any]:
-        return self._database.execute(query).fetchall()
+    def _found(self, query: str, given: Sequence[str]) -> list[Found]:
+        return [Found(self._root / name, key) for name, key in self._all(query, given)]
+
+    def _all(self, query: str, given: Sequence[str] = ()) -> list[Any]:
+        return self._kept(lambda: self._database.execute(query, given).fetchall())
+
+    def _kept(self, work: Callable[[], T]) -> T:
+        """Do that, with a new file where this one is damaged, in memory where it is of no use."""
+        try:
+            return work()
+        except sqlite3.DatabaseError as error:
+            if self._paths is None and _is_damage(error):
+                with contextlib.suppress(OSError, sqlite3.DatabaseError):
+                    (self._root / NAME).unlink()
+                    self._begin(_opened(self._root))
+                    return work()
+            self._begin(_in_memory())
+            return work()
+
+    def _begin(self, database: sqlite3.Connection) -> None:
+        self._database.close()
+        self._database, self._ids = database, {"": 0}
+        self._update()
 
     def _update(self) -> None:
         there = dict(self._there())
         known = {
             name: (size, modified)
-            for name, size, modified in self._all("SELECT name, size, modified FROM files")
+            for name, size, modified in self._database.execute(
+                "SELECT name, size, modified FROM files"
+            )
         }
         gone = [name for name in known if name not in there]
         changed = [name for name, stamp in there.items() if known.get(name) != stamp]
@@ -143,11 +201,12 @@ class Index:
                     self._insert(name, there[name], run, broken)
 
     def _there(self) -> Iterator[tuple[str, tuple[int, int]]]:
-        for entry in store.files(self._root):
-            with contextlib.suppress(FileNotFoundError):  # removed since its folder was read
-                found = entry.stat()
-                name = Path(entry.path).relative_to(self._root).as_posix()
-                yield name, (found.st_size, found.st_mtime_ns)
+        if self._paths is not None:
+            yield from ((str(path.absolute()), (0, 0)) for path in self._paths)
+            return
+        self._listing.clear()
+        for file in store.files(self._root, self._listing):
+            yield file.path.relative_to(self._root).as_posix(), (file.size, file.modified)
 
     def _read(self, name: str) -> tuple[Run | None, list[str]]:
         try:
@@ -159,27 +218,30 @@ class Index:
     def _forget(self, names: Iterable[str]) -> None:
         given = [(name,) for name in names]
         self._database.executemany("DELETE FROM files WHERE name = ?", given)
-        self._database.executemany("DELETE FROM passing WHERE file = ?", given)
+        self._database.executemany("DELETE FROM results WHERE file = ?", given)
 
     def _insert(
         self, name: str, stamp: tuple[int, int], run: Run | None, broken: list[str]
     ) -> None:
         texts, numbers = array("i"), array("d")
-        for nodeid, report in run.tests.items() if run else ():
+        for key, report in run.tests.items() if run else ():
             try:
-                row, started = _row(run, report), _seconds(report["started"])  # type: ignore[arg-type]
-                passed, same = report["verdict"] == "pass", key(report)
+                row, started = _row(run, report), keys.seconds(report["started"])  # type: ignore[arg-type]
+                about = (str(report["verdict"]), report.get("speedup") is not None)
+                same = keys.versions(report)
             except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-                why = f"the report of {store.shown(nodeid)} can't be read ({error})"
+                nodeid = store.shown(report["nodeid"])
+                why = f"the report of {nodeid} can't be read ({store.said(error)})"
                 broken.append(str(Broken(self._root / name, why)))
                 continue
             texts.extend(map(self._id, row[0]))
             numbers.extend((started, *row[1]))
-            if passed:
-                branch = _encodable(run.branch) if run and run.branch else None
-                self._database.execute(
-                    "INSERT INTO passing VALUES (?, ?, ?, ?)", (same, branch, started, name)
-                )
+            branch = _encodable(run.branch) if run and run.branch else None
+            number = min(run.number, _LARGEST) if run and run.number else None
+            self._database.execute(
+                "INSERT INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (key, _encodable(report["nodeid"]), *about, branch, same, started, number, name),
+            )
         self._database.execute(
             "INSERT INTO files VALUES (?, ?, ?, ?, ?, ?)",
             (name, *stamp, "\n".join(broken) or None, texts.tobytes(), numbers.tobytes()),
@@ -201,11 +263,12 @@ class Index:
     def _writing(self) -> Iterator[None]:
         self._database.execute("BEGIN IMMEDIATE")
         try:
-            if self._database.execute("PRAGMA user_version").fetchone() != (_VERSION,):
-                raise sqlite3.DatabaseError("another version of pytest-amp has taken the index")
+            if not _is_made(self._database):
+                raise sqlite3.OperationalError("another version of pytest-amp has taken it")
             yield
         except BaseException:
-            self._database.execute("ROLLBACK")
+            with contextlib.suppress(sqlite3.DatabaseError):
+                self._database.execute("ROLLBACK")
             raise
         self._database.execute("COMMIT")
 
@@ -217,13 +280,13 @@ def _opened(root: Path) -> sqlite3.Connection:
             database = None
             try:
                 database = _connected(root / NAME)
-                if database.execute("PRAGMA user_version").fetchone() != (_VERSION,):
+                if not _is_made(database):
                     _make(database)
                 return database
             except sqlite3.DatabaseError as error:
                 if database is not None:
                     database.close()
-                if isinstance(error, sqlite3.OperationalError):  # locked, read-only, no room
+                if not _is_damage(error):
                     break
                 with contextlib.suppress(OSError):  # no database at all
                     (root / NAME).unlink()
@@ -242,13 +305,28 @@ def _connected(name: Path | str) -> sqlite3.Connection:
 
 
 def _make(database: sqlite3.Connection) -> None:
+    """Its tables, unless another process has just made them."""
     database.execute("BEGIN IMMEDIATE")
-    for table in ("texts", "files", "passing"):
+    if _is_made(database):
+        database.execute("ROLLBACK")
+        return
+    for table in ("texts", "files", "results", "passing"):
         database.execute(f"DROP TABLE IF EXISTS {table}")
     for statement in filter(str.strip, _TABLES.split(";")):
         database.execute(statement)
     database.execute(f"PRAGMA user_version = {_VERSION}")
     database.execute("COMMIT")
+
+
+def _is_made(database: sqlite3.Connection) -> bool:
+    """Whether it has the tables of this version."""
+    found: tuple[int] = database.execute("PRAGMA user_version").fetchone()
+    return found == (_VERSION,)
+
+
+def _is_damage(error: sqlite3.DatabaseError) -> bool:
+    """And not a lock, a disk that is full or read-only."""
+    return not isinstance(error, sqlite3.OperationalError) or "no such" in str(error)
 
 
 def _batches(names: Iterable[str]) -> Iterator[list[str]]:
@@ -283,10 +361,3 @@ def _number(column: Column, value: object) -> float:
     if not isinstance(value, (int, float)):
         raise TypeError(f"{column.name} is not a number")
     return float(value)
-
-
-def _seconds(started: str) -> float:
-    time = datetime.fromisoformat(started)
-    if not 1970 < time.year < 2262:  # what pandas has nanoseconds for
-        raise ValueError(f"it is of the year {time.year}")
-    return time.timestamp()

@@ -5,14 +5,17 @@ What can't be read is a `Broken` that names the file and says why, and never the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pytest_amp import units
+from pytest_amp.record.key import key
 from pytest_amp.record.saving import NUMBERED
 from pytest_amp.results import AmpReport
 
@@ -28,9 +31,17 @@ class Broken(Exception):
         self.why = why
 
 
+class File(NamedTuple):
+    """A file of a storage that may be a run. `modified`: in nanoseconds."""
+
+    path: Path
+    size: int
+    modified: int
+
+
 @dataclass(frozen=True)
 class Run:
-    """One saved run. `tests`: reports as plain JSON (schema 1) by node id, in their order.
+    """One saved run. `tests`: reports as plain JSON (schema 1) by `key`, in their order.
 
     `damaged`: what of it could not be read, a sentence each.
     """
@@ -45,12 +56,13 @@ class Run:
     tests: Mapping[str, Mapping[str, Any]]
     damaged: tuple[str, ...] = ()
 
-    def report(self, nodeid: str) -> AmpReport:
+    def report(self, key: str) -> AmpReport:
         """A test's report, as a value. KeyError without one, `Broken` where it can't be read."""
         try:
-            return AmpReport.from_dict(self.tests[nodeid])
+            return AmpReport.from_dict(self.tests[key])
         except (TypeError, ValueError, RecursionError) as error:
-            why = f"the report of {shown(nodeid)} can't be read ({shown(str(error))})"
+            nodeid = shown(self.tests[key]["nodeid"])
+            why = f"the report of {nodeid} can't be read ({said(error)})"
             raise Broken(self.path, why) from None
 
     @property
@@ -68,23 +80,42 @@ def folder(storage: str | os.PathLike[str]) -> Path:
     kind, separator, rest = text.partition("://")
     if separator and kind != "file":
         raise ValueError(f"{text!r} is no folder: history is read from pytest-benchmark's files")
-    return Path(rest if separator else text).expanduser()
+    return Path(rest if separator else text)
 
 
-def files(root: Path) -> Iterator[os.DirEntry[str]]:
+def files(root: Path, problems: list[str]) -> Iterator[File]:
     """The JSON files in a storage: in its machines' folders, and beside them.
 
-    A storage that is not there has none. NotADirectoryError where it is a file.
+    A storage that is not there has none. NotADirectoryError where it is a file, another OSError
+    where it can't be read. What can't be read in it joins `problems`.
     """
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
     except FileNotFoundError:
         return
     for entry in entries:
-        if entry.is_dir():
-            yield from (each for each in os.scandir(entry) if each.name.endswith(".json"))
-        elif entry.name.endswith(".json"):
-            yield entry
+        with _told(entry.path, problems):
+            inside = list(os.scandir(entry)) if entry.is_dir() else [entry]
+            for each in inside:
+                with _told(each.path, problems):
+                    found = each.stat()
+                    if each.name.endswith(".json") and stat.S_ISREG(found.st_mode):
+                        yield File(Path(each.path), found.st_size, found.st_mtime_ns)
+
+
+@contextlib.contextmanager
+def _told(path: str, problems: list[str]) -> Iterator[None]:
+    """What can't be read there is a problem, and no end; what is gone by now was never there."""
+    try:
+        yield
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        problems.append(str(Broken(path, _unreadable(error))))
+
+
+def _unreadable(error: OSError) -> str:
+    return f"can't be read ({error.strerror or error})"
 
 
 def read(path: Path) -> Run:
@@ -119,12 +150,15 @@ def read(path: Path) -> Run:
 
 def _load(path: Path) -> Any:
     try:
-        size = path.stat().st_size
-        if size > MOST_BYTES:
-            raise Broken(path, f"is too large to be a saved run ({size // 2**20} MiB)")
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise Broken(path, "is no file")
+        if found.st_size > MOST_BYTES:
+            size = units.size(found.st_size)
+            raise Broken(path, f"is too large to be a saved run ({size})")
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise Broken(path, f"can't be read ({error.strerror or error})") from None
+        raise Broken(path, _unreadable(error)) from None
     except RecursionError:
         raise Broken(path, "is nested too deeply") from None
     except ValueError as error:  # also what is no UTF-8
@@ -159,9 +193,14 @@ def _of_json(document: Mapping[str, Any], damaged: list[str]) -> dict[str, Mappi
 
 def _add(tests: dict[str, Mapping[str, Any]], report: object, damaged: list[str]) -> None:
     nodeid = _mapping(report).get("nodeid")
+    why = "a report in it names no test"
     if isinstance(report, dict) and isinstance(nodeid, str):
-        tests[nodeid] = report
-    elif (why := "a report in it names no test") not in damaged:
+        try:
+            tests[key(report)] = report
+            return
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            why = f"the report of {shown(nodeid)} can't be read ({said(error)})"
+    if why not in damaged:  # of both arms
         damaged.append(why)
 
 
@@ -171,6 +210,11 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 def _text(value: object) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def said(error: Exception) -> str:
+    """What an exception says is wrong with a report, on one line."""
+    return shown(f"no {error}" if isinstance(error, KeyError) else str(error))
 
 
 def shown(text: str | os.PathLike[str]) -> str:

@@ -9,9 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_amp.judge.comparison import VERSIONS
 from pytest_amp.record.change_points import change_points
-from pytest_amp.record.columns import COLUMNS, MEASURING, key
+from pytest_amp.record.columns import COLUMNS, NUMBERS, TEXTS
 from pytest_amp.record.frame import history
+from pytest_amp.record.key import MEASURING, key
 from pytest_amp.record.store import Run
 from pytest_amp.report.trends import METRICS, Point, Step, Trend
 from pytest_amp.results import AmpReport
@@ -19,7 +21,6 @@ from pytest_amp.results import AmpReport
 if TYPE_CHECKING:
     import pandas
 
-_VERSIONS = ("torch", "cuda", "cudnn", "driver")
 _THIS = "this run"
 
 
@@ -35,13 +36,6 @@ def of_storage(
     return of_frame(frame)
 
 
-def beside(
-    reports: Iterable[AmpReport], trends: Mapping[str, Trend]
-) -> list[tuple[AmpReport, Trend | None]]:
-    """Each report with the trend that it belongs to, if there is one."""
-    return [(report, trends.get(key(report.to_dict()))) for report in reports]
-
-
 def of_frame(frame: pandas.DataFrame) -> dict[str, Trend]:
     """By key, what `history` found, or those rows of it that were chosen."""
     groups = {str(same): rows for same, rows in frame.groupby("key", observed=True, sort=False)}
@@ -54,12 +48,12 @@ def _names(keys: Iterable[str]) -> dict[str, str]:
     parts = {same: json.loads(same) for same in keys}
     shared = Counter(tuple(each[:3]) for each in parts.values())
     found = {}
-    for same, (nodeid, device, dtype, *measuring) in parts.items():
+    for same, (nodeid, device, dtype, *measuring, rank) in parts.items():
         name = f"{nodeid} on {device} in {dtype}" if device else nodeid
         if shared[nodeid, device, dtype] > 1:
             given = zip(MEASURING, measuring, strict=True)
             name += f" ({', '.join(f'{setting}={value}' for setting, value in given)})"
-        found[same] = name
+        found[same] = f"{name}, rank {rank}" if rank else name
     return found
 
 
@@ -72,13 +66,16 @@ def _joined(
         path=Path(_THIS), number=None, id=run["id"], started=run["started"],
         commit=run["commit"], branch=run["branch"], dirty=run["dirty"], tests={},
     )  # fmt: skip
-    timed = {each.nodeid: each.to_dict() for each in reports if each.speedup is not None}
+    plain = (each.to_dict() for each in reports if each.speedup is not None)
+    timed = {key(each): each for each in plain}  # of a test that was run again the last run
     if not timed:
         return frame
     rows = [{column.name: column.of(this, each) for column in COLUMNS} for each in timed.values()]
     new = pandas.DataFrame(rows)
     new["started"] = pandas.to_datetime(new["started"], utc=True)
-    return new if frame.empty else pandas.concat([frame.astype(new.dtypes), new])
+    new = new.astype({column.name: float for column in NUMBERS})  # None is NaN
+    texts = {column.name: object for column in TEXTS}  # categories are their own in each frame
+    return pandas.concat([frame.astype(texts), new]) if len(frame) else new
 
 
 def _trend(name: str, rows: pandas.DataFrame) -> Trend:
@@ -107,16 +104,24 @@ def _steps(rows: pandas.DataFrame, values: Sequence[float]) -> Iterator[Step]:
 
 
 def _changed(before: Any, after: Any) -> Iterator[str]:
-    """What else is different between two rows; the commit where no version is."""
-    found = False
-    for name in _VERSIONS:
+    """What else is different between two rows: versions, flags and the commit."""
+    for name in VERSIONS:
         old, new = _text(before[name]), _text(after[name])
         if old and new and old != new:
-            found = True
             yield f"{name} {old} -> {new}"
+    flags, others = (dict(_flags(row)) for row in (before, after))
+    for name in sorted({*flags, *others}):
+        if flags.get(name) != others.get(name):
+            yield f"{name} {flags.get(name)} -> {others.get(name)}"
     old, new = _text(before["commit"]), _text(after["commit"])
-    if not found and old and new and old != new:
+    if old and new and old != new:
         yield f"commit {old[:7]} -> {new[:7]}"
+
+
+def _flags(row: Any) -> Iterator[tuple[str, str]]:
+    for each in _text(row["flags"]).split():
+        name, _, value = each.partition("=")
+        yield name, value
 
 
 def _text(value: object) -> str:

@@ -24,11 +24,20 @@ _GATES = {
 }  # fmt: skip
 
 
+class Result(NamedTuple):
+    """What the page is made of: a report, its history, and for a stored one the run it is of."""
+
+    report: AmpReport
+    trend: Trend | None = None
+    origin: str = ""
+
+
 class Section(NamedTuple):
     """A test on the page."""
 
     anchor: str
     report: AmpReport
+    origin: str
     word: str
     kind: str
     reason: str
@@ -47,10 +56,8 @@ def available() -> bool:
     return all(find_spec(name) is not None for name in ("jinja2", "matplotlib"))
 
 
-def page(
-    results: Sequence[tuple[AmpReport, Trend | None]], run: Mapping[str, Any], created: str
-) -> str:
-    """The whole page: of each result, and of what is stored for it. `run`: as in ``--amp-json``."""
+def page(results: Sequence[Result], run: Mapping[str, Any] | None, created: str) -> str:
+    """The whole page. `run`: as in ``--amp-json``; None where results are of several runs."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -62,9 +69,9 @@ def page(
         lstrip_blocks=True,
     )
     environment.filters["duration"] = units.duration
-    gravest_first = sorted(results, key=lambda each: _GRAVITY.index(outcome_of(each[0])))
-    sections = [_section(number, *each) for number, each in enumerate(gravest_first, 1)]
-    reports = [report for report, _ in results]
+    gravest_first = sorted(results, key=lambda each: _GRAVITY.index(outcome_of(each.report)))
+    sections = [_section(number, each) for number, each in enumerate(gravest_first, 1)]
+    reports = [each.report for each in results]
     counts = [
         (outcome.counted, kind, sum(outcome_of(each) == kind for each in reports))
         for kind, outcome in OUTCOMES.items()
@@ -95,10 +102,12 @@ def _printable(value: object) -> object:
     return "\n".join(map(units.printable, value.split("\n")))
 
 
-def _section(number: int, report: AmpReport, trend: Trend | None) -> Section:
+def _section(number: int, result: Result) -> Section:
+    report, trend = result.report, result.trend
     return Section(
         anchor=f"test-{number}",
         report=report,
+        origin=result.origin,
         word=shown(report).word,
         kind=outcome_of(report),
         reason=why_nothing(report),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +45,8 @@ def compare(runs: Path, *arguments: str) -> int:
         (("1", "2", "--fail=speed:10%"), 2),
         (("1", "5", "--fail=speedup:10%"), 3),
         (("1", "4"), 4),
-        (("1", "77"), 4),
+        (("1", "77"), 2),
+        (("77", "1"), 4),
         (("no/such/*.json", "1"), 4),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, tuple) else str(each),
@@ -68,11 +71,13 @@ def test_each_metric_is_told_with_both_arms_and_what_changed(runs: Path, capsys:
 
 def test_tests_of_one_run_alone_are_told(runs: Path, capsys: Captured) -> None:
     compare(runs, "1", "4")
-    said = capsys.readouterr().err.splitlines()
-    assert said == [
-        "pytest-amp: test_it.py::test_other on NVIDIA H100 in bfloat16 is in 4 alone",
-        "pytest-amp: test_it.py::test_step on NVIDIA H100 in bfloat16 is in 1 alone",
+    captured = capsys.readouterr()
+    other = "test_it.py::test_other: there is no passing result of this test on NVIDIA H100 in"
+    assert captured.err.splitlines() == [
+        f"pytest-amp: {other} bfloat16 in 1",
+        "pytest-amp: test_it.py::test_step is in 1 alone",
     ]
+    assert captured.out == "0 tests compared, 1 without a baseline, 1 gone\n"
 
 
 def test_scripts_get_the_reports(runs: Path, capsys: Captured) -> None:
@@ -87,13 +92,14 @@ def test_folders_and_files_are_runs_too(runs: Path, capsys: Captured) -> None:
     [first] = runs.glob("*/0001_run.json")
     [second] = runs.glob("*/0002_run.json")
     assert compare(runs, str(first), str(second), "--fail=speedup:10%") == 0
-    assert compare(runs, str(first), str(runs), "--fail=speedup:10%") == 3  # the newest, run 5
+    assert compare(runs, str(first), str(runs / "*" / "000[25]*"), "--fail=speedup:10%") == 3
+    assert compare(runs, str(first), str(runs), "--fail=speedup:10%") == 4  # test_other is new
     assert "test_other" in capsys.readouterr().err
 
 
 def test_a_broken_file_is_told(runs: Path, capsys: Captured) -> None:
     broken = save(runs, 6, "{")
-    assert compare(runs, "1", "6") == 4
+    assert compare(runs, "6", "1") == 4
     assert f"pytest-amp: {broken}: is no whole JSON" in capsys.readouterr().err
 
 
@@ -108,3 +114,50 @@ def test_what_an_earlier_comparison_found_is_not_found_again(runs: Path, capsys:
     assert compare(runs, "1", "6", "--json") == 0
     [found] = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "pass"
+
+
+def test_a_failed_result_is_no_baseline_and_may_be_looked_at(runs: Path, capsys: Captured) -> None:
+    save(runs, 7, document(report(day=7, speedup=1.0, verdict="fail")))
+    save(runs, 8, document(report(day=8, speedup=1.0)))
+    assert compare(runs, "7", "8", "--fail=speedup:10%") == 4
+    assert "is no passing one (fail)" in capsys.readouterr().err
+    assert compare(runs, str(runs / "*" / "000[17]*"), "8", "--fail=speedup:10%") == 1
+    assert "since    run 0001" in capsys.readouterr().out
+    assert compare(runs, "7", "8") == 0
+
+
+def test_a_run_is_not_compared_with_itself(runs: Path, capsys: Captured) -> None:
+    assert compare(runs, str(runs), "3", "--fail=speedup:10%") == 1
+    assert "since    run 0002" in capsys.readouterr().out
+    assert compare(runs, "3", "3") == 4
+
+
+def test_limits_add_up_and_a_wrong_one_is_named(runs: Path, capsys: Captured) -> None:
+    assert compare(runs, "1", "3", "--fail=speedup:10%", "--fail=memory:5%") == 1
+    assert compare(runs, "1", "3", "--fail=speed") == 2
+    assert capsys.readouterr().err.startswith("pytest-amp: --fail 'speed' is not METRIC:PCT")
+
+
+def test_a_figure_that_is_missing_is_no_answer(runs: Path) -> None:
+    save(runs, 7, document(replace(report(day=7), speedup=None)))
+    assert compare(runs, "1", "7", "--fail=speedup:10%") == 3
+
+
+def test_the_last_line_counts(runs: Path, capsys: Captured) -> None:
+    compare(runs, "1", "3", "--fail=speedup:10%")
+    assert capsys.readouterr().out.splitlines()[-1] == "1 test compared, 1 regression"
+
+
+def test_what_a_run_itself_failed_is_told(runs: Path, capsys: Captured) -> None:
+    gate = Gate("speedup", 3.0, 2.0, None, None, "fail", "too slow")
+    save(runs, 7, document(report(day=7, verdict="fail", gates=(gate,))))
+    assert compare(runs, "1", "7") == 0
+    assert capsys.readouterr().out.startswith("test_it.py::test_step (which failed: speedup)\n")
+
+
+def test_a_reader_that_has_seen_enough_changes_no_exit_code(runs: Path) -> None:
+    command = [sys.executable, "-m", "pytest_amp.cli", "compare", "1", "3", "--fail=speedup:10%"]
+    compared = subprocess.Popen([*command, f"--storage={runs}"], stdout=subprocess.PIPE)
+    assert compared.stdout is not None
+    compared.stdout.close()
+    assert compared.wait() == 1

@@ -44,7 +44,7 @@ def test_a_run_is_shown_by_its_number(stored: Path) -> None:
 
 def test_nothing_stored_is_told(tmp_path: Path, capsys: Captured) -> None:
     assert cli.main(["html", f"--storage={tmp_path / 'none'}"]) == 4
-    assert capsys.readouterr().err == f"pytest-amp: no saved run in {tmp_path / 'none'}\n"
+    assert capsys.readouterr().err == f"pytest-amp: there is no result in {tmp_path / 'none'}\n"
 
 
 def test_what_is_broken_is_told_and_the_rest_is_shown(stored: Path, capsys: Captured) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from pytest_amp.judge.comparison import without_baseline
 from pytest_amp.record import store
 from pytest_amp.record.baseline import Baselines, NoBaseline
 from pytest_amp.record.index import Index
 from pytest_amp.report import json as json_report
-from pytest_amp.results import AmpReport
-from tests.record.runs import ENVIRONMENT, MACHINE, document, report, save
+from pytest_amp.results import AmpReport, Setting
+from tests.record.runs import ENVIRONMENT, MACHINE, SETTINGS, document, report, save
 
 NOW = report(day=31)
 
@@ -98,8 +100,8 @@ def test_json_reports_are_baselines_too_the_newest_of_several(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("stored", "why"),
     [
-        (report(verdict="fail"), "its result in run 0001 is no passing one (fail)"),
-        (report(environment=replace(ENVIRONMENT, device="A100")), "is of another device, dtype"),
+        (report(verdict="fail"), "its newest, in run 0001, is no passing one (fail)"),
+        (report(environment=replace(ENVIRONMENT, device="A100")), "is of another device A100"),
         (report("test_it.py::test_other"), "there is no passing result of this test on NVIDIA"),
     ],
 )
@@ -142,8 +144,88 @@ def test_a_session_looks_at_the_storage_once_and_reads_a_run_once(
         pass
     listed, read = store.files, store.read
     seen: list[Path] = []
-    monkeypatch.setattr(store, "files", lambda root: (seen.append(root), listed(root))[1])
+    monkeypatch.setattr(
+        store, "files", lambda root, problems: (seen.append(root), listed(root, problems))[1]
+    )
     monkeypatch.setattr(store, "read", lambda path: (seen.append(path), read(path))[1])
     with closing(Baselines(tmp_path)) as baselines:
         assert [baselines.of(each)[1].run for each in tests] == ["0001"] * 5
     assert seen == [tmp_path, tmp_path / MACHINE / "0001_run.json"]
+
+
+def test_an_untimed_result_does_not_stand_before_a_timed_one(tmp_path: Path) -> None:
+    save(tmp_path, 1, document(report(day=1)))
+    save(tmp_path, 2, document(replace(report(day=2), speedup=None)))
+    brief = replace(report().speedup, low=None, high=None)  # type: ignore[type-var]
+    save(tmp_path, 3, document(replace(report(day=3), speedup=brief)))
+    assert taken(tmp_path) == "0001"
+    assert taken(tmp_path, now=replace(NOW, speedup=None)) == "0003"
+    assert why_none(tmp_path, "3").endswith("in run 0003, was timed too briefly (3 pairs)")
+
+
+def test_what_failed_for_want_of_an_answer_is_no_baseline(tmp_path: Path) -> None:
+    strict = {**SETTINGS, "strict": Setting(["baseline"], "cli")}
+    began = without_baseline(report(settings=strict), "the storage is empty", {"speedup": 0.1})
+    assert began.verdict == "pass"
+    save(tmp_path, 1, document(began))
+    assert why_none(tmp_path).endswith(
+        "in run 0001, failed under --amp-strict, without compare:speedup: save a first one "
+        "without it"
+    )
+    save(tmp_path, 2, document(report(day=2)))
+    assert taken(tmp_path) == "0002"
+
+
+def test_a_file_that_changed_behind_the_index_is_judged_as_it_is(tmp_path: Path) -> None:
+    save(tmp_path, 1, document(report(day=1)))
+    path = save(tmp_path, 2, document(report(day=2)))
+    assert taken(tmp_path) == "0002"
+    stamp = path.stat()
+    path.write_text(path.read_text().replace('"verdict": "pass"', '"verdict": "fail"'))
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert taken(tmp_path) == "0001"
+
+
+@pytest.mark.parametrize("reference", ["newest", "{}/*/*.json"])
+def test_which_is_newer_is_a_matter_of_time_not_of_text(tmp_path: Path, reference: str) -> None:
+    def began(number: int, started: str) -> None:
+        save(tmp_path, number, document(replace(report(), started=started)))
+
+    began(1, "2026-01-05T01:00:00+09:00")  # on the 4th, 16:00
+    began(2, "2026-01-04T20:00:00+00:00")
+    assert taken(tmp_path, reference.format(tmp_path)) == "0002"
+    began(3, "2026-01-04T21:00:00")  # without a zone it is UTC
+    assert taken(tmp_path, reference.format(tmp_path)) == "0003"
+    began(9999, "2026-01-04T21:00:00+00:00")
+    began(10000, "2026-01-04T21:00:00+00:00")
+    assert taken(tmp_path, reference.format(tmp_path)) == "10000"
+
+
+def test_a_run_of_the_future_is_told_and_passed_over(tmp_path: Path) -> None:
+    save(tmp_path, 1, document(report(day=1)))
+    save(tmp_path, 2, document(replace(report(), started="2099-01-01T00:00:00+00:00")))
+    with closing(Baselines(tmp_path)) as baselines:
+        assert baselines.of(NOW)[1].run == "0001"
+        assert "is of 2099-01-01, which is yet to come" in baselines.warnings[0]
+
+
+def test_another_rank_is_another_result(tmp_path: Path) -> None:
+    save(tmp_path, 1, document(report(rank=1)))
+    assert why_none(tmp_path).endswith("in run 0001, is of another rank 1")
+    assert taken(tmp_path, now=replace(NOW, rank=1)) == "0001"
+
+
+def test_with_the_same_versions_alone_one_run_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = replace(ENVIRONMENT, torch="2.14.0")
+    for day in range(1, 9):
+        save(
+            tmp_path, day, document(report(day=day, environment=newer if day > 1 else ENVIRONMENT))
+        )
+    with Index(tmp_path):
+        pass
+    read, seen = store.read, []
+    monkeypatch.setattr(store, "read", lambda path: (seen.append(path.name), read(path))[1])
+    assert taken(tmp_path, exact=True) == "0001"
+    assert seen == ["0001_run.json"]

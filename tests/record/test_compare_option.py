@@ -102,9 +102,12 @@ def test_settings_of_the_ini_file_are_in_force(saved: pytest.Pytester) -> None:
     [
         ("speed:10%", "is not METRIC:PCT with a metric of speedup, memory, loss"),
         ("speedup", "write for example speedup:10%"),
-        ("speedup:much", "'much' is not a percentage from 0 to 10000"),
-        ("speedup:-5%", "a percentage from 0 to 10000"),
-        ("speedup:nan%", "a percentage from 0 to 10000"),
+        ("speedup:much", "'much' is not a percentage from 0 to below 100"),
+        ("speedup:-5%", "a percentage from 0 to below 100"),
+        ("speedup:100%", "a percentage from 0 to below 100"),
+        ("memory:-5%", "a percentage from 0 to 10000"),
+        ("speedup:10%,speedup:90%", "speedup is limited twice"),
+        ("loss:nan%", "a percentage from 0 to 10000"),
     ],
 )
 def test_a_wrong_limit_is_a_usage_error(pytester: pytest.Pytester, value: str, said: str) -> None:

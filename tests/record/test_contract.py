@@ -35,7 +35,15 @@ def test_metadata_takes_these_from_its_fixture_and_its_samples_from_a_list() -> 
 
 def test_the_session_keeps_entries_and_saves_them_through_its_storage() -> None:
     source = inspect.getsource(session.BenchmarkSession)
-    for name in ("benchmarks", "disabled", "storage", "verbose", "compare", "histogram"):
+    for name in (
+        "benchmarks",
+        "disabled",
+        "storage",
+        "verbose",
+        "compare",
+        "compare_fail",
+        "histogram",
+    ):
         holds(f"self.{name}" in source, f"BenchmarkSession.{name} is gone")
     holds(hasattr(session.BenchmarkSession, "groups"), "BenchmarkSession.groups is what it shows")
     saving = inspect.getsource(session.BenchmarkSession.handle_saving)

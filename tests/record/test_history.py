@@ -47,6 +47,7 @@ def test_each_column_holds_what_it_is_named_for(tmp_path: Path) -> None:
         "fp32_step_s": 0.01, "amp_step_s": 0.005, "fp32_peak_bytes": 1000.0,
         "amp_peak_bytes": 600.0, "memory_reduction": 0.4, "fp32_loss": 1.0, "amp_loss": 1.0,
         "loss_diff": 0.0, "noise_floor": 0.001, "coverage": 1.0, "skipped_steps": 1.0,
+        "flags": "cudnn.benchmark=False",
     }  # fmt: skip
     for name, value in expected.items():
         assert row[name] == (pytest.approx(value) if isinstance(value, float) else value), name

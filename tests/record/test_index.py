@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from pytest_amp import files
-from pytest_amp.record.columns import key
 from pytest_amp.record.index import NAME, Index
+from pytest_amp.record.key import key
 from tests.record.runs import MACHINE, document, report, save
 
 STEP = "test_it.py::test_step"
@@ -24,7 +25,7 @@ def passing(root: Path, branch: str | None = None, **more: object) -> list[str]:
     """The files of the passing results of the usual test, the newest first."""
     with Index(root) as index:
         same = key(report(**more).to_dict())  # type: ignore[arg-type]
-        return [found.path.name[:4] for found in index.passing(same, branch)]
+        return [found.path.name[:4] for found in index.of_key(same, branch=branch)]
 
 
 def rows(root: Path) -> int:
@@ -89,11 +90,11 @@ def test_a_file_that_goes_while_the_folder_is_read_was_never_there(
     save(tmp_path, 2, document(report(day=2)))
     listed = store.files
 
-    def files(root: Path) -> Iterator[os.DirEntry[str]]:
-        for entry in listed(root):
-            if entry.name.startswith("0002"):
-                Path(entry.path).unlink()
-            yield entry
+    def files(root: Path, problems: list[str]) -> Iterator[store.File]:
+        for file in listed(root, problems):
+            if file.path.name.startswith("0002"):
+                file.path.unlink()
+            yield file
 
     monkeypatch.setattr(store, "files", files)
     assert passing(tmp_path) == ["0001"]
@@ -139,7 +140,7 @@ def test_an_index_of_another_version_is_made_anew(tmp_path: Path) -> None:
     save(tmp_path, 1, document(report()))
     Index(tmp_path).close()
     with sqlite3.connect(tmp_path / NAME) as database:
-        database.execute("DROP TABLE passing")
+        database.execute("DROP TABLE results")
         database.execute("PRAGMA user_version = 5")
     assert passing(tmp_path) == ["0001"]
 
@@ -150,6 +151,41 @@ def test_a_table_that_is_gone_is_no_end(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / NAME) as database:
         database.execute("DROP TABLE files")
     assert passing(tmp_path) == ["0001"]
+
+
+@pytest.mark.parametrize("page", range(12))
+def test_a_page_that_is_damaged_costs_no_result(tmp_path: Path, page: int) -> None:
+    for number in range(1, 9):
+        save(tmp_path, number, document(report(day=number)))
+    Index(tmp_path).close()
+    data = bytearray((tmp_path / NAME).read_bytes())
+    place = page * 4096 % len(data)
+    data[place : place + 4096] = random.Random(page).randbytes(4096)
+    (tmp_path / NAME).write_bytes(data)
+    expected = [f"{number:04}" for number in range(8, 0, -1)]
+    assert passing(tmp_path) == expected
+    assert rows(tmp_path) > 0
+
+
+def test_processes_that_make_the_index_at_once_all_find_everything(tmp_path: Path) -> None:
+    for number in range(1, 31):
+        save(tmp_path, number, document(report(day=1 + number % 28)))
+    context = multiprocessing.get_context("fork" if os.name == "posix" else "spawn")
+    for _ in range(10):
+        (tmp_path / NAME).unlink(missing_ok=True)
+        found = context.Queue()
+        processes = [context.Process(target=_count, args=(tmp_path, found)) for _ in range(6)]
+        for process in processes:
+            process.start()
+        assert [found.get(timeout=60) for _ in processes] == [30] * 6
+        for process in processes:
+            process.join()
+        with sqlite3.connect(tmp_path / NAME) as database:
+            assert database.execute("SELECT COUNT(*) FROM results").fetchone() == (30,)
+
+
+def _count(root: Path, found: multiprocessing.queues.Queue[int]) -> None:
+    found.put(len(passing(root)))
 
 
 def test_a_storage_that_can_t_be_written_is_read_all_the_same(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pytest_amp.record import trends
+from pytest_amp.record.key import key
 from pytest_amp.report.trends import METRICS
 from pytest_amp.results import Setting
 from tests.record.runs import ENVIRONMENT, SETTINGS, document, report, save
@@ -64,7 +65,7 @@ def test_a_run_that_is_not_saved_stands_behind_those_that_are(stored: Path) -> N
     assert old == ("0003", 2.0)
     assert speedup == ("this run", 1.5)
     assert new == ("this run", 2.0)
-    assert [trend and len(trend.points) for _, trend in trends.beside([now], found)] == [4]
+    assert len(found[key(now.to_dict())].points) == 4
 
 
 def test_a_run_that_is_saved_is_there_once(stored: Path) -> None:
@@ -80,13 +81,20 @@ def test_what_was_not_timed_is_no_point(stored: Path, saved: bool) -> None:
     assert len(trends.of_storage(storage, [untimed], THIS)) == saved
 
 
+def test_stored_results_without_some_numbers_stand_beside_a_new_one(stored: Path) -> None:
+    save(stored, 4, document(replace(report(day=4), speedup=None, noise_floor=None)))
+    (trend,) = trends.of_storage(stored, [report(day=9)], THIS).values()
+    assert [point.run for point in trend.points][-2:] == ["0004", "this run"]
+    assert len(trend.known("speedup")) == 4
+
+
 def test_a_first_run_is_a_trend_of_one(tmp_path: Path) -> None:
     (trend,) = trends.of_storage(tmp_path / "none", [report()], THIS).values()
     assert [point.run for point in trend.points] == ["this run"]
 
 
 def test_a_step_knows_its_place_among_runs_without_the_figure(tmp_path: Path) -> None:
-    newer = replace(ENVIRONMENT, torch="2.14.0")
+    newer = replace(ENVIRONMENT, torch="2.14.0", flags={"cudnn.benchmark": True})
     for day in range(1, 25):
         now = report(speedup=2.0 + day % 3 / 100, day=day)
         if day in (12, 13):
@@ -98,9 +106,9 @@ def test_a_step_knows_its_place_among_runs_without_the_figure(tmp_path: Path) ->
     (step,) = trend.steps["speedup"]
     assert step.place == 13
     assert step.change == "-20%"
-    assert step.with_it == ("torch 2.13.0 -> 2.14.0",)
+    assert step.with_it == ("torch 2.13.0 -> 2.14.0", "cudnn.benchmark False -> True")
     assert math.isnan(trend.points[12].values["speedup"])
     assert 12 not in trend.known("speedup")
     assert trend.told(METRICS[0]) == [
-        "run 0014 of 2026-01-14: 2.01x -> 1.61x (-20%), with torch 2.13.0 -> 2.14.0"
+        f"run 0014 of 2026-01-14: 2.01x -> 1.61x (-20%), with {', '.join(step.with_it)}"
     ]

@@ -33,7 +33,9 @@ NASTY = [
 
 
 def page(*reports: AmpReport, trend: Trend | None = None) -> str:
-    return html.page([(each, trend) for each in reports], RUN, "2026-01-31T12:00:00+00:00")
+    return html.page(
+        [html.Result(each, trend) for each in reports], RUN, "2026-01-31T12:00:00+00:00"
+    )
 
 
 class Elements(HTMLParser):

@@ -48,7 +48,10 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     ]  # fmt: skip
     step = Step(4, 2.0, 1.6, ("torch 2.13.0 -> 2.14.0",))
     text = html.page(
-        [(failed, Trend("t", "t", points, {"speedup": [step]})), (report(), None)],
+        [
+            html.Result(failed, Trend("t", "t", points, {"speedup": [step]})),
+            html.Result(report()),
+        ],
         {"commit": None, "branch": None, "dirty": None, "command": None},
         "2026-01-31",
     )
