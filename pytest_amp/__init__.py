@@ -49,3 +49,7 @@ def __getattr__(name: str) -> Any:
 
             return getattr(importlib.import_module(f"{__name__}.{room}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -78,9 +78,14 @@ def _interval(gate: Gate) -> str:
 def _gates(report: AmpReport) -> Iterator[str]:
     width = max((len(gate.name) for gate in report.gates), default=0)
     for gate in report.gates:
-        if gate.verdict != "not_gated" or gate.unmeasured:
-            head = f"  {gate.name:<{width}}  {_MARK[gate.verdict]:<9}  "
+        open_ = gate.unmeasured or gate in report.unanswered
+        if gate.verdict != "not_gated" or open_:
+            mark = _MARK["inconclusive" if open_ else gate.verdict]
+            head = f"  {gate.name:<{width}}  {mark:<9}  "
             yield from _wrapped(gate.reason, head, " " * len(head), _GATE_WIDTH)
+    if report.unanswered and report.verdict != "fail":
+        names = " and ".join(gate.name for gate in report.unanswered)
+        yield f"  --amp-strict fails a test without an answer: {names}"
     if report.baseline is not None:
         yield from _wrapped(f"compared with {report.baseline}", "  ")
 

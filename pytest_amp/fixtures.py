@@ -29,6 +29,7 @@ REPORT = pytest.StashKey["AmpReport"]()
 RUNNER = pytest.StashKey[Callable[..., "AmpReport"]]()  # what runs in the experiment's place
 _SCALER = pytest.StashKey[Any]()
 _DEVICE = pytest.StashKey[Any]()
+_RANDOM = pytest.StashKey[Callable[[], None]]()
 
 
 @pytest.fixture
@@ -207,6 +208,21 @@ def _is_pytests(value: object) -> bool:
     """pytest's own fixtures and those of its plugins belong to the run and are not copied."""
     package = type(value).__module__.partition(".")[0]
     return package in ("_pytest", "pytest_benchmark", "pytest_mock")
+
+
+def seed(item: pytest.Item) -> None:
+    """Before a test's own fixtures are made, so that each run has the same model and data."""
+    from pytest_amp.run.state import remembered, seed_all
+
+    item.stash[_RANDOM] = remembered()
+    seed_all(settings_of(item).seed)
+
+
+def unseed(item: pytest.Item) -> None:
+    """Let the tests behind it draw as if it had not been there."""
+    put_back = item.stash.get(_RANDOM, None)
+    if put_back is not None:
+        put_back()
 
 
 def settings_of(item: pytest.Item) -> Settings:

@@ -26,6 +26,10 @@ LEVELS = pytest.StashKey[tuple[Level, Level, Level]]()
 _BARE = {"strict": "all", "snapshot": "compare", "compare": "newest"}
 
 
+# Options that add up where they are given several times.
+_LISTS = ("select", "ignore", "compare_fail")
+
+
 def add_options(parser: pytest.Parser) -> None:
     """Every row of the table as an option and an ini key; both default to None, that is: unset."""
     group = parser.getgroup("amp", GROUP)
@@ -55,6 +59,8 @@ def _kind(entry: Entry) -> dict[str, Any]:
         return {"action": "store_true"}
     if entry.name in _BARE:
         return {"nargs": "?", "const": _BARE[entry.name], "metavar": entry.metavar}
+    if entry.name in _LISTS:
+        return {"action": "append", "metavar": entry.metavar}
     return {"metavar": entry.metavar}
 
 
@@ -111,6 +117,7 @@ def session_levels(config: pytest.Config) -> tuple[Level, Level, Level]:
     for entry in settings.TABLE:
         given = config.getoption("amp_" + entry.name)
         if given is not None:
+            given = ",".join(given) if entry.name in _LISTS else given
             _check(entry.flag, entry.name, given)
             cli[entry.name] = given
         written = config.getini(entry.ini)

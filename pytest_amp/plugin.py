@@ -47,6 +47,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     collection.refuse_unfit(session)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:  # behind the skip marks, before the fixtures
+    if collection.is_amp(item):
+        fixtures.seed(item)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    fixtures.unseed(item)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     __tracebackhide__ = True

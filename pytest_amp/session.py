@@ -11,6 +11,7 @@ import functools
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +77,7 @@ class Session:
             for span in line:
                 writer.write(span.text, **dict.fromkeys(span.markup, True))
             writer.line()
-        keeper = self._keeper()
-        for note in (*self._unread, *(keeper.notes if keeper else ())):
+        for note in (*self._unread, *self._notes()):
             writer.line(f"note: {note}")
         for path in self._written:
             writer.line(f"written: {path}")
@@ -154,6 +154,15 @@ class Session:
             for name, setting in given.items()
             if name in cli and setting.source == "marker" and name not in settings.UNIONS
         )
+
+    def _notes(self) -> Iterator[str]:
+        """What became of saving."""
+        from pytest_amp.record import benchmark
+
+        if keeper := self._keeper():
+            yield from keeper.notes
+        if why := benchmark.why_nothing_is_saved(self.config):
+            yield why
 
     def _keeper(self) -> Keeper | None:
         if not self.reports:

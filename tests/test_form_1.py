@@ -537,3 +537,63 @@ def test_it_runs_where_the_fixtures_put_the_model(
     assert reports["test_step"]["environment"]["device_type"] == "cpu"
     [note] = reports["test_step"]["notes"]
     assert "measured on cpu, where the fixtures' parameters are, although cuda:0 is there" in note
+
+
+DRAWN = """
+import random
+import numpy, pytest, torch
+
+@pytest.fixture
+def drawn():
+    return random.random(), numpy.random.rand(), torch.rand(1).item()
+
+SEEN = []
+
+{mark}
+def test_first(drawn, model, optimizer):
+    SEEN.append(drawn)
+    return model(torch.ones(4, 8)).square().mean()
+
+@pytest.mark.amp
+def test_second(drawn, model, optimizer):
+    SEEN.append(drawn)
+    return model(torch.ones(4, 8)).square().mean()
+
+def test_same():
+    assert len(set(SEEN)) == {different}
+"""
+
+
+def test_fixtures_are_made_from_the_seed(project: pytest.Pytester) -> None:
+    for mark, different in (("@pytest.mark.amp", 1), ("@pytest.mark.amp(seed=1)", 2)):
+        project.makepyfile(test_it=DRAWN.format(mark=mark, different=different))
+        project.runpytest("--amp-static", "--amp-steps=2").assert_outcomes(passed=3)
+
+
+BETWEEN = """
+import random
+import numpy, pytest, torch
+
+def seed():
+    random.seed(7), numpy.random.seed(7), torch.manual_seed(7)
+
+def draw():
+    return random.random(), numpy.random.rand(), torch.rand(1).item()
+
+def test_before():
+    seed()
+
+@pytest.mark.amp
+def test_step(model, optimizer):
+    return model(torch.ones(4, 8)).square().mean()
+
+def test_after():
+    drawn = draw()
+    seed()
+    assert drawn == draw()
+"""
+
+
+def test_other_tests_draw_as_if_there_were_no_amp_tests(project: pytest.Pytester) -> None:
+    project.makepyfile(test_it=BETWEEN)
+    project.runpytest("--amp-static", "--amp-steps=2").assert_outcomes(passed=3)

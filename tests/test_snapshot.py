@@ -66,7 +66,7 @@ def test_a_test_without_a_map_fails_and_says_how_to_create_it(project: pytest.Py
     result.stdout.fnmatch_lines(
         [
             "compare:dtype_map: __amp__/test_it.txt has no map of this test on cpu in bfloat16: *",
-            "*: create it with --amp-snapshot=update, and commit it",
+            "* create it with --amp-snapshot=update, and commit it",
         ]
     )
     assert not kept(project).exists()

@@ -86,13 +86,19 @@ def _speedup(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gat
     if not (now.low and now.high and before.low and before.high):
         whose = "the baseline" if now.low and now.high else "this run"
         return _gate("speedup", change, allowed, "inconclusive", detail,
-                     but=f"too few pairs of {whose} tell")  # fmt: skip
+                     but=f"{whose} has too few pairs to tell: raise max_time")  # fmt: skip
     low, high = now.low / before.high - 1, now.high / before.low - 1
     verdict: GateVerdict = "pass"
     if allowed is not None and low < -allowed:
         verdict = "fail" if high < -allowed else "inconclusive"
     if verdict == "inconclusive":
         detail += f"; {_wider(now, before)}"
+    if (
+        change < 0
+        and _is_as_fast(stored, report, "amp")
+        and not _is_as_fast(report, stored, "fp32")
+    ):
+        detail += "; amp is as fast as it was, fp32 is faster"
     return _gate("speedup", change, allowed, verdict, detail, interval=(low, high))
 
 
@@ -103,6 +109,13 @@ def _wider(now: Estimate, before: Estimate) -> str:
     bounds, pairs = units.interval(wide.low, wide.high), units.plural(wide.pairs, "pair")
     advice = "save one that was compared, too" if theirs else "raise max_time"
     return f"{whose} {bounds} of {pairs} is the wider interval: {advice}"
+
+
+def _is_as_fast(before: AmpReport, after: AmpReport, name: str) -> bool:
+    """Whether an arm's steps take no longer, but for noise."""
+    old, new = (each.arms[name].step_time_s if name in each.arms else None
+                for each in (before, after))  # fmt: skip
+    return old is not None and new is not None and new <= 1.02 * old
 
 
 def _times(before: AmpReport, after: AmpReport, name: str) -> str:
@@ -134,6 +147,7 @@ def _loss(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate:
     key = max(keys, key=lambda each: _relative(theirs[each], ours[each]))
     change = _relative(theirs[key], ours[key])
     fp32 = [_losses(each.arms.get("fp32")).get(key) for each in (stored, report)]
+    rise = _relative(*fp32) if None not in fp32 else 0.0  # type: ignore[arg-type]
     detail = (
         f"amp's loss{'' if key == 'loss' else f' of {key}'} {theirs[key]:.5g} -> {ours[key]:.5g}, "
         f"fp32's {' -> '.join(units.NOTHING if each is None else f'{each:.5g}' for each in fp32)}"
@@ -145,9 +159,18 @@ def _loss(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate:
     elif verdict == "fail" and math.isfinite(change) and change <= (report.noise_floor or 0.0):
         rounding = units.share(report.noise_floor)
         verdict, but = "inconclusive", f"rounding alone moves it by {rounding}"
+    elif verdict == "fail" and _held(_beyond(change, rise), allowed) == "pass":
+        detail += "; fp32's rose as far: it is the model or its data"
     if verdict != "fail" and gone:
         return _unknown("loss", allowed, f"the baseline's loss {' and '.join(gone)} is gone")
     return _gate("loss", change, allowed, verdict, detail, but=but)
+
+
+def _beyond(change: float, fp32s: float) -> float:
+    """What is left of a change where fp32's own is taken out of it."""
+    if not math.isfinite(change) or not math.isfinite(fp32s) or fp32s <= -1:
+        return change
+    return (1 + change) / (1 + fp32s) - 1
 
 
 def _held(change: float, allowed: float | None) -> GateVerdict:

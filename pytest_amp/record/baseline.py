@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 
@@ -175,18 +177,28 @@ def index_of(storage: Path, reference: str, beside: Path) -> Index:
 
 def _paths(storage: Path, reference: str, beside: Path) -> Iterator[Path]:
     path = beside / Path(reference).expanduser()
-    if reference.isdigit() and not path.exists():
-        for file in store.files(storage, []):
-            number = file.path.name.partition("_")[0]
-            if number.isdigit() and int(number) == int(reference):
-                yield file.path
-    elif path.is_dir():
+    if path.is_dir():
         yield from sorted(path.rglob("*.json"))
     elif path.exists():
         yield path
-    else:
-        for each in sorted(map(Path, glob.glob(os.fspath(path), recursive=True))):  # noqa: PTH207
+    elif found := sorted(map(Path, glob.glob(os.fspath(path), recursive=True))):  # noqa: PTH207
+        for each in found:
             yield from sorted(each.rglob("*.json")) if each.is_dir() else [each]
+    else:
+        yield from _named(storage, reference)
+
+
+def _named(storage: Path, reference: str) -> Iterator[Path]:
+    """By the number, or the name that ``--benchmark-save`` gave, whole or as a glob."""
+    with contextlib.suppress(NotADirectoryError):
+        for file in store.files(storage, []):
+            number, _, name = file.path.stem.partition("_")
+            if reference.isdigit():
+                meant = number.isdigit() and int(number) == int(reference)
+            else:
+                meant = fnmatchcase(name, reference) or fnmatchcase(file.path.name, reference)
+            if meant:
+                yield file.path
 
 
 def origin(run: Run, result: AmpReport) -> Baseline:

@@ -97,6 +97,21 @@ def add(item: pytest.Item, report: Mapping[str, Any], run: Callable[[], Mapping[
         session.benchmarks.append(entry)
 
 
+def why_nothing_is_saved(config: pytest.Config) -> str | None:
+    """Where pytest-benchmark was asked to save, and is off; None otherwise."""
+    session = session_of(config)
+    if session is None or not session.disabled:
+        return None
+    if not (session.save or session.autosave or session.json):
+        return None
+    distributed = config.getoption("dist", "no") != "no"
+    return (
+        "nothing is saved: pytest-benchmark is off "
+        + ("under xdist" if distributed else "here (--benchmark-disable)")
+        + "; --amp-json writes all the same, and --amp-compare reads it"
+    )
+
+
 def keeper_of(config: pytest.Config) -> Keeper | None:
     """What watches over this run's saving; None where it has no entries of ours."""
     return config.stash.get(_KEEPER, None)

@@ -126,12 +126,18 @@ def _measured(report: AmpReport) -> Iterator[Entry]:
         whole = f"{units.duration(report.duration_s)} in all"
         yield Entry("phases", FAINT, ", ".join([*phases, whole]))
     chosen = [
-        f"{name} {_value(setting.value)} ({setting.source})"
+        f"{name} {_given(name, setting.value)} ({setting.source})"
         for name, setting in report.settings.items()
         if setting.source != "default"
     ]
     if chosen:
         yield Entry("settings", FAINT, ", ".join(chosen))
+
+
+def _given(name: str, value: Any) -> str:
+    if name == "compare_fail" and isinstance(value, Mapping):
+        return ",".join(f"{metric}:{100 * share:g}%" for metric, share in value.items())
+    return _value(value)
 
 
 def _value(value: Any) -> str:

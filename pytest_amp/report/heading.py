@@ -19,6 +19,16 @@ def heading(
         text = ", ".join(ascii_only(part).replace(" ", "\0") for part in parts)
         for line in wrapped(text, width, GAP):
             yield (Span(line.replace("\0", " ")),)
+    baselines = {
+        str(dataclasses.replace(report.baseline, differences=()))
+        for report in reports
+        if report.baseline is not None
+    }
+    if baselines:
+        one = ascii_only(next(iter(baselines)))
+        runs = one if len(baselines) == 1 else f"one of {len(baselines)} runs; -v names it"
+        for line in wrapped(f"since: the speedup's change since {runs}", width, GAP):
+            yield (Span(line),)
     for name, count in hidden.items():
         tests = "1 test keeps its own" if count == 1 else f"{count} tests keep their own"
         yield (Span(f"{tests} {ascii_only(name)}"),)

@@ -36,6 +36,14 @@ def _step_time(report: AmpReport) -> str:
     return units.change(fp32, amp)
 
 
+def _speedup(report: AmpReport) -> str:
+    """With its interval, or with the few pairs that made none."""
+    found = report.speedup
+    if found is None or found.low is not None:
+        return str(found or units.NOTHING)
+    return f"{found} ({units.plural(found.pairs, 'pair')})"
+
+
 def _memory(report: AmpReport) -> str:
     fp32, amp = (units.size(run.peak_bytes if run else None) for run in both_arms(report))
     return units.change(fp32, amp)
@@ -87,7 +95,7 @@ class Column:
 
 
 _SPEEDUP = Column(
-    "speedup", "<", lambda report: str(report.speedup or units.NOTHING),
+    "speedup", "<", _speedup,
     ("speedup", "compare:speedup"),
 )  # fmt: skip
 COLUMNS = (
@@ -98,7 +106,7 @@ COLUMNS = (
     Column("coverage", ">", lambda report: units.share(report.coverage), ("coverage",)),
     Column("scaler", "<", _scaler, ("skipped_steps",)),
 )
-_SINCE = Column("since", ">", _since, ("compare:speedup", "compare:memory", "compare:loss"))
+_SINCE = Column("since", ">", _since, ("compare:speedup",))
 
 
 def columns_of(reports: Sequence[AmpReport]) -> tuple[Column, ...]:

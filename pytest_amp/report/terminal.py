@@ -9,9 +9,20 @@ from pytest_amp import units
 from pytest_amp.report.details import details, said
 from pytest_amp.report.heading import heading
 from pytest_amp.report.table import table
-from pytest_amp.report.text import FAINT, UNSURE, Line, Span, cut, fit, sentence, shorten
+from pytest_amp.report.text import (
+    FAINT,
+    GAP,
+    UNSURE,
+    Line,
+    Span,
+    cut,
+    fit,
+    sentence,
+    shorten,
+    wrapped,
+)
 from pytest_amp.report.verdicts import OUTCOMES, outcome_of, shown, why_nothing
-from pytest_amp.results import AmpReport
+from pytest_amp.results import COMPARED, AmpReport
 
 
 def summary(
@@ -30,6 +41,7 @@ def summary(
         return []
     if verbosity < 0:
         lines = [_brief(report, width) for report in reports if outcome_of(report) != "pass"]
+        lines += _without_baseline(reports, width)
         return [fit(line, width) for line in (*lines, _counts(reports))]
     lines = [
         *heading(reports, width, verbosity, hidden or {}),
@@ -49,6 +61,19 @@ def _brief(report: AmpReport, width: int) -> Line:
     nodeid = shorten(report.nodeid, room)
     text = f"{nodeid} - {reason}" if reason else nodeid
     return Span(outcome.word, outcome.markup), Span(f" {cut(text, room)}")
+
+
+def _without_baseline(reports: Sequence[AmpReport], width: int) -> Iterator[Line]:
+    """What a quiet run would pass over: a comparison that had nothing to compare with."""
+    missing = [
+        next(gate.reason for gate in report.gates if gate.name in COMPARED)
+        for report in reports
+        if report.baseline is None and any(gate.name in COMPARED for gate in report.gates)
+    ]
+    if missing:
+        tests = units.plural(len(missing), "test")
+        for line in wrapped(sentence(f"{tests} with {missing[0]}"), width, GAP):
+            yield (Span(line, UNSURE),)
 
 
 def _closing(reports: Sequence[AmpReport], verbosity: int) -> Iterator[Line]:

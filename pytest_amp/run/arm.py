@@ -16,7 +16,7 @@ from pytest_amp.errors import AmpError, add_note, none_of_ours
 from pytest_amp.run.device import Device
 from pytest_amp.run.progress import Progress
 from pytest_amp.run.scaler import AmpScaler
-from pytest_amp.run.state import GlobalState
+from pytest_amp.run.state import GlobalState, seed_all
 
 __tracebackhide__ = none_of_ours
 
@@ -187,7 +187,7 @@ class Workbench:
         if not self._alive:
             _forget_compiled_code()
         with self.globals.preserved():
-            self.globals.seed(self._seed)
+            seed_all(self._seed)
             resident = Resident(Arm(name, self.device, self.dtype), self)
         self._alive += 1
         try:

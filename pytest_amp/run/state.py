@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,18 +19,35 @@ _UNREADABLE = object()
 Snapshot = Mapping[str, Any]
 
 
+def seed_all(seed: int) -> None:
+    """Seed python, numpy and torch on all devices."""
+    random.seed(seed)
+    numpy.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def remembered() -> Callable[[], None]:
+    """A function that puts the random number generators back to what they are now."""
+    drawn, numpys, torchs = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    # A device that nobody has used yet has drawn nothing, and asking would initialize it.
+    cudas = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def put_back() -> None:
+        random.setstate(drawn)
+        numpy.random.set_state(numpys)
+        torch.set_rng_state(torchs)
+        if cudas:
+            torch.cuda.set_rng_state_all(cudas)
+
+    return put_back
+
+
 class GlobalState:
     """The globals and the random number generators, for one device."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self._globals = table()
-
-    def seed(self, seed: int) -> None:
-        """Seed python, numpy and torch on all devices."""
-        random.seed(seed)
-        numpy.random.seed(seed)
-        torch.manual_seed(seed)
 
     def capture(self) -> Snapshot:
         """All values as they are now."""

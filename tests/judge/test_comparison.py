@@ -80,7 +80,12 @@ def test_both_arms_are_told_so_that_a_faster_fp32_is_not_read_as_a_slower_amp() 
     before, now = report(speedup=2.0, amp_s=0.005), report(speedup=1.0, amp_s=0.005)
     reason = held(now, before, speedup=0.1).gate("compare:speedup").reason
     assert reason.startswith("-50% [-51%, -49%] is beyond the 10% allowed ")
-    assert "(2.00x -> 1.00x; fp32 10.0 -> 5.00 ms, amp 5.00 -> 5.00 ms)" in reason
+    assert reason.endswith(
+        "(2.00x -> 1.00x; fp32 10.0 -> 5.00 ms, amp 5.00 -> 5.00 ms; amp is as fast as it was, "
+        "fp32 is faster)"
+    )
+    slower = report(speedup=1.0, amp_s=0.010)
+    assert "fp32 is faster" not in held(slower, before, speedup=0.1).gate("compare:speedup").reason
 
 
 def test_too_few_pairs_are_no_answer() -> None:
@@ -115,6 +120,36 @@ def test_an_unknown_peak_can_t_be_compared() -> None:
 )
 def test_the_amp_arm_s_loss_may_rise_by_so_much(loss: float, expected: str) -> None:
     assert verdict(report(loss=loss), report(), "loss", 0.02) == expected
+
+
+def test_a_loss_that_rose_in_both_arms_is_told_to_be_no_work_of_amp() -> None:
+    def run(fp32: float, amp: float) -> AmpReport:
+        arms = {"fp32": fp32, "amp": amp}
+        return report(
+            arms={name: ArmRun((0.01,), {"loss": (2.0, loss)}) for name, loss in arms.items()}
+        )
+
+    both, alone = run(1.4, 1.4), run(1.0, 1.4)
+    for now, told in ((both, True), (alone, False), (run(0.0, 1.4), False)):
+        gate = held(now, run(1.0, 1.0), loss=0.05).gate("compare:loss")
+        assert gate.verdict == "fail"
+        assert ("fp32's rose as far" in gate.reason) is told
+
+
+def test_a_loss_that_is_gone_is_no_pass() -> None:
+    def run(*keys: str, loss: float = 1.0) -> AmpReport:
+        curves = dict.fromkeys(keys, (2.0, loss))
+        return report(arms={"fp32": ArmRun((0.01,), curves), "amp": ArmRun((0.005,), curves)})
+
+    gate = held(run("g"), run("g", "d"), loss=0.05).gate("compare:loss")
+    assert gate.unmeasured
+    assert gate.reason == "the baseline's loss d is gone"
+    assert verdict(run("g", loss=2.0), run("g", "d"), "loss", 0.05) == "fail"
+    assert held(run("x"), run("g"), loss=0.05).gate("compare:loss").unmeasured
+
+
+def test_a_loss_that_is_not_finite_fails_whatever_the_noise() -> None:
+    assert verdict(report(loss=math.nan, noise_floor=math.inf), report(), "loss", 0.05) == "fail"
 
 
 def test_what_rounding_explains_is_no_answer() -> None:

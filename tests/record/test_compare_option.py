@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from pytest_amp.record.baseline import Baselines
 from tests.project import gate, read
 from tests.record.project import TIMED, sleeping, stored
 
@@ -121,3 +122,70 @@ def test_nothing_is_looked_up_where_nobody_compares(saved: pytest.Pytester) -> N
     saved.runpytest(*KEPT)
     assert json.loads((saved.path / "amp.json").read_text())["tests"][0]["baseline"] is None
     assert not list(saved.path.glob(".benchmarks/.amp-index*"))
+
+
+def test_a_test_that_changes_its_folder_finds_its_baseline(
+    saved: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = (saved.path / "test_it.py").read_text()
+    moved = source.replace("(amp_benchmark):", "(amp_benchmark, tmp_path, monkeypatch):\n"
+                           "    monkeypatch.chdir(tmp_path)")  # fmt: skip
+    saved.makepyfile(test_it=moved)
+    monkeypatch.setenv("AMP_SLOWER", "1.5")
+    for reference in ([], ["--amp-compare=.benchmarks"]):
+        saved.runpytest(*TIMED, GATED, *reference).assert_outcomes(failed=1)
+
+
+@pytest.mark.parametrize("option", ["--amp-compare-branch=nowhere", "--amp-compare-exact"])
+def test_each_way_to_ask_for_a_comparison_makes_one(sleeping: pytest.Pytester, option: str) -> None:
+    result = sleeping.runpytest(*TIMED, option, "--amp-strict=baseline")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*--amp-strict fails a test without an answer: compare:speedup"])
+
+
+def test_a_quiet_run_tells_of_a_missing_baseline(sleeping: pytest.Pytester) -> None:
+    result = sleeping.runpytest("-q", *TIMED, GATED)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["1 test with no baseline: there is no passing result of this*"])
+
+
+@pytest.mark.parametrize("reference", ["amp.json", "reports", "*.json", "./amp.json"])
+def test_a_report_that_would_write_over_the_baseline_is_refused(
+    pytester: pytest.Pytester, reference: str
+) -> None:
+    output = "reports/amp.json" if reference == "reports" else "amp.json"
+    (pytester.path / "reports").mkdir()
+    result = pytester.runpytest(f"--amp-json={output}", f"--amp-compare={reference}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*would write over what --amp-compare=* compares with*"])
+
+
+def test_limits_that_are_given_one_by_one_add_up(saved: pytest.Pytester) -> None:
+    limits = ("--amp-compare-fail=speedup:10%", "--amp-compare-fail=memory:5%")
+    saved.runpytest(*KEPT, *limits, "-v").stdout.fnmatch_lines(["*speedup:10%,memory:5%*"])
+    assert gate(read(saved)["tests"][0], "compare:memory")["verdict"] == "pass"
+
+
+@pytest.mark.parametrize("reference", ["mine", "m*e", "0002_mine.json", "000[2]_*"])
+def test_a_named_save_is_found_by_its_name(saved: pytest.Pytester, reference: str) -> None:
+    saved.runpytest(*TIMED, "--benchmark-save=mine", "--amp-max-time=3")
+    saved.runpytest(*KEPT, f"--amp-compare={reference}")
+    assert read(saved)["tests"][0]["baseline"]["run"] == "0002"
+
+
+def test_the_heading_names_what_is_compared_with(saved: pytest.Pytester) -> None:
+    result = saved.runpytest(*TIMED, "--amp-compare")
+    result.stdout.fnmatch_lines(["since: the speedup's change since run 0001 of 20*"])
+
+
+def test_a_comparison_that_breaks_loses_no_measurement(
+    saved: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(Baselines, "of", broken)
+    saved.runpytest(*KEPT, "--amp-compare").assert_outcomes(failed=1)
+    [test] = read(saved)["tests"]
+    assert test["verdict"] == "error"
+    assert test["speedup"]["value"] == pytest.approx(2.0)

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+from pytest_amp.record import store
 from pytest_amp.results import AmpReport
+from tests.project import read
 from tests.record.project import SLEEPING, TIMED, entries, sleeping, stored
 
 __all__ = ["sleeping"]
@@ -157,3 +159,70 @@ def test_a_test_may_use_both(pytester: pytest.Pytester) -> None:
     pytester.runpytest(*TIMED, "--benchmark-autosave").assert_outcomes(passed=1)
     [path] = stored(pytester)
     assert list(entries(path)) == ["test_step", "test_step[fp32]", "test_step[amp]"]
+
+
+OWN = {
+    "assertion": ("    assert False", "error"),
+    "skip": ("    pytest.skip('enough')", "skipped"),
+    "xfail": ("    pytest.xfail('some day')", "skipped"),
+}
+
+
+@pytest.mark.parametrize("how", OWN)
+def test_what_pytest_does_not_count_as_passed_is_no_pass_in_the_record(
+    sleeping: pytest.Pytester, how: str
+) -> None:
+    end, verdict = OWN[how]
+    sleeping.makepyfile(test_it=SLEEPING + end)
+    sleeping.runpytest(*TIMED, "--benchmark-autosave", "--amp-compare", "--amp-strict=baseline")
+    sleeping.runpytest(*TIMED, "--benchmark-autosave")
+    found = [entries(path)["test_step[amp]"]["extra_info"]["amp"] for path in stored(sleeping)]
+    assert [each["verdict"] for each in found] == ["pass", verdict]
+    assert found[0]["gates"][-1]["name"] == "compare:speedup"  # which strict let not pass
+
+
+def test_a_parameter_that_json_does_not_take_costs_nothing(pytester: pytest.Pytester) -> None:
+    source = SLEEPING.replace(
+        "@pytest.mark.amp", '@pytest.mark.parametrize("n", [{("a", 1): 2}])\n@pytest.mark.amp'
+    )
+    pytester.makepyfile(test_it=source.replace("test_step(amp", "test_step(n, amp"))
+    pytester.runpytest(*TIMED, "--benchmark-autosave").assert_outcomes(passed=1)
+    [path] = stored(pytester)
+    assert entries(path)["test_step[n0][amp]"]["params"]["n"] == "{('a', 1): 2}"
+
+
+def test_our_reports_are_written_whatever_becomes_of_pytest_benchmark_s(
+    sleeping: pytest.Pytester,
+) -> None:
+    result = sleeping.runpytest_subprocess(
+        *TIMED, "--benchmark-json=no/such/folder/out.json", "--amp-json=amp.json"
+    )
+    assert result.ret != 0
+    assert read(sleeping)["tests"][0]["verdict"] == "pass"
+
+
+def test_its_own_limits_are_in_force(sleeping: pytest.Pytester) -> None:
+    sleeping.runpytest(*TIMED, "--benchmark-autosave")
+    result = sleeping.runpytest_subprocess(
+        *TIMED, "--benchmark-compare", "--benchmark-compare-fail=min:0.0001%"
+    )
+    assert "benchmark-compare-fail" not in result.stdout.str()
+    alone = sleeping.runpytest_subprocess(*TIMED, "--benchmark-compare-fail=min:1%")
+    assert alone.ret != 0
+    assert "requires valid --benchmark-compare" in alone.stderr.str() + alone.stdout.str()
+
+
+def test_a_run_that_is_too_large_to_be_read_back_is_told(
+    sleeping: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MOST_BYTES", 1000)
+    result = sleeping.runpytest(*TIMED, "--benchmark-autosave")
+    result.stdout.fnmatch_lines(["note: 0001_*.json is * KiB, and no run over 1000 B is read*"])
+
+
+@pytest.mark.parametrize("how", [("-n", "1"), ("--benchmark-disable",)], ids=" ".join)
+def test_a_save_that_comes_to_nothing_is_told(
+    sleeping: pytest.Pytester, how: tuple[str, ...]
+) -> None:
+    result = sleeping.runpytest_subprocess(*TIMED, "--benchmark-autosave", *how)
+    result.stdout.fnmatch_lines(["note: nothing is saved: pytest-benchmark is off *"])

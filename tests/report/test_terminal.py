@@ -221,7 +221,7 @@ tests/test_gan.py
   test_gan                                      0.93x [0.91, 0.95]  FAIL
        1.02 -> 1.10 s    230 -> 241 MiB        31%       41%  2^16, 12 skips
 tests/test_diffusion.py
-  test_unet[attention_...schedule] (attempt 2)  1.28x               FAIL
+  test_unet[attention_...schedule] (attempt 2)  1.28x (1 pair)      FAIL
         934 -> 731 us    230 -> 141 MiB        nan      100%  2^2
 tests/test_cpu.py
   test_mlp[cpu]                                 0.36x [0.35, 0.37]  FAIL
@@ -274,7 +274,7 @@ tests/vision/test_resnet.py
 tests/test_gan.py
   test_gan                           1.02 -> 1.10 s  0.93x [0.91, 0.95]    230 -> 241 MiB        31%       41%  2^16, 12 skips  FAIL
 tests/test_diffusion.py
-  test_unet[...dule] (attempt 2)      934 -> 731 us  1.28x                 230 -> 141 MiB        nan      100%  2^2             FAIL
+  test_unet[...dule] (attempt 2)      934 -> 731 us  1.28x (1 pair)        230 -> 141 MiB        nan      100%  2^2             FAIL
 tests/test_cpu.py
   test_mlp[cpu]                   834 us -> 2.31 ms  0.36x [0.35, 0.37]  12.0 -> 11.0 MiB      0.20%      100%  -               FAIL
   test_lstm                       amp arm, parity, step 1, RuntimeError: "mkldnn_rnn_layer" not implemented for BFloat16        ERROR
@@ -513,7 +513,7 @@ def test_figures_stand_below_their_title(width: int, reports: list[AmpReport]) -
 
     for left in (
         ("verdict", "PASS", "INCONCLUSIVE", "FAIL", "ERROR", "SKIPPED"),
-        ("speedup", "1.52x [1.48, 1.55]", "1.31x [1.24, 1.39]", "1.28x"),
+        ("speedup", "1.52x [1.48, 1.55]", "1.31x [1.24, 1.39]", "1.28x (1 pair)"),
         ("scaler", "2^15, 1 skip", "2^16, 12 skips", "2^2"),
     ):
         assert len(edges(*left, right=False)) == 1
