@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from pytest_amp import units
+from pytest_amp.codes import CODES
 from pytest_amp.judge.gates import verdict_of
 from pytest_amp.judge.parity import tail_mean
+from pytest_amp.judge.rules import suppression
 from pytest_amp.results import (
     COMPARED,
     AmpReport,
@@ -16,6 +19,7 @@ from pytest_amp.results import (
     Baseline,
     Environment,
     Estimate,
+    Finding,
     Gate,
     GateVerdict,
 )
@@ -23,6 +27,7 @@ from pytest_amp.settings import METRICS
 
 ROUNDING = 1e-9  # of 630 / 600 - 1
 VERSIONS = ("torch", "cuda", "cudnn", "driver")
+_CODE, _BASELINE = "AMP005", "baseline"
 _WORDS = {"pass": "is within", "fail": "is beyond", "inconclusive": "can't be told from"}
 
 
@@ -39,7 +44,9 @@ def compared(
         _loss(report, stored, allowed.get("loss")),
     )
     differing = tuple(differences(stored.environment, report.environment))
-    return _judged(replace(report, baseline=replace(origin, differences=differing)), found)
+    findings = (*filter(_is_of_the_step, report.findings), *_flags_differ(report, stored))
+    origin = replace(origin, differences=differing)
+    return _judged(replace(report, baseline=origin, findings=findings), found)
 
 
 def without_baseline(report: AmpReport, why: str, allowed: Mapping[str, float]) -> AmpReport:
@@ -63,6 +70,41 @@ def differences(before: Environment | None, after: Environment | None) -> Iterat
         old, new = before.flags.get(name), after.flags.get(name)
         if old != new:
             yield units.printable(f"{name} {old} -> {new}")
+
+
+def _flags_differ(report: AmpReport, stored: AmpReport) -> Iterator[Finding]:
+    """AMP005 of the two runs; what it says of the two arms is a rule's."""
+    if report.environment is None or stored.environment is None:
+        return
+    before, now = stored.environment.flags, report.environment.flags
+    differing = {
+        name: [before.get(name), now.get(name)]
+        for name in sorted({*before, *now})
+        if before.get(name) != now.get(name)
+    }
+    select = _setting(report, "select", list, ["AMP"])
+    if not differing or not _CODE.startswith(tuple(map(str, select))):
+        return
+    listed = ", ".join(f"{name}: {old}, now {new}" for name, (old, new) in differing.items())
+    finding = Finding(
+        _CODE, CODES[_CODE].name, CODES[_CODE].severity,
+        units.printable(f"the baseline ran under other flags ({listed}): what changed is not the "
+                        "step's doing alone"),
+        evidence={_BASELINE: differing},
+    )  # fmt: skip
+    ignore = {name: str(why) for name, why in _setting(report, "ignore", dict, {}).items()}
+    yield replace(finding, suppressed=suppression(finding, ignore))
+
+
+def _setting(report: AmpReport, name: str, kind: type | tuple[type, ...], default: Any) -> Any:
+    """What a report says that was in force; a stored one may say anything."""
+    value = report.settings[name].value if name in report.settings else default
+    return value if isinstance(value, kind) else default
+
+
+def _is_of_the_step(finding: Finding) -> bool:
+    """And not of an earlier comparison."""
+    return not (finding.code == _CODE and _BASELINE in finding.evidence)
 
 
 def _judged(report: AmpReport, found: Sequence[Gate]) -> AmpReport:
@@ -153,8 +195,8 @@ def _loss(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate:
         f"fp32's {' -> '.join(units.NOTHING if each is None else f'{each:.5g}' for each in fp32)}"
     )
     verdict, but = _held(change, allowed), ""
-    atol = report.settings["loss_atol"].value if "loss_atol" in report.settings else 0.0
-    if verdict == "fail" and ours[key] - theirs[key] <= (atol or 0.0):
+    atol = _setting(report, "loss_atol", (int, float), 0.0)
+    if verdict == "fail" and ours[key] - theirs[key] <= atol:
         verdict, but = "pass", "that is less than loss_atol"
     elif verdict == "fail" and math.isfinite(change) and change <= (report.noise_floor or 0.0):
         rounding = units.share(report.noise_floor)

@@ -83,7 +83,7 @@ def _trend(name: str, rows: pandas.DataFrame) -> Trend:
     values = {metric.column: rows[metric.column].astype(float).tolist() for metric in METRICS}
     started = rows["started"].dt.strftime("%Y-%m-%d")
     points = [
-        Point(run, day, verdict, _text(torch), dict(zip(values, measured, strict=True)))
+        Point(run, day, _text(verdict), _text(torch), dict(zip(values, measured, strict=True)))
         for run, day, verdict, torch, *measured in zip(
             rows["run"], started, rows["verdict"], rows["torch"], *values.values(), strict=True
         )

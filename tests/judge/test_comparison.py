@@ -212,3 +212,27 @@ def test_it_travels_as_json() -> None:
     now = held(timed(1.0), report(), **ALL)
     assert AmpReport.from_dict(now.to_dict()).to_dict() == now.to_dict()
     assert AmpReport.from_dict(now.to_dict()).baseline == ORIGIN
+
+
+def test_flags_that_differ_from_the_baseline_s_are_a_warning() -> None:
+    tuned = replace(ENVIRONMENT, flags={"cudnn.benchmark": True})
+    now = held(report(environment=tuned), report())
+    [finding] = now.findings
+    assert (finding.code, finding.severity, finding.stands) == ("AMP005", "warning", False)
+    assert finding.evidence == {"baseline": {"cudnn.benchmark": [False, True]}}
+    assert "(cudnn.benchmark: False, now True)" in finding.message
+    assert held(now, report()).findings == now.findings  # once, however often it is compared
+    assert held(now, replace(report(), environment=tuned)).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "left"),
+    [("select", ["AMP1", "AMP2"], []), ("ignore", {"AMP005": "on purpose"}, ["on purpose"])],
+)
+def test_that_warning_is_selected_and_ignored_as_any(
+    name: str, value: object, left: list[str]
+) -> None:
+    tuned = replace(ENVIRONMENT, flags={"cudnn.benchmark": True})
+    given = {**SETTINGS, name: Setting(value, "cli")}
+    now = held(report(environment=tuned, settings=given), report())
+    assert [finding.suppressed for finding in now.findings] == left

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from pytest_amp import cli
 from pytest_amp.judge import comparison
 from pytest_amp.record.baseline import Baselines
 from pytest_amp.record.frame import history
-from pytest_amp.results import Failure, Finding, Gate
-from tests.record.runs import document, report, save
+from pytest_amp.results import Failure, Finding, Gate, Setting
+from tests.record.runs import ENVIRONMENT, SETTINGS, document, report, save
 
 STRANGE = st.sampled_from(
     [
@@ -29,6 +30,7 @@ STRANGE = st.sampled_from(
         [], {}, [[1]], [None], ["x"], [float("nan")], [float("inf"), -1e308], {"a": {"b": []}},
     ]
 )  # fmt: skip
+GIVEN = {"loss_atol": 0.005, "select": ["AMP"], "ignore": {"AMP402": "on purpose"}}
 LIMITS = {"speedup": 0.1, "memory": 0.1, "loss": 0.1}
 
 
@@ -41,6 +43,8 @@ def stored() -> dict[str, Any]:
             findings=(Finding("AMP402", "fp32-fallback", "warning", "it is", "m", None, {"a": 1}),),
             error=Failure("amp", "parity", 1, "E", "said"),
             notes=("a note",),
+            settings={**SETTINGS, **{name: Setting(value, "cli") for name, value in GIVEN.items()}},
+            environment=replace(ENVIRONMENT, flags={"cudnn.benchmark": True}),
         )
     )
     plain: dict[str, Any] = json.loads(json.dumps(content))  # each entry has a report of its own
