@@ -227,7 +227,7 @@ class Index:
         for key, report in run.tests.items() if run else ():
             try:
                 row, started = _row(run, report), keys.seconds(report["started"])  # type: ignore[arg-type]
-                about = (str(report["verdict"]), report.get("speedup") is not None)
+                about = (_encodable(str(report["verdict"])), report.get("speedup") is not None)
                 same = keys.versions(report)
             except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
                 nodeid = store.shown(report["nodeid"])

@@ -39,7 +39,7 @@ METRICS = (
 # By column: a figure's title, and its axis.
 _FIGURES = {
     "speedup": ("Speedup over time", "ratio"),
-    "amp_peak_bytes": ("Peak memory over time", ""),
+    "amp_peak_bytes": ("Amp's peak memory over time", ""),
     "amp_loss": ("Loss over time", "amp loss"),
 }
 
@@ -175,7 +175,7 @@ def _mark_releases(axes: Axes, points: Sequence[Point]) -> int:
         axes.axvline(place + 0.5, color=RELEASE, linestyle=":", linewidth=1)
         axes.annotate(f"torch {cut(after.torch, 16)}", (place + 0.5, 1),
                       xycoords=("data", "axes fraction"), xytext=(0, 2 + _LINE * level),
-                      textcoords="offset points", va="bottom", fontsize=8, color=RELEASE,
+                      textcoords="offset points", va="bottom", fontsize=8,
                       ha="left" if at < _LABEL / 2 else "right" if at > 1 - _LABEL / 2 else
                       "center")  # fmt: skip
     return taken
@@ -193,4 +193,4 @@ def _mark_steps(axes: Axes, places: Sequence[int], steps: Sequence[Step], scale:
     for step, place in zip(seen, edges[1:], strict=False):
         axes.axvline(place - 0.5, color=STEP, linewidth=1)
         axes.annotate(step.change, (place - 0.5, 0.5), xycoords=("data", "axes fraction"),
-                      xytext=(3, 0), textcoords="offset points", fontsize=8)  # fmt: skip
+                      xytext=(5, 0), textcoords="offset points", fontsize=8)  # fmt: skip

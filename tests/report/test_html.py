@@ -193,7 +193,7 @@ def test_history_is_drawn_from_two_results_on_and_marks_releases() -> None:
     found = drawn([point(1), point(2), point(3, "2.14.0")])
     assert "torch 2.14.0" in found["Speedup over time"]
     assert "0001" in found["Loss over time"]
-    assert "GiB" in found["Peak memory over time"]
+    assert "GiB" in found["Amp's peak memory over time"]
 
 
 def test_steps_are_marked_with_their_size_and_told_below() -> None:
