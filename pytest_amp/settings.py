@@ -284,7 +284,10 @@ TABLE: tuple[Entry, ...] = (
         "error_rate", _number(_RATE), 0.01, "P",
         "bound on each wrong decision of one timing gate in one process",
     ),
-    Entry("seed", _whole(0, 2**32 - 1), 0, "N", "seeds python, numpy and torch before each arm"),
+    Entry(
+        "seed", _whole(0, 2**32 - 1), 0, "N",
+        "seeds python, numpy and torch before the test's fixtures and each arm",
+    ),
     Entry("select", _select, ("AMP",), "CODES", "rules that may speak: codes or prefixes, or all"),
     Entry("ignore", _ignore, {}, "CODES", "rules that are suppressed: codes or prefixes"),
     Entry(

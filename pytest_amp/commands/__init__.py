@@ -7,10 +7,16 @@ import os
 import shutil
 import sys
 import textwrap
+import warnings
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pytest_amp.record import store
+
+if TYPE_CHECKING:
+    import pandas
 
 FINE, REGRESSION, USAGE, INCONCLUSIVE, NO_BASELINE = range(5)
 
@@ -21,15 +27,40 @@ def take_storage(parser: argparse.ArgumentParser) -> None:
                         help="pytest-benchmark's storage (default: %(default)s)")  # fmt: skip
 
 
-def take_tests(parser: argparse.ArgumentParser) -> None:
-    """Which tests, for `is_meant`."""
+def take_history(parser: argparse.ArgumentParser) -> None:
+    """Which part of a storage, for `chosen`."""
     parser.add_argument("tests", nargs="*", default=[], metavar="TEST",
                         help="parts of node ids, or globs; all tests without any")  # fmt: skip
+    parser.add_argument("--branch", default=None, help="results of this branch alone")
+    take_storage(parser)
 
 
-def is_meant(nodeid: str, wanted: Sequence[str]) -> bool:
-    """Whether the tests that were named, or all where none was, have this one among them."""
-    return not wanted or any(each in nodeid or fnmatchcase(nodeid, each) for each in wanted)
+def chosen(options: argparse.Namespace) -> pandas.DataFrame:
+    """The history that is meant; what could not be read of it goes to stderr.
+
+    Raises ValueError or OSError for what is no storage.
+    """
+    from pytest_amp.record.frame import history
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        frame = history(options.storage)
+    for each in caught:
+        complain(str(each.message))
+    if options.tests:
+        frame = frame.loc[[_is_meant(nodeid, options.tests) for nodeid in frame["nodeid"]]]
+    return frame if options.branch is None else frame.loc[frame["branch"] == options.branch]
+
+
+def nothing(options: argparse.Namespace) -> str:
+    """``of test_step on branch main in /work/.benchmarks``"""
+    tests = f" of {', '.join(map(store.shown, options.tests))}" if options.tests else ""
+    branch = "" if options.branch is None else f" on branch {store.shown(options.branch)}"
+    return f"{tests}{branch} in {store.shown(Path(options.storage).absolute())}"
+
+
+def _is_meant(nodeid: str, wanted: Sequence[str]) -> bool:
+    return any(each in nodeid or fnmatchcase(nodeid, each) for each in wanted)
 
 
 def beside(head: str, text: str) -> str:

@@ -10,11 +10,11 @@ from pytest_amp.commands import (
     FINE,
     NO_BASELINE,
     USAGE,
+    chosen,
     complain,
-    is_meant,
+    nothing,
     show,
-    take_storage,
-    take_tests,
+    take_history,
 )
 from pytest_amp.record import store
 from pytest_amp.report import html
@@ -24,8 +24,7 @@ _MOST = 40
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    take_tests(parser)
-    take_storage(parser)
+    take_history(parser)
     parser.add_argument("--output", "-o", default="amp-history.svg", metavar="PATH",
                         help="svg, png or pdf, by its ending (default: %(default)s)")  # fmt: skip
 
@@ -41,12 +40,11 @@ def run(options: argparse.Namespace) -> int:
     try:
         drawn = [
             trend._replace(name=store.shown(trend.name))
-            for trend in stored.of_storage(store.folder(options.storage)).values()
-            if is_meant(trend.nodeid, options.tests) and len(trend.points) > 1
+            for trend in stored.of_frame(chosen(options)).values()
+            if len(trend.points) > 1
         ]
         if not drawn:
-            where = store.shown(options.storage)
-            complain(f"no test has two results in {where}")
+            complain(f"there are no two results{nothing(options)}")
             return NO_BASELINE
         if len(drawn) > _MOST:
             complain(f"{len(drawn)} tests are too many to draw: name some")

@@ -89,6 +89,14 @@ def test_tests_are_chosen_by_a_part_of_their_name_or_a_glob(
     )
 
 
+def test_results_of_one_branch_alone(stepped: Path, capsys: Captured) -> None:
+    save(stepped, 30, document(report(day=30), branch="topic"))
+    assert " 1/1 " in shown(capsys, "--branch=topic", f"--storage={stepped}")
+    assert shown(capsys, "--branch=none", f"--storage={stepped}") == (
+        f"no results on branch none in {stepped}\n"
+    )
+
+
 def test_scripts_get_every_row_and_column(stepped: Path, capsys: Captured) -> None:
     rows = list(csv.DictReader(io.StringIO(shown(capsys, "--csv", f"--storage={stepped}"))))
     objects = json.loads(shown(capsys, "--json", f"--storage={stepped}"))

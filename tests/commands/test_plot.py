@@ -50,8 +50,8 @@ def test_each_test_with_two_results_is_a_row(stored: Path, capsys: Captured) -> 
 @pytest.mark.parametrize(
     ("arguments", "name", "code", "said"),
     [
-        (["::once"], "h.svg", 4, "no test has two results in "),
-        (["::nothing"], "h.svg", 4, "no test has two results in "),
+        (["::once"], "h.svg", 4, "there are no two results"),
+        (["::nothing"], "h.svg", 4, "there are no two results"),
         ([], "h.xyz", 2, "Format 'xyz' is not supported"),
     ],
 )
