@@ -157,7 +157,8 @@ def main():
         paths = list(root.glob("*/*.json"))
         size = sum(path.stat().st_size for path in paths)
         print(f"{len(paths)} runs x {given.tests} tests, {size / 2**20:.0f} MiB")
-        reports = [report(each, BEGAN, random.Random(0)) for each in range(given.tests)]
+        now = BEGAN + timedelta(hours=given.runs)
+        reports = [report(each, now, random.Random(0)) for each in range(given.tests)]
         one, all_ = json.dumps(reports[:1]), json.dumps(reports)
         rows = given.runs * given.tests
         line("pytest-benchmark: loading all runs (bare --benchmark-compare)",

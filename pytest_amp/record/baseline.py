@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from pytest_amp.results import AmpReport, Baseline
 
 NEWEST = "newest"
 _DAY_S = 86_400
+_TRIED = 200  # so many that turn out not to fit are read, and no storage whole
 
 
 class NoBaseline(Exception):
@@ -61,8 +63,10 @@ class Baselines:
             key(plain),
             passing=not self.any_verdict,
             timed=report.speedup is not None,
+            before=self._before(report),
             branch=self.branch,
             versions=versions(plain) if self.exact else None,
+            most=_TRIED,
         )
         for found in candidates:
             try:
@@ -155,10 +159,13 @@ class Baselines:
                 return "was not timed"
             if result.speedup.low is None:
                 return f"was timed too briefly ({units.plural(result.speedup.pairs, 'pair')})"
-        yet_to_come = seconds(result.started) > seconds(report.started) + _DAY_S
-        if self.reference == NEWEST and yet_to_come:
+        if seconds(result.started) >= self._before(report):
             return f"says that it is of {result.started[:10]}, which is yet to come"
         return None
+
+    def _before(self, report: AmpReport) -> float:
+        """Until when a baseline may be of: a clock that was wrong must not be right for ever."""
+        return seconds(report.started) + _DAY_S if self.reference == NEWEST else math.inf
 
     def _warn(self, texts: Iterable[str]) -> None:
         self.warnings.extend(text for text in texts if text not in self.warnings)

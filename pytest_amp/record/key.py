@@ -31,8 +31,9 @@ def key(report: Report) -> str:
 def versions(report: Report) -> str:
     """Equal where versions and flags are, which ``--amp-compare-exact`` asks for."""
     environment = report["environment"] or {}
-    parts = [*(environment.get(name) for name in VERSIONS), environment.get("flags")]
-    return hashlib.sha1(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    flags = sorted((environment.get("flags") or {}).items())
+    parts = [*(environment.get(name) for name in VERSIONS), flags]
+    return hashlib.sha1(repr(parts).encode(errors="replace")).hexdigest()[:16]
 
 
 def seconds(started: str) -> float:

@@ -32,11 +32,16 @@ class Broken(Exception):
 
 
 class File(NamedTuple):
-    """A file of a storage that may be a run. `modified`: in nanoseconds."""
+    """A file of a storage that may be a run. `name`: from the root; `modified`: in nanoseconds."""
 
-    path: Path
+    root: Path
+    name: str
     size: int
     modified: int
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.name
 
 
 @dataclass(frozen=True)
@@ -95,12 +100,16 @@ def files(root: Path, problems: list[str]) -> Iterator[File]:
         return
     for entry in entries:
         with _told(entry.path, problems):
-            inside = list(os.scandir(entry)) if entry.is_dir() else [entry]
+            below, inside = "", [entry]
+            if entry.is_dir():
+                below, inside = f"{entry.name}/", list(os.scandir(entry))
             for each in inside:
-                with _told(each.path, problems):
-                    found = each.stat()
-                    if each.name.endswith(".json") and stat.S_ISREG(found.st_mode):
-                        yield File(Path(each.path), found.st_size, found.st_mtime_ns)
+                if each.name.endswith(".json"):
+                    with _told(each.path, problems):
+                        found = each.stat()
+                        if stat.S_ISREG(found.st_mode):
+                            name = below + each.name
+                            yield File(root, name, found.st_size, found.st_mtime_ns)
 
 
 @contextlib.contextmanager
