@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import warnings
 from collections import Counter
@@ -15,7 +16,7 @@ from pytest_amp.record.columns import COLUMNS, NUMBERS, TEXTS
 from pytest_amp.record.frame import history
 from pytest_amp.record.key import MEASURING, key
 from pytest_amp.record.store import Run
-from pytest_amp.report.trends import METRICS, Point, Step, Trend
+from pytest_amp.report.trends import BOUNDS, METRICS, Point, Step, Trend
 from pytest_amp.results import AmpReport
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ def _joined(
 
 def _trend(name: str, rows: pandas.DataFrame) -> Trend:
     """Of the rows of one key, in their order."""
-    values = {metric.column: rows[metric.column].astype(float).tolist() for metric in METRICS}
+    drawn = [*(metric.column for metric in METRICS), *itertools.chain(*BOUNDS.values())]
+    values = {column: rows[column].astype(float).tolist() for column in drawn}
     started = rows["started"].dt.strftime("%Y-%m-%d")
     points = [
         Point(run, day, _text(verdict), _text(torch), dict(zip(values, measured, strict=True)))
@@ -92,7 +94,7 @@ def _trend(name: str, rows: pandas.DataFrame) -> Trend:
         nodeid=rows["nodeid"].iloc[-1],
         name=name,
         points=points,
-        steps={column: tuple(_steps(rows, each)) for column, each in values.items()},
+        steps={each.column: tuple(_steps(rows, values[each.column])) for each in METRICS},
     )
 
 

@@ -36,6 +36,8 @@ METRICS = (
     Metric("amp_peak_bytes", "amp peak", units.size),
     Metric("amp_loss", "amp loss", units.number),
 )
+# The columns of a metric's interval, which is drawn behind it.
+BOUNDS = {"speedup": ("speedup_low", "speedup_high")}
 # By column: a figure's title, and its axis.
 _FIGURES = {
     "speedup": ("Speedup over time", "ratio"),
@@ -45,7 +47,7 @@ _FIGURES = {
 
 
 class Point(NamedTuple):
-    """A stored result. `started`: the day; `values`: by a metric's column, NaN for none."""
+    """A stored result. `started`: the day; `values`: of metrics and bounds, NaN for none."""
 
     run: str
     started: str
@@ -143,6 +145,12 @@ def _over_time(axes: Axes, trend: Trend, column: str) -> int:
     if column == "amp_peak_bytes":
         scale, label = plots.in_bytes(max(values))
         values = [value / scale for value in values]
+    seen = list(values)
+    if column in BOUNDS:
+        low, high = ([point.values.get(bound, math.nan) for point in points]
+                     for bound in BOUNDS[column])  # fmt: skip
+        axes.fill_between(range(len(points)), low, high, color=plots.AMP, alpha=0.15, linewidth=0)
+        seen += filter(math.isfinite, (*low, *high))
     axes.plot(values, color=plots.AMP, linewidth=1)
     for passed, fill in ((True, plots.AMP), (False, "none")):
         chosen = [n for n, point in enumerate(points) if (point.verdict == "pass") is passed]
@@ -152,8 +160,8 @@ def _over_time(axes: Axes, trend: Trend, column: str) -> int:
     _mark_steps(axes, places, trend.steps.get(column, ()), scale)
     axes.set_ylabel(label)
     # At least 2% to either side of the middle: smaller changes are noise, and should look like it.
-    middle = (max(values) + min(values)) / 2
-    half = max(0.55 * (max(values) - min(values)), 0.02 * abs(middle)) or 1.0
+    middle = (max(seen) + min(seen)) / 2
+    half = max(0.55 * (max(seen) - min(seen)), 0.02 * abs(middle)) or 1.0
     axes.set_ylim(middle - half, middle + half)
     ends = [f"{cut(points[place].run, 16)}\n{points[place].started}" for place in (0, -1)]
     axes.set_xticks([0, len(points) - 1], ends)

@@ -34,7 +34,7 @@ def test_results_of_one_key_are_one_trend(stored: Path) -> None:
     assert trend.points[0].torch == "2.13.0"
     assert trend.points[0].values == {
         "speedup": 2.0, "fp32_step_s": 0.01, "amp_step_s": 0.005, "amp_peak_bytes": 600.0,
-        "amp_loss": 1.0,
+        "amp_loss": 1.0, "speedup_low": 1.98, "speedup_high": 2.02,
     }  # fmt: skip
 
 
