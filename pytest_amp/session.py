@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 # Under which name an xdist worker sends home what it could not read of the baselines.
 _CARGO = "amp_unread"
+_MOST_UNREAD = 3
 
 
 class Session:
@@ -77,7 +78,7 @@ class Session:
             for span in line:
                 writer.write(span.text, **dict.fromkeys(span.markup, True))
             writer.line()
-        for note in (*self._unread, *self._notes()):
+        for note in self._notes():
             writer.line(f"note: {note}")
         for path in self._written:
             writer.line(f"written: {path}")
@@ -156,9 +157,12 @@ class Session:
         )
 
     def _notes(self) -> Iterator[str]:
-        """What became of saving."""
+        """What could not be read of the stored runs, and what became of saving."""
         from pytest_amp.record import benchmark
 
+        yield from list(self._unread)[:_MOST_UNREAD]
+        if (left := len(self._unread) - _MOST_UNREAD) > 0:
+            yield f"and {left} more that can't be read: `pytest-amp history` names them all"
         if keeper := self._keeper():
             yield from keeper.notes
         if why := benchmark.why_nothing_is_saved(self.config):

@@ -133,12 +133,12 @@ class Baselines:
     def _obstacle(self, result: AmpReport, run: Run, report: AmpReport) -> str | None:
         stored, ours = (json.loads(key(each.to_dict())) for each in (result, report))
         other = [
-            f"{name} {theirs}"
+            f"{name} {theirs}, not {here}"
             for name, theirs, here in zip(PARTS, stored, ours, strict=True)
             if theirs != here
         ]
         if other:
-            return f"is of another {', '.join(other)}"
+            return f"has {' and '.join(other)}"
         if self.branch is not None and run.branch != self.branch:
             return f"is of {f'branch {run.branch}' if run.branch else 'no branch'}"
         if self.exact and (found := list(differences(result.environment, report.environment))):

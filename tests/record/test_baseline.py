@@ -101,7 +101,10 @@ def test_json_reports_are_baselines_too_the_newest_of_several(tmp_path: Path) ->
     ("stored", "why"),
     [
         (report(verdict="fail"), "its newest, in run 0001, is no passing one (fail)"),
-        (report(environment=replace(ENVIRONMENT, device="A100")), "is of another device A100"),
+        (
+            report(environment=replace(ENVIRONMENT, device="A100")),
+            "has device A100, not NVIDIA H100",
+        ),
         (report("test_it.py::test_other"), "there is no passing result of this test on NVIDIA"),
     ],
 )
@@ -211,7 +214,7 @@ def test_a_run_of_the_future_is_passed_over(tmp_path: Path) -> None:
 
 def test_another_rank_is_another_result(tmp_path: Path) -> None:
     save(tmp_path, 1, document(report(rank=1)))
-    assert why_none(tmp_path).endswith("in run 0001, is of another rank 1")
+    assert why_none(tmp_path).endswith("in run 0001, has rank 1, not 0")
     assert taken(tmp_path, now=replace(NOW, rank=1)) == "0001"
 
 

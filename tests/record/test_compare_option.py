@@ -84,6 +84,15 @@ def test_an_unreadable_run_is_told_once_at_the_end(
     assert "0002_x.json: is no whole JSON" in notes[0]
 
 
+def test_many_unreadable_runs_are_told_in_a_few_lines(saved: pytest.Pytester) -> None:
+    for number in range(2, 12):
+        stored(saved)[0].with_name(f"{number:04}_x.json").write_text("{")
+    result = saved.runpytest(*TIMED, "--amp-compare")
+    notes = [line for line in result.outlines if line.startswith("note: ")]
+    assert len(notes) == 4
+    assert notes[-1] == ("note: and 7 more that can't be read: `pytest-amp history` names them all")
+
+
 def test_a_json_report_of_another_run_is_a_baseline(saved: pytest.Pytester) -> None:
     (saved.path / "amp.json").rename(saved.path / "before.json")
     result = saved.runpytest(*KEPT, "--amp-compare=before.json", GATED)
