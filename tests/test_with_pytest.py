@@ -483,3 +483,12 @@ def test_collecting_amp_tests_loads_no_torch(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(amp_benchmark, cuda_device): pass")
     loaded = modules_after(pytester, "--co", "--amp-strict", "--amp-min-speedup=1.3")
     assert not loaded & {"torch", "numpy", "pandas", "filelock"}
+
+
+def test_an_amp_test_that_is_marked_to_be_skipped_loads_no_torch(pytester: pytest.Pytester) -> None:
+    pytester.makeconftest(LISTING)
+    pytester.makepyfile(
+        "import pytest\n@pytest.mark.skip\ndef test_it(amp_benchmark): pass\n"
+        "@pytest.mark.amp\n@pytest.mark.skipif(True, reason='no')\ndef test_step(): pass"
+    )
+    assert not modules_after(pytester) & {"torch", "numpy", "pandas"}
