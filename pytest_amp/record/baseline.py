@@ -77,10 +77,8 @@ class Baselines:
                 continue
             if but is not None and (run.path, run.id) == (but.path, but.id):
                 continue
-            why = self._unfit(result, report)
-            if why is None:
+            if self._unfit(result, report) is None:
                 return result, origin(run, result)
-            self._warn([f"{store.shown(found.path)}: {store.shown(report.nodeid)} {why}"])
         raise NoBaseline(self._why_none(index, report))
 
     def others(self, keys: Iterable[str]) -> list[str]:
@@ -120,7 +118,7 @@ class Baselines:
         where = self.storage if self.reference == NEWEST else self.reference
         wanted = f"there is no passing result of this test{place}{branch}{exact} in "
         wanted += store.shown(where)
-        for found in index.of_test(report.nodeid):
+        for found in index.of_test(report.nodeid)[:_TRIED]:
             try:
                 run = self._read(found.path)
                 result = run.report(found.key)
