@@ -214,15 +214,15 @@ def seed(item: pytest.Item) -> None:
     """Before a test's own fixtures are made, so that each run has the same model and data."""
     from pytest_amp.run.state import remembered, seed_all
 
-    item.stash[_RANDOM] = remembered()
+    item.config.stash[_RANDOM] = remembered()
     seed_all(settings_of(item).seed)
 
 
-def unseed(item: pytest.Item) -> None:
-    """Let the tests behind it draw as if it had not been there."""
-    put_back = item.stash.get(_RANDOM, None)
-    if put_back is not None:
-        put_back()
+def unseed(config: pytest.Config) -> None:
+    """Let the tests behind an amp test draw as if it had not been there."""
+    if _RANDOM in config.stash:
+        config.stash[_RANDOM]()
+        del config.stash[_RANDOM]
 
 
 def settings_of(item: pytest.Item) -> Settings:

@@ -80,12 +80,13 @@ def _reconciled(
 ) -> AmpReport:
     """What was measured, and a word where pytest's own outcome is another one.
 
-    What pytest does not count as passed is no pass here either, and so never a baseline.
+    A test that ended with another exception than ours is no pass here either, and so never a
+    baseline.
     """
-    if report.passed:
+    if call.excinfo is None:
         unasserted = measured.verdict == "fail" or measured.unanswered
         return replace(measured, notes=(*measured.notes, UNASSERTED)) if unasserted else measured
-    ours = call.excinfo is not None and isinstance(call.excinfo.value, SAID_IN_FULL)
+    ours = isinstance(call.excinfo.value, SAID_IN_FULL)
     if measured.verdict == "fail" or ours:
         if hasattr(report, "wasxfail"):
             note = f"{XFAILED}: {report.wasxfail}" if report.wasxfail else XFAILED

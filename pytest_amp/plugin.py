@@ -54,7 +54,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:  # behind the skip marks, b
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    fixtures.unseed(item)
+    fixtures.unseed(item.config)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -99,5 +99,6 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
     try:
         return (yield)
     finally:
+        fixtures.unseed(session.config)  # as after Ctrl-C, which tears nothing down before
         if SESSION in session.config.stash:
             session.config.stash[SESSION].write_reports(session)
