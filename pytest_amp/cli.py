@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import shutil
 import sys
 import textwrap
@@ -117,6 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.arguments(subparser)
         subparser.set_defaults(run=command.run)
     options = parser.parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):  # names come from anywhere, consoles know less
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
 

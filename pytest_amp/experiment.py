@@ -183,9 +183,12 @@ def _plan(bench: Workbench, settings: Settings, limits: Limits, notes: list[str]
     drop = settings.compare_fail.get("speedup")
     half_width = drop * SHARE_OF_DROP if drop else PRECISE_HALF_WIDTH
     gated = wanted is not None or drop is not None
+    decided = False
 
     def stop(ratios: Sequence[float], elapsed_s: float) -> str | None:
-        decided = wanted is not None and gates.decision(ratios, wanted, rate) is not None
+        nonlocal decided  # what came later can't take an answer back
+        if wanted is not None and not decided:
+            decided = gates.decision(ratios, wanted, rate) is not None
         if decided and drop is None:
             return "decided"
         bounds = sequential.interval(ratios, rate)

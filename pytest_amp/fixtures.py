@@ -29,7 +29,8 @@ REPORT = pytest.StashKey["AmpReport"]()
 RUNNER = pytest.StashKey[Callable[..., "AmpReport"]]()  # what runs in the experiment's place
 _SCALER = pytest.StashKey[Any]()
 _DEVICE = pytest.StashKey[Any]()
-_RANDOM = pytest.StashKey[Callable[[], None]]()
+_SEEDING = pytest.StashKey[pytest.Item]()  # the test whose seed is to be set
+_RANDOM = pytest.StashKey[Callable[[], None]]()  # what puts the random numbers back
 
 
 @pytest.fixture
@@ -210,16 +211,28 @@ def _is_pytests(value: object) -> bool:
     return package in ("_pytest", "pytest_benchmark", "pytest_mock")
 
 
-def seed(item: pytest.Item) -> None:
-    """Before a test's own fixtures are made, so that each run has the same model and data."""
+def seed_before_fixtures(item: pytest.Item) -> None:
+    """Have an amp test's fixtures made from its seed, so that each run has the same data."""
+    item.config.stash[_SEEDING] = item
+
+
+def seed(config: pytest.Config) -> None:
+    """Before the first fixture, and so after whatever other plugins seed in their setup."""
+    item = config.stash.get(_SEEDING, None)
+    if item is None:
+        return
+    del config.stash[_SEEDING]
     from pytest_amp.run.state import remembered, seed_all
 
-    item.config.stash[_RANDOM] = remembered()
+    if _RANDOM not in config.stash:
+        config.stash[_RANDOM] = remembered()
     seed_all(settings_of(item).seed)
 
 
 def unseed(config: pytest.Config) -> None:
     """Let the tests behind an amp test draw as if it had not been there."""
+    if _SEEDING in config.stash:
+        del config.stash[_SEEDING]
     if _RANDOM in config.stash:
         config.stash[_RANDOM]()
         del config.stash[_RANDOM]

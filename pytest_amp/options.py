@@ -117,14 +117,21 @@ def session_levels(config: pytest.Config) -> tuple[Level, Level, Level]:
     for entry in settings.TABLE:
         given = config.getoption("amp_" + entry.name)
         if given is not None:
-            given = ",".join(given) if entry.name in _LISTS else given
-            _check(entry.flag, entry.name, given)
-            cli[entry.name] = given
+            values = given if entry.name in _LISTS else [given]
+            for value in values:
+                _check(entry.flag, entry.name, value)
+            cli[entry.name] = _joined(values) if entry.name in _LISTS else given
         written = config.getini(entry.ini)
         if written not in (None, ""):
             _check(f"{config.inipath}: {entry.ini}", entry.name, written)
             ini[entry.name] = written
     return ("override", override), ("cli", cli), ("ini", ini)
+
+
+def _joined(values: list[str]) -> str:
+    """Several lists as one; of METRIC:PCT a metric's last, as the command line beats addopts."""
+    words = [word.strip() for value in values for word in value.split(",") if word.strip()]
+    return ",".join({word.partition(":")[0]: word for word in words}.values())
 
 
 def _check(where: str, name: str, value: object) -> None:

@@ -49,12 +49,20 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:  # behind the skip marks, before the fixtures
     if collection.is_amp(item):
-        fixtures.seed(item)
+        fixtures.seed_before_fixtures(item)
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_runtest_teardown(item: pytest.Item) -> None:
-    fixtures.unseed(item.config)
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(request: pytest.FixtureRequest) -> None:
+    fixtures.seed(request.config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    try:
+        return (yield)
+    finally:
+        fixtures.unseed(item.config)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -597,3 +597,35 @@ def test_after():
 def test_other_tests_draw_as_if_there_were_no_amp_tests(project: pytest.Pytester) -> None:
     project.makepyfile(test_it=BETWEEN)
     project.runpytest("--amp-static", "--amp-steps=2").assert_outcomes(passed=3)
+
+
+RESEEDING = """
+import itertools, random
+DRAWS = itertools.count()
+
+def pytest_runtest_setup(item):
+    random.seed(next(DRAWS))  # as plugins do that shuffle
+"""
+
+
+def test_another_plugin_s_seed_is_not_the_fixtures(project: pytest.Pytester) -> None:
+    project.makepyfile(reseeding=RESEEDING)
+    project.syspathinsert()
+    project.makepyfile(test_it=DRAWN.format(mark="@pytest.mark.amp", different=1))
+    result = project.runpytest("-p", "reseeding", "--amp-static", "--amp-steps=2")
+    result.assert_outcomes(passed=3)
+
+
+def test_a_teardown_that_raises_leaves_the_random_numbers_as_they_were(
+    project: pytest.Pytester,
+) -> None:
+    broken = """
+@pytest.fixture
+def broken():
+    yield
+    raise RuntimeError("torn")
+"""
+    source = BETWEEN.replace("def test_before", broken + "\ndef test_before")
+    project.makepyfile(test_it=source.replace("test_step(model", "test_step(broken, model"))
+    result = project.runpytest("--amp-static", "--amp-steps=2")
+    result.assert_outcomes(passed=3, errors=1)

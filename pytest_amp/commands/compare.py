@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -24,7 +24,9 @@ from pytest_amp.commands import (
 from pytest_amp.judge.comparison import compared
 from pytest_amp.record import store
 from pytest_amp.record.baseline import Baselines, NoBaseline, index_of
-from pytest_amp.record.newest import newest
+from pytest_amp.record.key import seconds
+from pytest_amp.record.newest import Result, newest
+from pytest_amp.report.verdicts import why_nothing
 from pytest_amp.results import COMPARED, AmpReport, Gate
 
 HELP = "two saved runs, test by test"
@@ -52,43 +54,67 @@ def run(options: argparse.Namespace) -> int:
     try:
         root = store.folder(options.storage)
         with index_of(root, options.b, Path.cwd()) as index:
-            now = [result for result in newest(index) if result.report.arms]
+            now, unmeasured = _told_apart(newest(index))
             problems = list(index.warnings)
     except (NoBaseline, ValueError, OSError) as error:
         complain(str(error))
         return USAGE
-    found, missing = [], {}
+    found, missing = [], []
     # Without a limit nothing is gated, and runs that did not pass may be looked at, too.
-    with closing(Baselines(root, options.a, any_verdict=not allowed)) as baselines:
+    with closing(
+        Baselines(root, options.a, timed="speedup" in allowed, any_verdict=not allowed)
+    ) as baselines:
         for each in now:
             try:
                 before, origin = baselines.of(each.report, but=each.run)
             except (NoBaseline, ValueError) as error:
-                missing[store.shown(each.report.nodeid)] = str(error)
+                missing.append((each.report, str(error)))
             else:
                 found.append(compared(each.report, before, origin, allowed))
-        gone = baselines.others(each.key for each in now)
+        gone = baselines.others(report.nodeid for report in (*unmeasured, *(r.report for r in now)))
         problems += [text for text in baselines.warnings if text not in problems]
     for problem in problems:
         complain(problem)
-    for nodeid, why in missing.items():
-        complain(f"{nodeid}: {why}")
+    for report, why in (*missing, *((each, _why_unmeasured(each)) for each in unmeasured)):
+        complain(f"{store.shown(report.nodeid)}: {why}")
     for nodeid in gone:
         complain(f"{store.shown(nodeid)} is in {store.shown(options.a)} alone")
+    counts = {
+        "without a baseline": len(missing),
+        "not measured": len(unmeasured),
+        "gone": len(gone),
+    }
     if options.json:
         show(json.dumps([each.to_dict() for each in found], indent=1))
     else:
-        show("\n".join([*_shown(found), _counted(found, len(missing), len(gone))]))
-    return _code([gate for report in found for gate in _gates(report)], bool(missing))
-
-
-def _code(gates: list[Gate], missing: bool) -> int:
+        show("\n".join([*_shown(found), _counted(found, counts)]))
+    gates = [gate for report in found for gate in _gates(report)]
     if any(gate.verdict == "fail" for gate in gates):
         return REGRESSION
     if missing or not gates:
         return NO_BASELINE
     open_ = any(gate.verdict == "inconclusive" or gate.unmeasured for gate in gates)
-    return INCONCLUSIVE if open_ else FINE
+    unanswered = open_ or (allowed and (unmeasured or gone))
+    return INCONCLUSIVE if unanswered else FINE
+
+
+def _told_apart(results: Iterable[Result]) -> tuple[list[Result], list[AmpReport]]:
+    """The measured results, and the tests whose newest one is none: an older stands for nothing."""
+    by_test: dict[str, list[Result]] = {}
+    for each in results:
+        by_test.setdefault(each.report.nodeid, []).append(each)
+    measured, unmeasured = [], []
+    for tests in by_test.values():
+        last = max(tests, key=lambda each: seconds(each.report.started)).report
+        if last.arms:
+            measured += [each for each in tests if each.report.arms]
+        else:
+            unmeasured.append(last)
+    return measured, unmeasured
+
+
+def _why_unmeasured(report: AmpReport) -> str:
+    return f"its newest result was not measured ({report.verdict}: {why_nothing(report)})"
 
 
 def _gates(report: AmpReport) -> Iterable[Gate]:
@@ -110,8 +136,8 @@ def _shown(reports: Iterable[AmpReport]) -> Iterator[str]:
         yield ""
 
 
-def _counted(reports: list[AmpReport], missing: int, gone: int) -> str:
-    """2 tests compared: 1 regression; 1 without a baseline"""
+def _counted(reports: list[AmpReport], others: Mapping[str, int]) -> str:
+    """2 tests compared, 1 regression, 1 without a baseline"""
     verdicts = Counter(
         "fail" if "fail" in verdicts else "open" if "inconclusive" in verdicts else "fine"
         for verdicts in ({gate.verdict for gate in _gates(report)} for report in reports)
@@ -120,7 +146,6 @@ def _counted(reports: list[AmpReport], missing: int, gone: int) -> str:
         f"{units.plural(len(reports), 'test')} compared",
         *([units.plural(verdicts["fail"], "regression")] if verdicts["fail"] else []),
         *([f"{verdicts['open']} without an answer"] if verdicts["open"] else []),
-        *([f"{missing} without a baseline"] if missing else []),
-        *([f"{gone} gone"] if gone else []),
+        *(f"{count} {what}" for what, count in others.items() if count),
     ]
     return ", ".join(parts)

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
             where = root.absolute() if options.reference == NEWEST else options.reference
             complain(f"there is no result in {store.shown(where)}")
             return NO_BASELINE
-        stored = trends.of_storage(root)
+        stored = trends.of_storage(root, [each.report for each in found])
         results = [
             html.Result(each.report, stored.get(each.key), str(origin(each.run, each.report)))
             for each in found
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
         html.write(options.output, html.page(results, None, now()))
     except NoBaseline as error:
         complain(str(error))
-        return NO_BASELINE
+        return USAGE
     except (ValueError, OSError) as error:
         complain(str(error))
         return USAGE

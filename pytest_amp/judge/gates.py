@@ -63,6 +63,19 @@ def decision(
     return "inconclusive" if bounds and low <= bounds[0] and bounds[1] < high else None
 
 
+def first_decision(
+    ratios: Sequence[float], threshold: float, error_rate: float
+) -> tuple[Literal["pass", "fail", "inconclusive"] | None, int]:
+    """The first answer, and after how many pairs; what came later can't take it back.
+
+    Where timing went on, as for a comparison, the evidence of all pairs may be less again.
+    """
+    for pairs in range(sequential.fewest_pairs(error_rate), len(ratios) + 1):
+        if answer := decision(ratios[:pairs], threshold, error_rate):
+            return answer, pairs
+    return None, len(ratios)
+
+
 def coverage(seen: Observations) -> float | None:
     """Share of the amp arm's FLOPs in the amp dtype; None where it is unknown or there are none."""
     operators = seen.amp.operators
@@ -130,7 +143,9 @@ def _speedup(seen: Observations, limits: Limits) -> Gate:
     sample = f"{units.plural(measured.pairs, 'pair')} of {measured.block_steps}-step blocks"
     if wanted is None:
         return Gate("speedup", None, value, low, high, "not_gated", f"{measured} ({sample})")
-    answer = decision(measured.pair_ratios, wanted, limits.error_rate)
+    answer, pairs = first_decision(measured.pair_ratios, wanted, limits.error_rate)
+    if answer != decision(measured.pair_ratios, wanted, limits.error_rate):
+        sample += f", decided after {pairs}"
     threshold = units.ratio(wanted)
     if answer == "pass":
         verdict, reason = "pass", f"{measured} is at least {threshold}"

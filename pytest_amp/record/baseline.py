@@ -36,7 +36,8 @@ class Baselines:
 
     `branch`: of which branch alone. `exact`: with the same versions and flags alone. `warnings`:
     what could not be read on the way, a sentence each. `beside`: what a path is relative to.
-    `any_verdict`: also results that did not pass, to look at the change and gate nothing.
+    `timed`: with a speedup, where the new result has one. `any_verdict`: also results that did not
+    pass, to look at the change and gate nothing.
     """
 
     storage: Path
@@ -44,6 +45,7 @@ class Baselines:
     branch: str | None = None
     exact: bool = False
     beside: Path = field(default_factory=Path.cwd)
+    timed: bool = True
     any_verdict: bool = False
     warnings: list[str] = field(default_factory=list)
     _index: Index | None = field(default=None, init=False)
@@ -62,7 +64,7 @@ class Baselines:
         candidates = index.of_key(
             key(plain),
             passing=not self.any_verdict,
-            timed=report.speedup is not None,
+            timed=self._needs_speedup(report),
             before=self._before(report),
             branch=self.branch,
             versions=versions(plain) if self.exact else None,
@@ -75,20 +77,21 @@ class Baselines:
             except (Broken, KeyError) as error:
                 self._warn([str(error)])
                 continue
-            if but is not None and (run.path, run.id) == (but.path, but.id):
-                continue
-            if self._unfit(result, report) is None:
+            if not _is(run, but) and self._unfit(result, report) is None:
                 return result, origin(run, result)
-        raise NoBaseline(self._why_none(index, report))
+        raise NoBaseline(self._why_none(index, report, but))
 
-    def others(self, keys: Iterable[str]) -> list[str]:
-        """The tests that have results of other keys than these alone; none without a baseline."""
+    def others(self, nodeids: Iterable[str]) -> list[str]:
+        """The tests that have results, without these; none where there is no baseline."""
         try:
             index = self._opened()
         except NoBaseline:
             return []
-        there = {found.key for found in index.newest()} - set(keys)
-        return sorted({json.loads(each)[0] for each in there})
+        there = {json.loads(found.key)[0] for found in index.newest()}
+        return sorted(there - set(nodeids))
+
+    def _needs_speedup(self, report: AmpReport) -> bool:
+        return self.timed and not self.any_verdict and report.speedup is not None
 
     def close(self) -> None:
         """Let the index go."""
@@ -109,14 +112,15 @@ class Baselines:
             self._warn(self._index.warnings)
         return self._index
 
-    def _why_none(self, index: Index, report: AmpReport) -> str:
+    def _why_none(self, index: Index, report: AmpReport, but: Run | None) -> str:
         """What there is not, and what stands in the way of the newest result that there is."""
         environment = report.environment
         place = f" on {environment.device} in {environment.dtype}" if environment else ""
         branch = f" of branch {self.branch}" if self.branch else ""
         exact = " with these versions and flags" if self.exact else ""
         where = self.storage if self.reference == NEWEST else self.reference
-        wanted = f"there is no passing result of this test{place}{branch}{exact} in "
+        passing = "" if self.any_verdict else " passing"
+        wanted = f"there is no{passing} result of this test{place}{branch}{exact} in "
         wanted += store.shown(where)
         for found in index.of_test(report.nodeid)[:_TRIED]:
             try:
@@ -124,7 +128,11 @@ class Baselines:
                 result = run.report(found.key)
             except (Broken, KeyError):
                 continue
-            if why := self._obstacle(result, run, report):
+            if _is(run, but):
+                why: str | None = "is the same run"
+            else:
+                why = self._obstacle(result, run, report)
+            if why:
                 return f"{wanted}; its newest, in run {run.name}, {why}"
         return wanted
 
@@ -152,7 +160,7 @@ class Baselines:
         if result.unanswered:
             missing = " and ".join(gate.name for gate in result.unanswered)
             return f"failed under --amp-strict, without {missing}: save a first one without it"
-        if report.speedup is not None:
+        if self._needs_speedup(report):
             if result.speedup is None:
                 return "was not timed"
             if result.speedup.low is None:
@@ -169,28 +177,38 @@ class Baselines:
         self.warnings.extend(text for text in texts if text not in self.warnings)
 
 
+def _is(run: Run, other: Run | None) -> bool:
+    return other is not None and (run.path, run.id) == (other.path, other.id)
+
+
 def index_of(storage: Path, reference: str, beside: Path) -> Index:
     """Over the runs that are meant. `NoBaseline` where there is none; OSError as a storage has."""
     if reference == NEWEST:
         return Index(storage)
-    paths = list(_paths(storage, reference, beside))
+    paths = paths_of(storage, reference, beside)
     if not paths:
         hint = "; before a path write --amp-compare=newest" if Path(reference).is_dir() else ""
         raise NoBaseline(f"there is no saved run {store.shown(reference)!r}{hint}")
     return Index(storage, paths)
 
 
-def _paths(storage: Path, reference: str, beside: Path) -> Iterator[Path]:
-    path = beside / Path(reference).expanduser()
-    if path.is_dir():
-        yield from sorted(path.rglob("*.json"))
-    elif path.exists():
-        yield path
-    elif found := sorted(map(Path, glob.glob(os.fspath(path), recursive=True))):  # noqa: PTH207
-        for each in found:
-            yield from sorted(each.rglob("*.json")) if each.is_dir() else [each]
-    else:
-        yield from _named(storage, reference)
+def paths_of(storage: Path, reference: str, beside: Path) -> list[Path]:
+    """The files that a reference means: a run by its number, else paths, else saves by name."""
+    numbered = _named(storage, reference) if reference.isdigit() else ()
+    return list(numbered) or _by_path(reference, beside) or list(_named(storage, reference))
+
+
+def _by_path(reference: str, beside: Path) -> list[Path]:
+    given = os.fspath(Path(reference).expanduser())
+    found = [given] if (beside / given).exists() else glob.glob(  # noqa: PTH207 - it has no root
+        given, root_dir=beside, recursive=True
+    )  # fmt: skip
+    each = (beside / name for name in sorted(found))
+    return [
+        path
+        for here in each
+        for path in (sorted(here.rglob("*.json")) if here.is_dir() else [here])
+    ]
 
 
 def _named(storage: Path, reference: str) -> Iterator[Path]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
 from pytest_amp.judge import comparison
 from pytest_amp.record import store
-from pytest_amp.record.baseline import NEWEST, Baselines, NoBaseline
+from pytest_amp.record.baseline import NEWEST, Baselines, NoBaseline, paths_of
 from pytest_amp.results import AmpReport
 from pytest_amp.settings import Settings
 
@@ -54,27 +53,44 @@ def storage_of(config: pytest.Config) -> Path:
 def refuse_overwriting(config: pytest.Config, settings: Settings, report: Path) -> None:
     """Raise UsageError where this run's ``--amp-json`` would take a baseline's place."""
     reference = settings.compare or NEWEST
-    beside = config.invocation_params.dir
-    meant = beside / Path(reference).expanduser()
-    ours = (beside / report).resolve()
-    if meant.is_dir() and not reference.isdigit():
-        taken = meant.resolve() in ours.parents
-    else:
-        taken = meant.resolve() == ours or fnmatchcase(str(ours), str(meant))
-    if taken and reference != NEWEST:
+    if reference != NEWEST and _is_meant(config, reference, report):
         raise pytest.UsageError(
             f"--amp-json={report} would write over what --amp-compare={reference} compares with, "
             "and a regression be forgotten: write it elsewhere"
         )
 
 
+def _is_meant(config: pytest.Config, reference: str, report: Path) -> bool:
+    """Whether the report, once it is written, is among what the reference means."""
+    ours = config.invocation_params.dir / report
+    is_new = not ours.exists()
+    if is_new:
+        ours.touch()
+    try:
+        meant = paths_of(_storage_or_default(config), reference, config.invocation_params.dir)
+        return ours.resolve() in {path.resolve() for path in meant}
+    finally:
+        if is_new:
+            ours.unlink()
+
+
+def _storage_or_default(config: pytest.Config) -> Path:
+    """For a reference that names files, and may do so without a storage that is a folder."""
+    try:
+        return storage_of(config)
+    except ValueError:
+        return config.invocation_params.dir / store.DEFAULT
+
+
 def _of_session(config: pytest.Config, settings: Settings) -> Baselines:
     if _BASELINES not in config.stash:
+        reference, gated = settings.compare or NEWEST, settings.compare_fail
         config.stash[_BASELINES] = Baselines(
-            storage_of(config),
-            settings.compare or NEWEST,
+            storage_of(config) if reference == NEWEST else _storage_or_default(config),
+            reference,
             settings.compare_branch,
             settings.compare_exact,
             config.invocation_params.dir,
+            timed=not gated or "speedup" in gated,
         )
     return config.stash[_BASELINES]

@@ -160,7 +160,8 @@ class Index:
     def size(self) -> tuple[int, int]:
         """How many runs there are, and how many results in them."""
         ((runs, results),) = self._all(
-            "SELECT (SELECT COUNT(*) FROM files), (SELECT COUNT(*) FROM results)"
+            "SELECT (SELECT COUNT(*) FROM files WHERE broken IS NULL OR LENGTH(numbers) > 0), "
+            "(SELECT COUNT(*) FROM results)"
         )
         return int(runs), int(results)
 
@@ -210,10 +211,17 @@ class Index:
                     self._insert(name, there[name], run, broken)
 
     def _there(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        self._listing.clear()
+        for name, stamp in self._listed():
+            if _encodable(name) == name:
+                yield name, stamp
+            else:
+                self._listing.append(str(Broken(self._root / name, "its name is no UTF-8")))
+
+    def _listed(self) -> Iterator[tuple[str, tuple[int, int]]]:
         if self._paths is not None:
             yield from ((str(path.absolute()), (0, 0)) for path in self._paths)
             return
-        self._listing.clear()
         for file in store.files(self._root, self._listing):
             yield file.name, (file.size, file.modified)
 

@@ -28,7 +28,6 @@ class Broken(Exception):
 
     def __init__(self, path: str | os.PathLike[str], why: str) -> None:
         super().__init__(f"{shown(path)}: {why}")
-        self.why = why
 
 
 class File(NamedTuple):

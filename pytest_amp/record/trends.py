@@ -28,10 +28,12 @@ _THIS = "this run"
 def of_storage(
     storage: Path, reports: Sequence[AmpReport] = (), run: Mapping[str, Any] | None = None
 ) -> dict[str, Trend]:
-    """By key, what a storage holds, and behind it the reports of a run that may not be saved."""
+    """By key, what a storage holds; of reports alone, and behind it them, if they are not saved."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the page is not the place to tell of broken files
         frame = history(storage)
+    if reports:
+        frame = frame.loc[frame["key"].isin([key(each.to_dict()) for each in reports])]
     if run is not None and not (frame["run_id"] == run["id"]).any():
         frame = _joined(frame, reports, run)
     return of_frame(frame)

@@ -56,7 +56,7 @@ COLUMNS = (
 
 def table(trends: Sequence[Trend]) -> Iterator[tuple[str, str]]:
     """Lines, each as what may not be broken and a text behind it."""
-    rows = [[column.text(trend) for column in COLUMNS] for trend in trends]
+    rows = [[units.printable(column.text(trend)) for column in COLUMNS] for trend in trends]
     titles = [column.title for column in COLUMNS]
     widths = [max(map(len, cells)) for cells in zip(titles, *rows, strict=True)]
     yield _line(titles, widths), ""
@@ -66,7 +66,7 @@ def table(trends: Sequence[Trend]) -> Iterator[tuple[str, str]]:
         yield _line(row, widths), ""
         for metric in METRICS:
             for step in trend.told(metric):
-                yield f"{2 * GAP}{metric.name:<9} stepped in ", step
+                yield f"{2 * GAP}{metric.name:<9} stepped in ", units.printable(step)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

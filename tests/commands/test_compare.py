@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pytest_amp import cli
-from pytest_amp.results import Estimate, Gate
+from pytest_amp.results import AmpReport, Estimate, Failure, Gate
 from tests.record.runs import ENVIRONMENT, document, report, save
 
 Captured = pytest.CaptureFixture[str]
@@ -72,7 +72,7 @@ def test_each_metric_is_told_with_both_arms_and_what_changed(runs: Path, capsys:
 def test_tests_of_one_run_alone_are_told(runs: Path, capsys: Captured) -> None:
     compare(runs, "1", "4")
     captured = capsys.readouterr()
-    other = "test_it.py::test_other: there is no passing result of this test on NVIDIA H100 in"
+    other = "test_it.py::test_other: there is no result of this test on NVIDIA H100 in"
     assert captured.err.splitlines() == [
         f"pytest-amp: {other} bfloat16 in 1",
         "pytest-amp: test_it.py::test_step is in 1 alone",
@@ -161,3 +161,50 @@ def test_a_reader_that_has_seen_enough_changes_no_exit_code(runs: Path) -> None:
     assert compared.stdout is not None
     compared.stdout.close()
     assert compared.wait() == 1
+
+
+def errored(nodeid: str = "test_it.py::test_step", day: int = 9) -> AmpReport:
+    """As a test that broke before anything was measured."""
+    failure = Failure("amp", "parity", 3, "RuntimeError", "no kernel")
+    return AmpReport(nodeid, "error", f"2026-01-{day:02}T12:00:00+00:00", error=failure)
+
+
+def test_a_test_that_broke_is_no_pass_and_no_older_result_stands_for_it(
+    runs: Path, capsys: Captured
+) -> None:
+    fine = report("test_it.py::test_other", day=9)
+    save(runs, 9, document(errored(), fine))
+    assert compare(runs, str(runs / "*" / "000[14]*"), "9", "--fail=speedup:50%") == 3
+    captured = capsys.readouterr()
+    assert captured.out.endswith("1 test compared, 1 not measured\n")
+    assert captured.err == (
+        "pytest-amp: test_it.py::test_step: its newest result was not measured "
+        "(error: amp arm, parity, step 3, RuntimeError: no kernel)\n"
+    )
+    assert compare(runs, "1", str(runs / "*" / "000[29]*"), "--fail=speedup:50%") == 4
+    assert "its newest result was not measured" in capsys.readouterr().err
+
+
+def test_a_test_that_is_gone_is_no_pass_where_something_is_gated(runs: Path) -> None:
+    save(runs, 8, document(report(day=8), report("test_it.py::test_other", day=8)))
+    assert compare(runs, "8", "2", "--fail=speedup:10%") == 3
+    assert compare(runs, "8", "2") == 0
+
+
+def test_without_a_limit_untimed_results_may_be_looked_at(runs: Path, capsys: Captured) -> None:
+    save(runs, 7, document(replace(report(day=7), speedup=None)))
+    assert compare(runs, "7", "2") == 0
+    assert "the baseline was not timed" in capsys.readouterr().out
+    assert compare(runs, "7", "2", "--fail=memory:5%") == 0
+    assert compare(runs, "7", "2", "--fail=speedup:5%") == 4
+    assert compare(runs, "2", "2") == 4
+    assert "in run 0002, is the same run" in capsys.readouterr().err
+
+
+def test_another_dtype_is_told_once(runs: Path, capsys: Captured) -> None:
+    half = replace(ENVIRONMENT, dtype="float16")
+    save(runs, 7, document(report(day=7, environment=half)))
+    assert compare(runs, "7", "2") == 4
+    captured = capsys.readouterr()
+    assert captured.out == "0 tests compared, 1 without a baseline\n"
+    assert "has dtype float16, not bfloat16" in captured.err

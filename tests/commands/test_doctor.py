@@ -157,7 +157,7 @@ def test_the_storage_is_counted_and_what_is_broken_named(capsys: Captured, tmp_p
     )  # fmt: skip
     broken = save(tmp_path, 2, "{")
     fact, remedy = told(capsys, f"--storage={tmp_path}")["storage"]
-    assert fact == f"{tmp_path}: 2 runs, 2 results"
+    assert fact == f"{tmp_path}: 1 run, 2 results"
     assert remedy.startswith(f"1 thing in it can't be read, the first: {broken}: is no whole")
     (tmp_path / "file").write_text("")
     assert "can't be read" in told(capsys, f"--storage={tmp_path / 'file'}")["storage"][1]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,3 +139,29 @@ def test_a_name_from_a_file_can_t_write_on_the_terminal(tmp_path: Path, capsys: 
     text = shown(capsys, f"--storage={tmp_path}")
     assert "\x1b" not in text
     assert "test[\\x1b[31m\\n<script>]" in text
+
+
+def test_whatever_is_stored_is_shown_in_characters_that_print(
+    tmp_path: Path, capsys: Captured
+) -> None:
+    for day in range(1, 25):
+        torch = "2.13\x1b[2J" if day > 12 else "2.12"
+        now = report(speedup=2.0 if day < 13 else 1.0, day=day,
+                     environment=replace(ENVIRONMENT, torch=torch))  # fmt: skip
+        content = document(now)
+        for entry in content["benchmarks"]:
+            entry["extra_info"]["amp"] = {**entry["extra_info"]["amp"], "verdict": "\x1b[31mX"}
+        save(tmp_path, day, content)
+    text = shown(capsys, f"--storage={tmp_path}")
+    assert "stepped in" in text
+    assert "\x1b" not in text
+
+
+def test_a_console_that_knows_fewer_characters_gets_escapes(tmp_path: Path) -> None:
+    save(tmp_path, 1, document(report("test_it.py::test[\u00e9\U0001f525]")))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest_amp.cli", "history", f"--storage={tmp_path}"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert b"test[\\xe9\\U0001f525]" in done.stdout

@@ -55,6 +55,13 @@ def test_speed_passes_where_the_pairs_show_that_it_is_at_least_the_threshold() -
     assert judged.reason == "1.50x [1.50, 1.50] is at least 1.49x (12 pairs of 4-step blocks)"
 
 
+def test_what_pairs_after_an_answer_show_does_not_take_it_back() -> None:
+    ratios = (1.2,) * 9 + (1.4,) * 9  # nine lose, and then as many win
+    judged = gate("speedup", seen(timing=timing(*ratios)), min_speedup=1.3)
+    assert judged.verdict == "fail"
+    assert judged.reason.endswith("(18 pairs of 4-step blocks, decided after 9)")
+
+
 @pytest.mark.parametrize("threshold", [1.494, 1.5, 1.506])
 def test_speed_within_half_a_percent_of_the_threshold_is_not_called(threshold) -> None:
     judged = gate("speedup", seen(), min_speedup=threshold)

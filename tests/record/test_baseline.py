@@ -232,3 +232,25 @@ def test_with_the_same_versions_alone_one_run_is_read(
     monkeypatch.setattr(store, "read", lambda path: (seen.append(path.name), read(path))[1])
     assert taken(tmp_path, exact=True) == "0001"
     assert seen == ["0001_run.json"]
+
+
+def test_a_number_is_a_run_before_it_is_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "7").mkdir()
+    assert why_none(tmp_path / "store", "7").startswith("there is no saved run '7'")
+    save(tmp_path / "store", 7, document(report()))
+    assert taken(tmp_path / "store", "7") == "0007"
+
+
+def test_a_folder_s_own_name_is_no_pattern(tmp_path: Path) -> None:
+    here = tmp_path / "b[1]"
+    save(here, 1, document(report()))
+    assert taken(tmp_path / "none", "*/*.json", beside=here) == "0001"
+
+
+def test_where_no_speedup_is_gated_none_is_needed(tmp_path: Path) -> None:
+    save(tmp_path, 1, document(replace(report(), speedup=None)))
+    assert why_none(tmp_path).endswith("in run 0001, was not timed")
+    assert taken(tmp_path, timed=False) == "0001"

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from pytest_amp.record import comparing
 from pytest_amp.record.baseline import Baselines
 from tests.project import gate, read
 from tests.record.project import TIMED, sleeping, stored
@@ -158,15 +159,40 @@ def test_a_quiet_run_tells_of_a_missing_baseline(sleeping: pytest.Pytester) -> N
     result.stdout.fnmatch_lines(["1 test with no baseline: there is no passing result of this*"])
 
 
-@pytest.mark.parametrize("reference", ["amp.json", "reports", "*.json", "./amp.json"])
+@pytest.mark.parametrize(
+    ("output", "reference"),
+    [
+        ("amp.json", "amp.json"), ("amp.json", "./amp.json"), ("amp.json", "*.json"),
+        ("amp.json", "**/amp.json"), ("reports/amp.json", "reports"),
+        ("reports/deep/amp.json", "reports"), ("reports/deep/amp.json", "repo*"),
+        ("../amp.json", "../*.json"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("exists", [True, False])
 def test_a_report_that_would_write_over_the_baseline_is_refused(
-    pytester: pytest.Pytester, reference: str
+    pytester: pytest.Pytester,
+    monkeypatch: pytest.MonkeyPatch,
+    output: str,
+    reference: str,
+    exists: bool,
 ) -> None:
-    output = "reports/amp.json" if reference == "reports" else "amp.json"
-    (pytester.path / "reports").mkdir()
+    here = pytester.path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    path = here / output
+    if exists:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("kept")
     result = pytester.runpytest(f"--amp-json={output}", f"--amp-compare={reference}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["*would write over what --amp-compare=* compares with*"])
+    assert path.exists() is exists
+
+
+@pytest.mark.parametrize("reference", ["old/*.json", "old.json", "newest", "7"])
+def test_a_report_elsewhere_is_none_of_them(pytester: pytest.Pytester, reference: str) -> None:
+    result = pytester.runpytest("--amp-json=old/deep/new.json", f"--amp-compare={reference}")
+    assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
 def test_limits_that_are_given_one_by_one_add_up(saved: pytest.Pytester) -> None:
@@ -198,3 +224,24 @@ def test_a_comparison_that_breaks_loses_no_measurement(
     [test] = read(saved)["tests"]
     assert test["verdict"] == "error"
     assert test["speedup"]["value"] == pytest.approx(2.0)
+
+
+def test_the_command_line_s_limit_beats_addopts_metric_by_metric(saved: pytest.Pytester) -> None:
+    saved.makeini("[pytest]\naddopts = --amp-compare-fail=speedup:10%,memory:5%")
+    result = saved.runpytest(*KEPT, "--amp-compare-fail=speedup:20%", "-v")
+    result.stdout.fnmatch_lines(["*speedup:20%,memory:5%*"])
+
+
+def test_a_reference_to_files_needs_no_storage_that_is_a_folder(
+    saved: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (saved.path / "amp.json").rename(saved.path / "before.json")
+
+    def no_folder(_: object) -> None:
+        raise ValueError("is no folder")
+
+    monkeypatch.setattr(comparing, "storage_of", no_folder)
+    saved.runpytest(*TIMED, "--amp-json=amp.json", "--amp-compare=before.json")
+    assert read(saved)["tests"][0]["baseline"]["run"] == "before.json"
+    result = saved.runpytest(*TIMED, "--amp-compare")
+    result.stdout.fnmatch_lines(["*no baseline: is no folder"])

@@ -233,3 +233,15 @@ def test_readers_and_writers_at_once_see_whole_runs(tmp_path: Path) -> None:
         reader.join()
         assert reader.exitcode == 0
     assert len(passing(tmp_path)) == number
+
+
+def test_a_name_that_is_no_utf_8_is_told_and_the_others_are_read(tmp_path: Path) -> None:
+    path = save(tmp_path, 1, document(report()))
+    odd = Path(os.fsdecode(os.fsencode(path.parent) + b"/0002_\xff.json"))
+    odd.write_text(path.read_text())
+    assert passing(tmp_path) == ["0001"]
+    for paths in (None, [path, odd]):
+        with Index(tmp_path, paths) as index:
+            [warning] = index.warnings
+            assert warning.endswith("0002_\\udcff.json: its name is no UTF-8")
+            assert index.size() == (1, 1)
