@@ -16,7 +16,8 @@ from typing import Any, Literal
 from pytest_amp import units
 from pytest_amp.errors import AmpInconclusive, AmpRegression
 from pytest_amp.explanation import explanation
-from pytest_amp.plain import plain, restored, typed
+from pytest_amp.plain import plain, restored
+from pytest_amp.typed import typed
 
 GateVerdict = Literal["pass", "fail", "inconclusive", "not_gated"]
 Verdict = Literal["pass", "fail", "inconclusive", "skipped", "error"]

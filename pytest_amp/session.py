@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_amp import __version__, checkout, settings
+from pytest_amp import __version__, settings
 from pytest_amp.options import LEVELS
 from pytest_amp.plain import now
 
@@ -180,6 +180,8 @@ class Session:
         """What identifies this run of pytest."""
         import shlex
         import uuid
+
+        from pytest_amp import checkout
 
         root = self.config.rootpath
         return {

@@ -22,7 +22,7 @@ STRICT_KINDS = ("device", "inconclusive", "unmeasured", "baseline")
 DTYPES = ("float16", "bfloat16")
 SNAPSHOT_MODES = ("off", "compare", "update")
 METRICS = ("speedup", "memory", "loss")
-_METRIC = re.compile(r"(\w+):([^%]+)%?")
+_METRIC = r"(\w+):([^%]+)%?"
 _DEVICE = re.compile(r"(auto|(cpu|cuda|xpu|mps)(:\d+)?)")
 _CODES = re.compile(r"AMP\d{0,3}")
 # A setting is the strongest level's; these are all levels' together.
@@ -225,7 +225,7 @@ def _allowed(value: object) -> dict[str, float]:
     """``speedup:10%`` and more of them, as fractions by metric."""
     allowed: dict[str, float] = {}
     for word in _words(value):
-        found = _METRIC.fullmatch(word)
+        found = re.fullmatch(_METRIC, word)
         if found is None or found[1] not in METRICS:
             raise ValueError(
                 f"{word!r} is not METRIC:PCT with a metric of {', '.join(METRICS)}; "

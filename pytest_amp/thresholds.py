@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 DEVICE_TYPES = ("cuda", "rocm", "xpu", "mps", "cpu")
-_ARCH = re.compile(r"sm\d+")
+_ARCH = r"sm\d+"
 
 
 class DeviceNames(NamedTuple):
@@ -103,7 +103,7 @@ def _is_none(value: object) -> bool:
 def _key(key: object) -> str:
     if not isinstance(key, str):
         raise ValueError(f"the device key {key!r} is not text")
-    named = key == "*" or key in DEVICE_TYPES or _ARCH.fullmatch(key)
+    named = key == "*" or key in DEVICE_TYPES or re.fullmatch(_ARCH, key)
     # A device's full name has a space or a hyphen in it; a part of the name would match nothing.
     if not named and not set(key) & set("*?[ -"):
         glob = "*H100*" if key == key.lower() else f"*{key}*"
@@ -115,7 +115,7 @@ def _key(key: object) -> str:
 
 
 def _is_glob(key: str) -> bool:
-    return key != "*" and key not in DEVICE_TYPES and not _ARCH.fullmatch(key)
+    return key != "*" and key not in DEVICE_TYPES and not re.fullmatch(_ARCH, key)
 
 
 def _matches(name: str, pattern: str) -> bool:
