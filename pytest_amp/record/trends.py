@@ -93,7 +93,6 @@ def _trend(name: str, rows: pandas.DataFrame) -> Trend:
         )
     ]
     return Trend(
-        nodeid=rows["nodeid"].iloc[-1],
         name=name,
         points=points,
         steps={each.column: tuple(_steps(rows, values[each.column])) for each in METRICS},

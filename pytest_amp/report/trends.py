@@ -80,7 +80,6 @@ class Trend(NamedTuple):
     `steps`: by a metric's column.
     """
 
-    nodeid: str
     name: str
     points: Sequence[Point]
     steps: Mapping[str, Sequence[Step]]

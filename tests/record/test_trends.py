@@ -27,7 +27,6 @@ def stored(tmp_path: Path) -> Path:
 
 def test_results_of_one_key_are_one_trend(stored: Path) -> None:
     (trend,) = trends.of_storage(stored).values()
-    assert trend.nodeid == "test_it.py::test_step"
     assert trend.name == "test_it.py::test_step on NVIDIA H100 in bfloat16"
     assert [point.run for point in trend.points] == ["0001", "0002", "0003"]
     assert [point.started for point in trend.points] == ["2026-01-01", "2026-01-02", "2026-01-03"]
@@ -52,7 +51,7 @@ def test_settings_are_named_where_they_alone_tell_two_apart(stored: Path) -> Non
 def test_any_name_stays_whole(tmp_path: Path, nodeid: str) -> None:
     save(tmp_path, 1, document(report(nodeid)))
     (trend,) = trends.of_storage(tmp_path).values()
-    assert trend.nodeid == nodeid
+    assert trend.name.startswith(nodeid)
 
 
 def test_a_run_that_is_not_saved_stands_behind_those_that_are(stored: Path) -> None:

@@ -144,7 +144,7 @@ def test_whatever_a_report_says_is_text(text: str) -> None:
         Point(text, "2026-01-01", "pass", text, figure),
         Point(text, text, text, text, figure),
     ]
-    trend = Trend(text, text, points, {"speedup": [Step(1, 1.0, 2.0, (text,))]})
+    trend = Trend(text, points, {"speedup": [Step(1, 1.0, 2.0, (text,))]})
     elements = Elements(page(strange, trend=trend))
     assert not {"script", "img"} & {tag for tag, _ in elements.tags}
     assert text.split("\n")[0] in elements.shown
@@ -183,7 +183,7 @@ def point(run: int, torch: str = "2.13.0", speedup: float = 2.0, loss: float = 1
 
 
 def drawn(points: Sequence[Point], **steps: Sequence[Step]) -> dict[str, str]:
-    return trends.figures(Trend("t", "t", points, steps))
+    return trends.figures(Trend("t", points, steps))
 
 
 def test_history_is_drawn_from_two_results_on_and_marks_releases() -> None:
@@ -200,7 +200,7 @@ def test_steps_are_marked_with_their_size_and_told_below() -> None:
     points = [point(n, speedup=2.0 if n < 5 else 1.6) for n in range(1, 10)]
     step = Step(4, 2.0, 1.6, ("torch 2.13.0 -> 2.14.0",))
     assert "-20%" in drawn(points, speedup=[step])["Speedup over time"]
-    shown = Elements(page(report(), trend=Trend("t", "t", points, {"speedup": [step]}))).shown
+    shown = Elements(page(report(), trend=Trend("t", points, {"speedup": [step]}))).shown
     assert (
         "speedup, run 0005 of 2026-01-05: 2.00x -> 1.60x (-20%), with torch 2.13.0 -> 2.14.0"
     ) in shown

@@ -49,7 +49,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     step = Step(4, 2.0, 1.6, ("torch 2.13.0 -> 2.14.0",))
     text = html.page(
         [
-            html.Result(failed, Trend("t", "t", points, {"speedup": [step]})),
+            html.Result(failed, Trend("t", points, {"speedup": [step]})),
             html.Result(report()),
         ],
         {"commit": None, "branch": None, "dirty": None, "command": None},
