@@ -53,7 +53,7 @@ def chosen(options: argparse.Namespace) -> pandas.DataFrame:
 
 
 def nothing(options: argparse.Namespace) -> str:
-    """``of test_step on branch main in /work/.benchmarks``"""
+    """``of test_step on branch main in /repo/.benchmarks``"""
     tests = f" of {', '.join(map(store.shown, options.tests))}" if options.tests else ""
     branch = "" if options.branch is None else f" on branch {store.shown(options.branch)}"
     return f"{tests}{branch} in {store.shown(Path(options.storage).absolute())}"
