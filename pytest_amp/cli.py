@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pytest_amp import __version__, rule_texts
 from pytest_amp.codes import CODES
-from pytest_amp.commands import FINE, USAGE, compare, doctor, history, html, plot, show
+from pytest_amp.commands import FINE, USAGE, compare, complain, doctor, history, html, plot, show
 from pytest_amp.rule_texts import WIDTH
 
 
@@ -71,10 +71,7 @@ def _explain(options: argparse.Namespace) -> int:
         return FINE
     close = difflib.get_close_matches(wanted, [*map(str.lower, CODES), *names], 2, 0.8)
     hint = f"did you mean {' or '.join(names.get(each, each.upper()) for each in close)}? "
-    sys.stderr.write(
-        f"pytest-amp: no rule {options.rule!r}; {hint if close else ''}"
-        "`pytest-amp rules` lists them all\n"
-    )
+    complain(f"no rule {options.rule!r}; {hint if close else ''}`pytest-amp rules` lists them all")
     return USAGE
 
 

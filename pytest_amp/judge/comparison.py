@@ -66,22 +66,24 @@ def differences(before: Environment | None, after: Environment | None) -> Iterat
         old, new = getattr(before, name), getattr(after, name)
         if old != new:
             yield units.printable(f"{name} {old or 'none'} -> {new or 'none'}")
-    for name in sorted({*before.flags, *after.flags}):
-        old, new = before.flags.get(name), after.flags.get(name)
-        if old != new:
-            yield units.printable(f"{name} {old} -> {new}")
+    for name, (old, new) in _other_flags(before, after).items():
+        yield units.printable(f"{name} {old} -> {new}")
+
+
+def _other_flags(before: Environment, after: Environment) -> dict[str, list[Any]]:
+    """By name, the two values of each flag that differs."""
+    return {
+        name: [before.flags.get(name), after.flags.get(name)]
+        for name in sorted({*before.flags, *after.flags})
+        if before.flags.get(name) != after.flags.get(name)
+    }
 
 
 def _flags_differ(report: AmpReport, stored: AmpReport) -> Iterator[Finding]:
     """AMP005 of the two runs; what it says of the two arms is a rule's."""
     if report.environment is None or stored.environment is None:
         return
-    before, now = stored.environment.flags, report.environment.flags
-    differing = {
-        name: [before.get(name), now.get(name)]
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    }
+    differing = _other_flags(stored.environment, report.environment)
     select = _setting(report, "select", list, ["AMP"])
     if not differing or not _CODE.startswith(tuple(map(str, select))):
         return
@@ -155,18 +157,18 @@ def _wider(now: Estimate, before: Estimate) -> str:
 
 def _is_as_fast(before: AmpReport, after: AmpReport, name: str) -> bool:
     """Whether an arm's steps take no longer, but for noise."""
-    old, new = (each.arms[name].step_time_s if name in each.arms else None
-                for each in (before, after))  # fmt: skip
+    old, new = (_step_time(each, name) for each in (before, after))
     return old is not None and new is not None and new <= 1.02 * old
 
 
 def _times(before: AmpReport, after: AmpReport, name: str) -> str:
     """11.2 -> 10.0 ms"""
-    old, new = (
-        units.duration(each.arms[name].step_time_s if name in each.arms else None)
-        for each in (before, after)
-    )
-    return units.change(old, new)
+    return units.change(*(units.duration(_step_time(each, name)) for each in (before, after)))
+
+
+def _step_time(report: AmpReport, name: str) -> float | None:
+    arm = report.arms.get(name)
+    return arm.step_time_s if arm else None
 
 
 def _memory(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate:

@@ -26,16 +26,26 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def remembered() -> Callable[[], None]:
-    """A function that puts the random number generators back to what they are now."""
+def _host_remembered() -> Callable[[], None]:
+    """A function that puts the generators of python, numpy and torch's CPU back as they are now."""
     drawn, numpys, torchs = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
-    # A device that nobody has used yet has drawn nothing, and asking would initialize it.
-    cudas = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
     def put_back() -> None:
         random.setstate(drawn)
         numpy.random.set_state(numpys)
         torch.set_rng_state(torchs)
+
+    return put_back
+
+
+def remembered() -> Callable[[], None]:
+    """A function that puts the random number generators back to what they are now."""
+    host_put_back = _host_remembered()
+    # A device that nobody has used yet has drawn nothing, and asking would initialize it.
+    cudas = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+    def put_back() -> None:
+        host_put_back()
         if cudas:
             torch.cuda.set_rng_state_all(cudas)
 
@@ -53,9 +63,7 @@ class GlobalState:
         """All values as they are now."""
         with _quietly():
             state = {each.name: _read(each) for each in self._globals}
-        state["rng.python"] = random.getstate()
-        state["rng.numpy"] = numpy.random.get_state()
-        state["rng.torch"] = torch.get_rng_state()
+        state["rng.host"] = _host_remembered()
         state["rng.device"] = self._device.rng_state()
         return state
 
@@ -66,9 +74,7 @@ class GlobalState:
                 wanted = state[each.name]
                 if wanted is not _UNREADABLE and _read(each) != wanted:
                     each.write(wanted)
-        random.setstate(state["rng.python"])
-        numpy.random.set_state(state["rng.numpy"])
-        torch.set_rng_state(state["rng.torch"])
+        state["rng.host"]()
         self._device.set_rng_state(state["rng.device"])
 
     @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -82,14 +83,18 @@ def test_the_last_attempt_of_a_rerun_test_is_what_stays(sleeping: pytest.Pyteste
     assert [each["extra_info"]["amp"]["attempt"] for each in entries(path).values()] == [2, 2]
 
 
+def parametrized(project: pytest.Pytester, value: str) -> dict[str, Any]:
+    """What is saved of a test with that parameter, by name."""
+    marks = f'@pytest.mark.parametrize("n", [{value}])\n@pytest.mark.amp'
+    source = SLEEPING.replace("@pytest.mark.amp", marks)
+    project.makepyfile(test_it=source.replace("test_step(amp", "test_step(n, amp"))
+    project.runpytest(*TIMED, "--benchmark-autosave").assert_outcomes(passed=1)
+    [path] = stored(project)
+    return entries(path)
+
+
 def test_a_parametrized_test_keeps_its_case(pytester: pytest.Pytester) -> None:
-    source = SLEEPING.replace(
-        "@pytest.mark.amp", '@pytest.mark.parametrize("n", [3])\n@pytest.mark.amp'
-    )
-    pytester.makepyfile(test_it=source.replace("test_step(amp", "test_step(n, amp"))
-    pytester.runpytest(*TIMED, "--benchmark-autosave").assert_outcomes(passed=1)
-    [path] = stored(pytester)
-    found = entries(path)["test_step[3][amp]"]
+    found = parametrized(pytester, "3")["test_step[3][amp]"]
     assert (found["param"], found["params"]) == ("3", {"n": 3, "arm": "amp"})
 
 
@@ -182,13 +187,8 @@ def test_what_pytest_does_not_count_as_passed_is_no_pass_in_the_record(
 
 
 def test_a_parameter_that_json_does_not_take_costs_nothing(pytester: pytest.Pytester) -> None:
-    source = SLEEPING.replace(
-        "@pytest.mark.amp", '@pytest.mark.parametrize("n", [{("a", 1): 2}])\n@pytest.mark.amp'
-    )
-    pytester.makepyfile(test_it=source.replace("test_step(amp", "test_step(n, amp"))
-    pytester.runpytest(*TIMED, "--benchmark-autosave").assert_outcomes(passed=1)
-    [path] = stored(pytester)
-    assert entries(path)["test_step[n0][amp]"]["params"]["n"] == "{('a', 1): 2}"
+    found = parametrized(pytester, '{("a", 1): 2}')["test_step[n0][amp]"]
+    assert found["params"]["n"] == "{('a', 1): 2}"
 
 
 def test_our_reports_are_written_whatever_becomes_of_pytest_benchmark_s(
