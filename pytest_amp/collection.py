@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pytest
 
 from pytest_amp import options
+from pytest_amp.settings import GATES
 
 _POINTER = "request amp_benchmark and call amp_benchmark(setup), where setup(arm) returns the step"
 
@@ -62,10 +63,33 @@ def refuse_unfit(session: pytest.Session) -> None:
         for problem in _problems(item):
             unfit.add(item)
             problems[item.nodeid.partition("::")[0]].append(f"{item.nodeid}: {problem}")
+    _refuse(session.config, problems)
+    session.items[:] = [item for item in session.items if item not in unfit]
+
+
+def refuse_misnamed(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
+    """Make a collection error of a marker that carries our thresholds under another name.
+
+    Where a run is to gate, ``@pytest.mark.apm(min_speedup=1.3)`` would be left out of it unseen.
+    """
+    if not options.is_gating(config):
+        return
+    problems: defaultdict[str, list[str]] = defaultdict(list)
+    for item in items:
+        for mark in item.iter_markers():
+            gates = [name for name in GATES if name in mark.kwargs]
+            if gates and mark.name != "amp":
+                problems[item.nodeid.partition("::")[0]].append(
+                    f"{item.nodeid}: @pytest.mark.{mark.name} sets {' and '.join(gates)}, which "
+                    "@pytest.mark.amp alone gates"
+                )
+    _refuse(config, problems)
+
+
+def _refuse(config: pytest.Config, problems: Mapping[str, Sequence[str]]) -> None:
     for file, lines in problems.items():
         report = pytest.CollectReport(file, "failed", "\n".join(lines), [])
-        session.config.hook.pytest_collectreport(report=report)
-    session.items[:] = [item for item in session.items if item not in unfit]
+        config.hook.pytest_collectreport(report=report)
 
 
 def _problems(item: pytest.Item) -> Iterable[str]:

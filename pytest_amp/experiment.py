@@ -30,7 +30,7 @@ from pytest_amp.run.overflow import overflow
 from pytest_amp.run.progress import Progress
 from pytest_amp.run.tensors import dtype_name
 from pytest_amp.run.two_scales import two_scales
-from pytest_amp.settings import Settings
+from pytest_amp.settings import GATES, Settings
 from pytest_amp.thresholds import DeviceNames, Threshold
 
 __tracebackhide__ = none_of_ours
@@ -142,10 +142,13 @@ def _observe(
         )
     trained_on = amp.start.devices
     if trained_on and not any(_is(bench.device, name) for name in trained_on):
-        notes.append(
+        note = (
             f"the trained parameters are on {', '.join(trained_on)}, and {bench.device} was "
             "measured: build on arm.device, or choose another with --amp-device"
         )
+        if "device" in settings.strict:
+            raise AmpError(note)
+        notes.append(note)
     elif sum(name.startswith(bench.device.type) for name in trained_on) > 1:
         notes.append(
             f"the trained parameters are on {', '.join(trained_on)}: {bench.device} alone was "
@@ -237,6 +240,11 @@ def limits_of(settings: Settings, names: DeviceNames) -> Limits:
         error_rate=settings.error_rate,
         max_time=settings.max_time,
         static=settings.static,
+        elsewhere={
+            GATES[name]: threshold.gated
+            for name, threshold in settings.thresholds.items()
+            if not threshold.names(names)
+        },
     )
 
 

@@ -78,9 +78,11 @@ def _interval(gate: Gate) -> str:
 def _gates(report: AmpReport) -> Iterator[str]:
     width = max((len(gate.name) for gate in report.gates), default=0)
     for gate in report.gates:
-        open_ = gate.unmeasured or gate in report.unanswered
+        open_ = gate in report.unmeasured or gate in report.unanswered
         if gate.verdict != "not_gated" or open_:
-            mark = _MARK["inconclusive" if open_ else gate.verdict]
+            mark = (
+                "not asked" if gate.only_for else _MARK["inconclusive" if open_ else gate.verdict]
+            )
             head = f"  {gate.name:<{width}}  {mark:<9}  "
             yield from _wrapped(gate.reason, head, " " * len(head), _GATE_WIDTH)
     if report.unanswered and report.verdict != "fail":
@@ -165,9 +167,20 @@ def _explained(finding: Finding, failed: Sequence[str]) -> list[str]:
 
 def _look_at(report: AmpReport, wrong: list[Gate]) -> Iterator[str]:
     for gate in wrong:
-        hint = _HINTS[gate.name](report, gate) if gate.name in _HINTS else None
-        if hint:
+        if gate.only_for:
+            yield from _wrapped(f"look at {_elsewhere_hint(report)}", "  ")
+        elif gate.name in _HINTS and (hint := _HINTS[gate.name](report, gate)):
             yield from _wrapped(f"look at {hint}", "  ")
+
+
+def _elsewhere_hint(report: AmpReport) -> str:
+    where = report.environment
+    kind = where.device_type if where else "this device"
+    gone = f" (torch is built for {where.unseen} and sees no GPU)" if where and where.unseen else ""
+    return (
+        f"why the test ran on {kind}{gone}; where that is meant, give the threshold a number for "
+        f'{kind} too, or "*": None where other devices are not gated'
+    )
 
 
 def _speed_hint(report: AmpReport, _: Gate) -> str | None:

@@ -43,10 +43,7 @@ def cuda_device(request: pytest.FixtureRequest) -> torch.device:
     if found is not None and settings.device.startswith("cuda:"):
         found = device.choose(settings.device)
     if found is None:
-        import torch
-
-        why = "this torch is built without it" if torch.version.cuda is None else "none is visible"
-        reason = f"needs a CUDA device: {why} (torch {torch.__version__})"
+        reason = f"needs a CUDA device: {_what_torch_sees()}"
         if "device" in settings.strict:
             pytest.fail(f"{reason}, and --amp-strict asks for it", pytrace=False)
         pytest.skip(reason)
@@ -182,6 +179,7 @@ def attempt_of(item: pytest.Item) -> int:
 def run_body(item: pytest.Function) -> None:
     """Form 1: the body is the step. Copies the fixtures per arm and asserts the gates."""
     __tracebackhide__ = True
+    from pytest_amp.errors import AmpError
     from pytest_amp.run.copies import SELF, CopiedFixtures, form_one
     from pytest_amp.run.device import Device
 
@@ -193,14 +191,17 @@ def run_body(item: pytest.Function) -> None:
         body = body.__func__
     shared = frozenset(name for name, value in values.items() if _is_pytests(value))
     fixtures = CopiedFixtures(values, shared)
-    device, notes = device_of(item), []
+    device, notes, settings = device_of(item), [], settings_of(item)
     where = fixtures.device()
-    if where is not None and settings_of(item).device == "auto" and "cuda_device" not in names:
+    if where is not None and settings.device == "auto" and "cuda_device" not in names:
         if where.type != device.type:
-            notes.append(
+            note = (
                 f"measured on {where}, where the fixtures' parameters are, although {device} is "
                 "there: build them on the amp_device fixture to measure it"
             )
+            if "device" in settings.strict:
+                raise AmpError(f"{note}, or choose {where} with --amp-device={where.type}")
+            notes.append(note)
         device = Device(where)
     measure(item, form_one(body, fixtures), device, notes).check()
 
@@ -244,13 +245,50 @@ def settings_of(item: pytest.Item) -> Settings:
 
 
 def device_of(item: pytest.Item) -> Device:
-    """The device that a test is measured on: cuda_device's where it asks for it."""
+    """The device that a test is measured on: cuda_device's where it asks for it.
+
+    Under ``--amp-strict=device`` the test fails where that is a CPU for want of an accelerator.
+    """
     from pytest_amp.run import device
 
     if _DEVICE not in item.stash:
-        setting = settings_of(item).device
+        settings = settings_of(item)
         wants_cuda = "cuda_device" in getattr(item, "fixturenames", ())
-        cuda = device.cuda() if wants_cuda and not setting.startswith("cuda:") else None
-        item.stash[_DEVICE] = cuda or device.choose(setting)
-    found: Device = item.stash[_DEVICE]
-    return found
+        cuda = device.cuda() if wants_cuda and not settings.device.startswith("cuda:") else None
+        found = cuda or device.choose(settings.device)
+        if "device" in settings.strict and (why := _fallback(settings, found)):
+            pytest.fail(why, pytrace=False)
+        item.stash[_DEVICE] = found
+    chosen: Device = item.stash[_DEVICE]
+    return chosen
+
+
+def _fallback(settings: Settings, found: Device) -> str | None:
+    """Why `found` is not what the test was meant for; None where it is, or was chosen by name."""
+    from pytest_amp.run import device
+
+    if found.is_accelerator or settings.device != "auto" or settings.static:
+        return None
+    named = [
+        f"{name} is set for {key}"
+        for name, threshold in settings.thresholds.items()
+        for key in threshold.accelerators
+    ]
+    if not named and device.unseen() is None:
+        return None
+    return (
+        f"--amp-strict: the test fell back to {found}, because "
+        f"{' and '.join([*named, _what_torch_sees()])}; mend the driver or install a torch that "
+        "is built for the accelerator; where the CPU is meant, say so with --amp-device=cpu"
+    )
+
+
+def _what_torch_sees() -> str:
+    """``this torch (2.13.0) is built for CUDA 13.0 and sees no GPU``"""
+    import torch
+
+    from pytest_amp.run import device
+
+    unseen = device.unseen()
+    built = "without CUDA" if unseen is None else f"for {unseen} and sees no GPU"
+    return f"this torch ({torch.__version__}) is built {built}"

@@ -12,7 +12,7 @@ from pytest_amp.plain import now
 from pytest_amp.records import Observations, ParityRun
 from pytest_amp.results import AmpReport, ArmRun, Environment, Failure, Finding
 from pytest_amp.run.arm import Setup, Workbench
-from pytest_amp.run.device import Device
+from pytest_amp.run.device import Device, unseen
 from pytest_amp.run.progress import Progress
 from pytest_amp.run.scaler import AmpScaler, raised_by_scaler
 from pytest_amp.run.source import location_of
@@ -100,6 +100,7 @@ def environment_of(bench: Workbench) -> Environment:
         dtype=dtype_name(bench.dtype),
         native_support=device.native_support(bench.dtype),
         flags=bench.globals.flags(),
+        unseen=unseen(),
     )
 
 

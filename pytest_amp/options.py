@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -105,6 +106,7 @@ def session_levels(config: pytest.Config) -> tuple[Level, Level, Level]:
 
     Raises pytest.UsageError, naming the option or key, for a value that is not valid.
     """
+    _refuse_unknown_keys(config)
     override: dict[str, object] = {}
     for pair in config.getoption("amp_override"):
         name, separator, value = pair.partition("=")
@@ -126,6 +128,53 @@ def session_levels(config: pytest.Config) -> tuple[Level, Level, Level]:
             _check(f"{config.inipath}: {entry.ini}", entry.name, written)
             ini[entry.name] = written
     return ("override", override), ("cli", cli), ("ini", ini)
+
+
+def _refuse_unknown_keys(config: pytest.Config) -> None:
+    """Raise UsageError for an ini key that is nearly one of ours: its gate would never be asked.
+
+    pytest itself only warns, unless it is told ``--strict-config``.
+    """
+    keys: Iterable[str] = getattr(config, "_get_unknown_ini_keys", list)()
+    for key in sorted(keys):
+        meant = key.lower().replace("-", "_")
+        name = meant.removeprefix("amp_")
+        if meant.startswith("amp_") or name in settings.GATES:
+            known = settings.BY_NAME.get(name)
+            hint = f"the key is {known.ini}" if known else settings.unknown(name)
+            raise pytest.UsageError(f"{config.inipath or '-o'}: {key}: {hint}")
+
+
+def gates_by_name(config: pytest.Config) -> bool:
+    """Whether this very command asks for gates, and not only what the project always adds to it."""
+    import shlex
+
+    typed = [*config.invocation_params.args, *shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))]
+    gating = [settings.BY_NAME[name].flag for name in (*settings.GATES, "strict", "compare_fail")]
+    return any(str(word).startswith((*gating, "--amp-override")) for word in typed)
+
+
+def is_gating(config: pytest.Config) -> bool:
+    """Whether options, of this command or the project's, set gates or ask for answers."""
+    return bool(given_gates(config)[0] or settings.resolve([*config.stash[LEVELS]]).strict)
+
+
+def given_gates(config: pytest.Config) -> tuple[dict[str, str], bool]:
+    """The gates that the command line sets, with the option of each; and whether it says static."""
+    (_, override), (_, cli), _ = config.stash[LEVELS]
+    given: dict[str, str] = {}
+    for name, gate in settings.GATES.items():
+        if name in override:
+            given[gate] = f"--amp-override {name}={override[name]}"
+        elif name in cli:
+            given[gate] = f"{settings.BY_NAME[name].flag}={cli[name]}"
+    resolved = settings.resolve([("override", override), ("cli", cli)])
+    for name in set(settings.GATES) & {*override, *cli}:
+        if getattr(resolved, name) is None:
+            del given[settings.GATES[name]]
+    for metric in resolved.compare_fail:
+        given[f"compare:{metric}"] = f"--amp-compare-fail={metric}"
+    return given, resolved.static
 
 
 def _joined(values: list[str]) -> str:

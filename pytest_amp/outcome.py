@@ -46,9 +46,15 @@ def record(
 
 
 def require_measurement(item: pytest.Item) -> None:
-    """Fail the test that requested amp_benchmark, passed, and never measured (AMP001)."""
+    """Fail the test that requested amp_benchmark, passed, and never measured (AMP001).
+
+    Under ``--amp-strict=unmeasured`` also one that measured, and left its gates unasserted.
+    """
     __tracebackhide__ = True
-    if "amp_benchmark" not in getattr(item, "funcargs", {}) or fixtures.REPORT in item.stash:
+    measured = item.stash.get(fixtures.REPORT, None)
+    if measured is not None and not measured.checked and "unmeasured" in measured.strict:
+        measured.check()
+    if "amp_benchmark" not in getattr(item, "funcargs", {}) or measured is not None:
         return
     from pytest_amp.job import nothing_measured
 

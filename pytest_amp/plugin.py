@@ -37,8 +37,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     collection.mark_measuring_tests(items)
+    collection.refuse_misnamed(config, items)  # before -m leaves them out
     collection.make_benchmarks(items)
 
 

@@ -96,7 +96,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Gate:
-    """One promise and whether it was kept. `reason` says in a sentence why the verdict is so."""
+    """One promise and whether it was kept. `reason` says in a sentence why the verdict is so.
+
+    `only_for`: the devices that a threshold was set for, where the test ran on none of them.
+    """
 
     name: str
     threshold: float | None
@@ -105,11 +108,19 @@ class Gate:
     high: float | None
     verdict: GateVerdict
     reason: str
+    only_for: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> bool:
+        """Whether a figure was held against a threshold."""
+        return self.verdict != "not_gated"
 
     @property
     def unmeasured(self) -> bool:
-        """A threshold was set, but there was nothing to hold against it."""
-        return self.verdict == "not_gated" and self.threshold is not None and self.value is None
+        """A threshold was set, and there was no figure to hold against it, or no such device."""
+        return not self.asked and (
+            bool(self.only_for) or (self.threshold is not None and self.value is None)
+        )
 
 
 @dataclass(frozen=True)
@@ -144,7 +155,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where a number was measured. `flags` are the global switches that shift a baseline."""
+    """Where a number was measured. `flags` are the global switches that shift a baseline.
+
+    `unseen`: what torch was built for, as ``CUDA 13.0``, where no such device is visible.
+    """
 
     device: str
     device_type: str
@@ -155,6 +169,7 @@ class Environment:
     dtype: str
     native_support: bool
     flags: Mapping[str, Any] = field(default_factory=dict)
+    unseen: str | None = None
 
 
 @dataclass(frozen=True)
@@ -284,8 +299,39 @@ class AmpReport:
             for gate in self.gates
             if (gate.verdict == "inconclusive" and "inconclusive" in self.strict)
             or ("baseline" in self.strict and gate.name in COMPARED and self.baseline is None)
-            or (gate.unmeasured and "unmeasured" in self.strict)
+            or (gate in self.unmeasured and "unmeasured" in self.strict)
         )
+
+    @property
+    def unmeasured(self) -> tuple[Gate, ...]:
+        """Gates that were set and had no figure, or no such device, to be asked of."""
+        return tuple(
+            gate for gate in self.gates if gate.unmeasured and gate.name not in self.left_out
+        )
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """The gates that were set, and that a static run leaves out, since it is asked for by name.
+
+        Those of the speed, and those for devices that it does not run on.
+        """
+        if not self.static:
+            return ()
+        setting = self.settings.get("min_speedup")
+        speed = ["speedup"] if setting is not None and setting.value is not None else []
+        compared = [
+            gate.name
+            for gate in self.gates
+            if gate.name == "compare:speedup" and gate.threshold is not None
+        ]
+        others = [gate.name for gate in self.gates if gate.only_for]
+        return tuple(dict.fromkeys([*speed, *others, *compared]))
+
+    @property
+    def static(self) -> bool:
+        """Whether nothing was to be timed."""
+        setting = self.settings.get("static")
+        return setting is not None and setting.value is True
 
     def check(self) -> None:
         """Assert the gates.
@@ -294,10 +340,16 @@ class AmpReport:
         ``--amp-strict`` asks for an answer that is missing.
         """
         __tracebackhide__ = True
+        object.__setattr__(self, "_checked", True)  # all that happens to a report once it is made
         if self.verdict == "fail":
             raise AmpRegression(self)
         if self.unanswered:
             raise AmpInconclusive(self)
+
+    @property
+    def checked(self) -> bool:
+        """Whether `check` was called."""
+        return bool(getattr(self, "_checked", False))
 
     def explain(self) -> str:
         """The verdict for a CI log: every gate, on what evidence, and what to look at."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_amp import __version__, settings
+from pytest_amp import __version__, options, settings
 from pytest_amp.options import LEVELS
 from pytest_amp.plain import now
 
@@ -38,6 +38,7 @@ class Session:
         self.config = config
         self.reports: list[AmpReport] = []
         self._unread: dict[str, None] = {}
+        self._unasked: list[str] = []
         self._written: list[Path] = []
         self._started = now()
         self._worker = hasattr(config, "workerinput")
@@ -67,14 +68,15 @@ class Session:
             self.reports.append(AmpReport.from_dict(data))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if not self.reports or self._worker:
+        if self._worker or not (self.reports or self._unasked):
             return
-        from pytest_amp.report.terminal import summary
+        from pytest_amp.report.terminal import not_gated, summary
 
         writer = terminalreporter._tw
         verbosity = self.config.get_verbosity()
         terminalreporter.section("pytest-amp")
-        for line in summary(self.reports, writer.fullwidth, verbosity, self._hidden()):
+        lines = summary(self.reports, writer.fullwidth, verbosity, self._hidden())
+        for line in (*lines, *not_gated(self._unasked, self._strict, writer.fullwidth)):
             for span in line:
                 writer.write(span.text, **dict.fromkeys(span.markup, True))
             writer.line()
@@ -106,7 +108,27 @@ class Session:
             for problem in keeper.problems:
                 session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
                 sys.stderr.write(f"\npytest-amp: {problem}\n")
+        self._see_what_was_unasked(session)
         self.write_reports(session)
+
+    def _see_what_was_unasked(self, session: pytest.Session) -> None:
+        """A run whose gates were asked of no test is told, and fails where an answer is a must."""
+        option = self.config.option
+        if self._worker or option.collectonly or option.setuponly or option.setupplan:
+            return
+        if not self.reports and not options.gates_by_name(self.config):
+            return
+        from pytest_amp.judge.unasked import unasked
+
+        given, static = options.given_gates(self.config)
+        self._unasked = list(unasked(self.reports, given, static=static))
+        if self._unasked and self._strict and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    @property
+    def _strict(self) -> bool:
+        """Whether a gate without an answer fails the run."""
+        return "unmeasured" in settings.resolve([*self.config.stash[LEVELS]]).strict
 
     def write_reports(self, session: pytest.Session) -> None:
         """Write what was asked for, once, whatever became of other plugins' reports."""
@@ -124,7 +146,7 @@ class Session:
         if self._json is not None:
             from pytest_amp.report import json
 
-            document = json.document(self.reports, self.run(), now(), __version__)
+            document = json.document(self.reports, self.run(), now(), __version__, self._unasked)
             json.write(self._json, document)
             self._written.append(self._json)
 

@@ -25,6 +25,14 @@ METRICS = ("speedup", "memory", "loss")
 _METRIC = r"(\w+):([^%]+)%?"
 _DEVICE = re.compile(r"(auto|(cpu|cuda|xpu|mps)(:\d+)?)")
 _CODES = re.compile(r"AMP\d{0,3}")
+# Which gate each threshold is for.
+GATES: Mapping[str, str] = {
+    "min_speedup": "speedup",
+    "min_memory_reduction": "memory_reduction",
+    "max_loss_diff": "loss_diff",
+    "min_coverage": "coverage",
+    "max_skipped_steps": "skipped_steps",
+}
 # A setting is the strongest level's; these are all levels' together.
 UNIONS = frozenset({"ignore"})
 
@@ -78,6 +86,12 @@ class Settings(NamedTuple):
     compare_exact: bool
     compare_fail: Mapping[str, float]
     sources: Mapping[str, str]
+
+    @property
+    def thresholds(self) -> dict[str, Threshold]:
+        """Those that are set, by their settings' names."""
+        found = {name: getattr(self, name) for name in GATES}
+        return {name: threshold for name, threshold in found.items() if threshold is not None}
 
     def described(self) -> dict[str, Setting]:
         """As the report records them."""
@@ -333,14 +347,23 @@ BY_NAME: Mapping[str, Entry] = {entry.name: entry for entry in TABLE}
 
 def entry_for(name: str, *, marker: bool = False) -> Entry:
     """The row of that name, or a ValueError that lists the valid names."""
-    valid = [entry.name for entry in TABLE if entry.marker or not marker]
-    if name not in valid:
-        import difflib
-
-        close = difflib.get_close_matches(name, valid, n=1)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        raise ValueError(f"unknown setting {name!r}{hint}; valid are {', '.join(valid)}")
+    if name not in _valid(marker):
+        raise ValueError(unknown(name, marker=marker))
     return BY_NAME[name]
+
+
+def unknown(name: str, *, marker: bool = False) -> str:
+    """What to say of a name that no row has: a close one, and all that are valid."""
+    import difflib
+
+    valid = _valid(marker)
+    close = difflib.get_close_matches(name, valid, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"unknown setting {name!r}{hint}; valid are {', '.join(valid)}"
+
+
+def _valid(marker: bool) -> list[str]:
+    return [entry.name for entry in TABLE if entry.marker or not marker]
 
 
 def parse(entry: Entry, value: object) -> Any:

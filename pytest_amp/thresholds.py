@@ -11,6 +11,12 @@ from typing import NamedTuple
 
 DEVICE_TYPES = ("cuda", "rocm", "xpu", "mps", "cpu")
 _ARCH = r"sm\d+"
+# How processors are called. New accelerators get new names, these families have kept theirs.
+_PROCESSOR = re.compile(
+    r"cpu|processor|xeon|epyc|ryzen|threadripper|opteron|core|pentium|celeron|atom|graviton|altra|"
+    r"neoverse|cortex|power\d|x86|aarch|\W*(intel|amd|apple|arm)\W*$",
+    re.IGNORECASE,
+)
 
 
 class DeviceNames(NamedTuple):
@@ -32,9 +38,27 @@ class Threshold(NamedTuple):
         The order: a glob on the device's name (the longest that matches), then its architecture,
         then its type, then ``*``.
         """
+        key = self._key_for(device)
+        return None if key is None else self.by_device[key]
+
+    def names(self, device: DeviceNames) -> bool:
+        """Whether a key answers to `device`, be it with a number or to unset it."""
+        return self._key_for(device) is not None
+
+    @property
+    def gated(self) -> tuple[str, ...]:
+        """The device keys that have a number."""
+        return tuple(key for key, number in self.by_device.items() if number is not None)
+
+    @property
+    def accelerators(self) -> tuple[str, ...]:
+        """The device keys with a number that can only mean an accelerator."""
+        return tuple(key for key in self.gated if _is_accelerators(key))
+
+    def _key_for(self, device: DeviceNames) -> str | None:
         globs = [key for key in self.by_device if _is_glob(key) and _matches(device.name, key)]
         keys = (*sorted(globs, key=len, reverse=True), device.arch or "", device.type, "*")
-        return next((self.by_device[key] for key in keys if key in self.by_device), None)
+        return next((key for key in keys if key in self.by_device), None)
 
     def plain(self) -> float | dict[str, float | None] | None:
         """As the user would write it: a number, or a mapping."""
@@ -116,6 +140,11 @@ def _key(key: object) -> str:
 
 def _is_glob(key: str) -> bool:
     return key != "*" and key not in DEVICE_TYPES and not re.fullmatch(_ARCH, key)
+
+
+def _is_accelerators(key: str) -> bool:
+    """A glob means one unless it is how a processor is called."""
+    return key not in ("*", "cpu") and not (_is_glob(key) and _PROCESSOR.search(key))
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -128,3 +128,27 @@ def test_the_key_of_this_device_gates(project: pytest.Pytester) -> None:
     )
     result.assert_outcomes(failed=1)
     assert gate(reports["test_step"], "memory_reduction")["threshold"] == 0.9
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["cuda", "rocm", "xpu", "mps", "sm90", "*H100*", "NVIDIA A10", "*RTX*", "*MI300X*", "*GB200*"],
+)
+def test_a_key_that_means_an_accelerator(key: str) -> None:
+    assert parse({key: 1.3, "*": 1}).accelerators == (key,)
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["*", "cpu", "*EPYC*", "*Xeon*", "Intel(R) Core(TM) i7", "*intel*", "*AMD*", "Neoverse-V2"],
+)
+def test_a_key_that_means_a_processor_or_anything(key: str) -> None:
+    assert parse({key: 1.3}).accelerators == ()
+
+
+def test_a_key_that_is_unset_means_nothing() -> None:
+    unset = parse({"cuda": None, "cpu": 1.0})
+    assert unset.accelerators == ()
+    assert unset.gated == ("cpu",)
+    assert unset.names(H100)
+    assert unset.on(H100) is None

@@ -91,6 +91,12 @@ def _device(wanted: str) -> Iterator[Line]:
     from pytest_amp.run import device as devices
     from pytest_amp.run.state import GlobalState
 
+    unseen = devices.unseen()
+    if unseen is not None:
+        yield Line("accelerator", f"built for {unseen}, no GPU visible",
+                   f"torch is built for {unseen} and sees no GPU, and what is gated on one is not "
+                   "asked: see that nvidia-smi (or rocm-smi) lists it, that the container was "
+                   "given it, and that CUDA_VISIBLE_DEVICES does not hide it")  # fmt: skip
     try:
         device = devices.choose(wanted)
     except AmpError as error:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from pytest_amp import units
@@ -25,7 +25,10 @@ _GRAVITY: tuple[GateVerdict, ...] = ("not_gated", "pass", "inconclusive", "fail"
 
 @dataclass(frozen=True)
 class Limits:
-    """The thresholds in force on the test's device; None where a metric is not gated."""
+    """The thresholds in force on the test's device; None where a metric is not gated.
+
+    `elsewhere`: by gate, the devices that its threshold names, where this one is none of them.
+    """
 
     min_speedup: float | None = None
     min_memory_reduction: float | None = None
@@ -36,6 +39,7 @@ class Limits:
     error_rate: float = 0.01
     max_time: float = 30.0
     static: bool = False
+    elsewhere: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def estimate(timing: Timing | None, error_rate: float) -> Estimate | None:
@@ -110,7 +114,19 @@ def draws_differ(fp32: ParityRun, amp: ParityRun) -> bool:
 
 def judge(seen: Observations, limits: Limits) -> tuple[Gate, ...]:
     """All gates, in the order in which they are reported."""
-    return tuple(_gates(seen, limits))
+    return tuple(
+        _set_for_others(gate, limits.elsewhere[gate.name], seen)
+        if gate.name in limits.elsewhere
+        else gate
+        for gate in _gates(seen, limits)
+    )
+
+
+def _set_for_others(gate: Gate, devices: tuple[str, ...], seen: Observations) -> Gate:
+    """A gate whose threshold names devices, and this is none of them."""
+    named = " and ".join(devices)
+    reason = f"gated on {named} only, and this is {seen.device_type}: {gate.reason}"
+    return replace(gate, only_for=devices, reason=reason)
 
 
 def verdict_of(gates: Iterable[Gate], findings: Iterable[Finding]) -> Verdict:

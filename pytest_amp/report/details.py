@@ -64,7 +64,7 @@ def details(reports: Sequence[AmpReport], width: int, verbosity: int) -> Iterato
 def said(report: AmpReport) -> Iterator[Entry]:
     """What has to be said at any verbosity."""
     for gate in report.gates:
-        if gate.verdict in ("fail", "inconclusive") or gate.unmeasured:
+        if gate.verdict in ("fail", "inconclusive") or gate in report.unmeasured:
             yield _gate(gate)
     if report.baseline is not None and _changed_for_the_worse(report):
         yield Entry("baseline", PLAIN, str(report.baseline))
@@ -93,7 +93,7 @@ def _finding(finding: Finding) -> str:
 def _kept(report: AmpReport) -> Iterator[Entry]:
     """The gates that `said` has nothing to say about."""
     for gate in report.gates:
-        if gate.verdict == "pass" or (gate.verdict == "not_gated" and not gate.unmeasured):
+        if gate.verdict == "pass" or not (gate.asked or gate in report.unmeasured):
             yield _gate(gate)
 
 

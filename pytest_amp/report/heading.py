@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from pytest_amp import units
 from pytest_amp.report.text import GAP, Line, Span, ascii_only, wrapped
 from pytest_amp.results import AmpReport, Environment
 
@@ -29,6 +31,11 @@ def heading(
         runs = one if len(baselines) == 1 else f"one of {len(baselines)} runs; -v names it"
         for line in wrapped(f"since: the speedup's change since {runs}", width, GAP):
             yield (Span(line),)
+    left_out = Counter(name for report in reports for name in report.left_out)
+    if left_out:
+        listed = ", ".join(f"{name} of {units.plural(n, 'test')}" for name, n in left_out.items())
+        for line in wrapped(f"--amp-static leaves out: {listed}", width, GAP):
+            yield (Span(line),)
     for name, count in hidden.items():
         tests = "1 test keeps its own" if count == 1 else f"{count} tests keep their own"
         yield (Span(f"{tests} {ascii_only(name)}"),)
@@ -51,7 +58,8 @@ def _places(reports: Iterable[AmpReport]) -> list[tuple[Environment, list[str]]]
 
 
 def _versions(place: Environment) -> Iterator[str]:
-    yield f"torch {place.torch}"
+    unseen = f" (built for {place.unseen}, no GPU visible)" if place.unseen else ""
+    yield f"torch {place.torch}{unseen}"
     for name, version in (("CUDA", place.cuda), ("cuDNN", place.cudnn), ("driver", place.driver)):
         if version:
             yield f"{name} {version}"

@@ -16,18 +16,24 @@ RUN_KEYS: Final = ("id", "commit", "branch", "dirty", "started", "command")
 
 
 def document(
-    reports: Sequence[AmpReport], run: Mapping[str, Any], created: str, version: str
+    reports: Sequence[AmpReport],
+    run: Mapping[str, Any],
+    created: str,
+    version: str,
+    unasked: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The whole report as plain JSON.
 
     `run` describes the session: of `RUN_KEYS` whatever is known, the rest becomes null.
-    `created` is an ISO-8601 time, `version` pytest-amp's own.
+    `created` is an ISO-8601 time, `version` pytest-amp's own. `unasked`: what was to be gated and
+    was asked of no test, a sentence each.
     """
     return {
         "schema": SCHEMA,
         "created": created,
         "pytest_amp": version,
         "run": {**dict.fromkeys(RUN_KEYS), **run},
+        **({"unasked": list(unasked)} if unasked else {}),
         "tests": [report.to_dict() for report in reports],
     }
 

@@ -10,6 +10,7 @@ from pytest_amp.report.details import details, said
 from pytest_amp.report.heading import heading
 from pytest_amp.report.table import table
 from pytest_amp.report.text import (
+    BAD,
     FAINT,
     GAP,
     UNSURE,
@@ -42,6 +43,7 @@ def summary(
     if verbosity < 0:
         lines = [_brief(report, width) for report in reports if outcome_of(report) != "pass"]
         lines += _without_baseline(reports, width)
+        lines += _set_for_others(reports, width)
         return [fit(line, width) for line in (*lines, _counts(reports))]
     lines = [
         *heading(reports, width, verbosity, hidden or {}),
@@ -51,7 +53,39 @@ def summary(
         *details(reports, width, verbosity),
         *_closing(reports, verbosity),
     ]
+    lines[-1:-1] = _set_for_others(reports, width)
     return [fit(line, width) for line in lines]
+
+
+def not_gated(unasked: Sequence[str], strict: bool, width: int) -> Iterator[Line]:
+    """What the run was to gate and asked of no test, where nobody can overlook it."""
+    consequence = "; --amp-strict fails the run" if strict else "; --amp-strict would fail the run"
+    for text in unasked:
+        for line in wrapped(sentence(f"NOT GATED: {text}{consequence}"), width, GAP):
+            yield (Span(line, BAD if strict else UNSURE),)
+
+
+def _set_for_others(reports: Sequence[AmpReport], width: int) -> Iterator[Line]:
+    """Gates that were set for devices on which no test ran, over all tests."""
+    found: dict[tuple[str, tuple[str, ...], str], list[AmpReport]] = {}
+    for report in reports:
+        for gate in report.unmeasured:
+            if gate.only_for:
+                kind = report.environment.device_type if report.environment else "another device"
+                found.setdefault((gate.name, gate.only_for, kind), []).append(report)
+    for (name, keys, kind), those in found.items():
+        strict = any(report.unanswered for report in those)
+        tests = units.plural(len(those), "test")
+        text = (
+            f"NOT GATED: {name} of {tests} is gated on {' and '.join(keys)} only, and ran on {kind}"
+            f"; --amp-strict {'fails' if strict else 'would fail'} {_them(those)}"
+        )
+        for line in wrapped(sentence(text), width, GAP):
+            yield (Span(line, BAD if strict else UNSURE),)
+
+
+def _them(reports: Sequence[AmpReport]) -> str:
+    return "it" if len(reports) == 1 else "them"
 
 
 def _brief(report: AmpReport, width: int) -> Line:
@@ -88,11 +122,8 @@ def _closing(reports: Sequence[AmpReport], verbosity: int) -> Iterator[Line]:
     )
     if open_questions:
         what = f"{units.plural(open_questions, 'test')} without an answer"
-        yield (
-            Span(
-                f"{what}; --amp-strict would fail {'it' if open_questions == 1 else 'them'}", UNSURE
-            ),
-        )
+        them = "it" if open_questions == 1 else "them"
+        yield (Span(f"{what}; --amp-strict would fail {them}", UNSURE),)
     yield _counts(reports)
 
 

@@ -199,6 +199,15 @@ def cuda() -> Device | None:
     return _nth("cuda") if _count("cuda") else None
 
 
+def unseen() -> str | None:
+    """``CUDA 13.0``: what this torch is built for, where it sees no accelerator; else None."""
+    if any(map(_count, _PREFERRED)):
+        return None
+    version: Any = torch.version
+    built = {"CUDA": version.cuda, "ROCm": version.hip, "XPU": getattr(version, "xpu", None)}
+    return next((f"{name} {release}" for name, release in built.items() if release), None)
+
+
 def _nth(kind: str) -> Device:
     if kind in ("cpu", "mps"):
         return Device(torch.device(kind))

@@ -12,6 +12,7 @@ import pytest
 
 from pytest_amp import cli
 from pytest_amp.commands import doctor
+from pytest_amp.run import device as devices
 from tests.record.runs import document, report, save
 
 Captured = pytest.CaptureFixture[str]
@@ -169,3 +170,22 @@ def test_a_pytest_benchmark_that_was_not_tried_is_told(
     monkeypatch.setattr(doctor, "version", lambda _: "6.0.1")
     _, remedy = told(capsys, f"--storage={tmp_path}")["pytest-benchmark"]
     assert remedy.startswith("pytest-benchmark 6.0.1 is not one that this pytest-amp was tried")
+
+
+def test_a_torch_that_sees_no_gpu_is_told(
+    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_count", lambda kind: int(kind == "cpu"))
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    fact, remedy = told(capsys, f"--storage={tmp_path}")["accelerator"]
+    assert fact == "built for CUDA 13.0, no GPU visible"
+    assert "nvidia-smi" in remedy
+
+
+def test_a_torch_that_is_built_for_none_misses_none(
+    capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_count", lambda kind: int(kind == "cpu"))
+    for name in ("cuda", "hip", "xpu"):
+        monkeypatch.setattr(f"torch.version.{name}", None, raising=False)
+    assert "accelerator" not in told(capsys, f"--storage={tmp_path}")
