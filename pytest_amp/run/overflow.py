@@ -28,16 +28,16 @@ PATIENCE = 3
 _ZERO = "zero"
 
 
-def overflow(bench: Workbench, steps: int) -> OverflowDrill | None:
+def overflow(bench: Workbench, steps: int, begin: int = 0) -> OverflowDrill | None:
     """Overflow one loss, and others as long as an optimizer was not reached.
 
-    It begins once a step was not skipped, so that the scale fits; None where that or an `update()`
-    does not come in `steps` steps.
+    It begins behind the step `begin`, and once one was not skipped, so that the scale fits; None
+    where that or an `update()` does not come in `steps` steps.
     """
     run = Run(bench, "overflow drill", steps)
     injection = _Injection(run)
     with run.built(injection.installed()):
-        normal = _normal(run, injection)
+        normal = _normal(run, injection, begin)
         if normal is None:
             return None
         scaled, stepped = injection.calls, frozenset(injection.stepped)
@@ -50,12 +50,12 @@ def overflow(bench: Workbench, steps: int) -> OverflowDrill | None:
         return OverflowDrill(run.watch.use().optimizers, normal.moves, tuple(found))
 
 
-def _normal(run: Run, injection: _Injection) -> Cycle | None:
-    """The first update without a skipped step."""
+def _normal(run: Run, injection: _Injection, begin: int) -> Cycle | None:
+    """The first update without a skipped step, in the step `begin` or later."""
     for _ in range(run.limit):
         injection.new_cycle()
         cycle = run.to_update()
-        if cycle is None or not cycle.skipped:
+        if cycle is None or (run.taken > begin and not cycle.skipped):
             return cycle if injection.calls else None
     return None
 

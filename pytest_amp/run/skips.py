@@ -67,6 +67,7 @@ class StepWatch:
         self._in_scaler = False
         self._to_give_back: dict[Optimizer, Callable[[], None]] = {}
         self._last_was_withheld = False
+        self._making_schedule = False
         self._schedules: list[int] = [0]
         self._scaled = 0
         self._accumulation = Accumulation()
@@ -109,6 +110,7 @@ class StepWatch:
             stack.enter_context(wrapped(GradScaler, "scale", self._around_scale))
             stack.enter_context(wrapped(GradScaler, "step", self._around_scaler_step))
             stack.enter_context(wrapped(GradScaler, "update", self._around_update))
+            stack.enter_context(wrapped(LRScheduler, "__init__", self._around_making_schedule))
             stack.enter_context(wrapped(LRScheduler, "step", self._around_schedule))
             engine = patched(torch.autograd, "_engine_run_backward", self._around_backward)
             stack.enter_context(engine)
@@ -167,8 +169,20 @@ class StepWatch:
         self._accumulation.backward(self.trained.optimizers)
         return original(*args, **kwargs)
 
+    def _around_making_schedule(self, original: Around, *args: Any, **kwargs: Any) -> None:
+        self._making_schedule = True
+        try:
+            original(*args, **kwargs)
+        finally:
+            self._making_schedule = False
+
     def _around_schedule(self, original: Around, scheduler: Any, *args: Any, **kw: Any) -> Any:
-        """A scheduler moves on a withheld step as often as it did where that was skipped."""
+        """A scheduler moves on a withheld step as often as it did where that was skipped.
+
+        That it takes its place when it is made is no move.
+        """
+        if self._making_schedule:
+            return original(scheduler, *args, **kw)
         self._schedules[-1] += 1
         if not args and not kw:  # a rate that is set by a number of the step's own may go on
             self._moves.append((len(self._schedules) - 1, scheduler))
