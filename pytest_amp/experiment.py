@@ -133,9 +133,12 @@ def _observe(
     )
     if amp.scaler.live:
         steps, optimizers = settings.steps, len(amp.scaler.optimizers)
+        begin = max(amp.scaler.first_moves.values(), default=0)  # its schedulers are there by then
         seen = replace(
             seen,
-            overflow=drills.attempted("overflow drill", lambda: overflow(bench, steps), notes),
+            overflow=drills.attempted(
+                "overflow drill", lambda: overflow(bench, steps, begin), notes
+            ),
             two_scales=drills.attempted(
                 "scale drill", lambda: two_scales(bench, steps, optimizers), notes
             ),

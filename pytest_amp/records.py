@@ -165,6 +165,11 @@ class ScalerUse:
         """Whether an enabled scaler took part."""
         return bool(self.scaled or self.steps)
 
+    @property
+    def first_moves(self) -> dict[int, int]:
+        """By the optimizer's number, the step in which its scheduler moved for the first time."""
+        return {number: step for step, number in reversed(self.moves)}
+
 
 @dataclass(frozen=True)
 class ParityRun:

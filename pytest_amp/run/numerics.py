@@ -7,18 +7,16 @@ outputs a sample. Nothing is kept of the amp arm.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import Gradient, ModuleOutput
 from pytest_amp.run.modules import Call
+from pytest_amp.run.patches import OptimizerSteps
 
 __tracebackhide__ = none_of_ours
 
@@ -38,14 +36,9 @@ class Witness:
         self._outputs: dict[str, torch.Tensor] = {}
         self._largest: dict[str, float] = {}
 
-    @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> OptimizerSteps:
         """Take the gradients of each optimizer's first step inside."""
-        hook = register_optimizer_step_pre_hook(self._take_gradients)
-        try:
-            yield
-        finally:
-            hook.remove()
+        return OptimizerSteps(self._take_gradients)
 
     def module_left(self, call: Call, output: Any) -> None:
         """Sample what a module returned from its first call."""

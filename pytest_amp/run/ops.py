@@ -13,10 +13,6 @@ from weakref import ref
 import torch
 from torch.amp.autocast_mode import autocast
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.optim.optimizer import (
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,7 +21,7 @@ from pytest_amp.records import REDUCED, Operators, OpRow, Phase
 from pytest_amp.run.fingerprint import digest_in_any_dtype
 from pytest_amp.run.flops import flops, is_heavy, operator_name
 from pytest_amp.run.modules import ModuleStack
-from pytest_amp.run.patches import custom_functions, patched
+from pytest_amp.run.patches import OptimizerSteps, custom_functions, patched
 from pytest_amp.run.source import location
 from pytest_amp.run.tensors import (
     dtype_name,
@@ -79,7 +75,7 @@ class OpRecord(TorchDispatchMode):
         self._backward_under_autocast = 0
         self._roots: list[torch.Tensor] = []
         self._reduced_weights = False
-        self._updating = False
+        self._optimizers = OptimizerSteps()
         self._functions: list[str] = []
         self._function_nodes: dict[str, str] = {}
         self._callers: dict[int, tuple[str | None, bool]] = {}
@@ -120,10 +116,7 @@ class OpRecord(TorchDispatchMode):
             backward = torch.autograd
             stack.enter_context(patched(backward, "_engine_run_backward", self._around_backward))
             stack.enter_context(custom_functions(self._around_function))
-            before = register_optimizer_step_pre_hook(lambda *_: self._update(True))
-            stack.callback(before.remove)
-            after = register_optimizer_step_post_hook(lambda *_: self._update(False))
-            stack.callback(after.remove)
+            stack.enter_context(self._optimizers)
             for what, module, cls, method in _OUT_OF_SIGHT:
                 owner = getattr(sys.modules.get(module), cls, None)
                 if owner is not None:
@@ -191,7 +184,7 @@ class OpRecord(TorchDispatchMode):
         """Module, phase, whether autocast is in force, and the custom function around it."""
         inside = self._functions[-1] if self._functions else None
         call = self.modules.top
-        if self._updating:
+        if self._optimizers.at_work:
             return None, "update", False, inside
         if torch._C._current_graph_task_id() == -1 or (call is not None and call.again):
             path = call.path if call is not None else None
@@ -219,7 +212,7 @@ class OpRecord(TorchDispatchMode):
             if cast is None or not is_reduced(tensor):
                 continue
             weight, version = cast[1](), cast[2]
-            if weight is None or weight._version == version or self._updating:
+            if weight is None or weight._version == version or self._optimizers.at_work:
                 continue
             if torch._C._current_graph_task_id() != -1:
                 continue  # a backward pass wants the weights of its forward pass
@@ -234,9 +227,6 @@ class OpRecord(TorchDispatchMode):
     def _note_weights(self, module: torch.nn.Module) -> None:
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             self._weights.setdefault(storage(tensor), tensor)
-
-    def _update(self, inside: bool) -> None:
-        self._updating = inside
 
     def _around_enter(self, original: Any, region: Any, *args: Any) -> Any:
         in_force = region._enabled and dtype_name(region.fast_dtype) in REDUCED

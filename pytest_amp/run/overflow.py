@@ -18,7 +18,7 @@ from pytest_amp.records import Overflow, OverflowDrill
 from pytest_amp.run.arm import Workbench
 from pytest_amp.run.drills import Cycle, Run
 from pytest_amp.run.fingerprint import digest
-from pytest_amp.run.patches import optimizer_steps, patched, wrapped
+from pytest_amp.run.patches import OptimizerSteps, patched, wrapped
 from pytest_amp.run.scaler import infinite, raised_by_scaler
 
 __tracebackhide__ = none_of_ours
@@ -28,16 +28,16 @@ PATIENCE = 3
 _ZERO = "zero"
 
 
-def overflow(bench: Workbench, steps: int) -> OverflowDrill | None:
+def overflow(bench: Workbench, steps: int, begin: int = 0) -> OverflowDrill | None:
     """Overflow one loss, and others as long as an optimizer was not reached.
 
-    It begins once a step was not skipped, so that the scale fits; None where that or an `update()`
-    does not come in `steps` steps.
+    It begins behind the step `begin`, and once one was not skipped, so that the scale fits; None
+    where that or an `update()` does not come in `steps` steps.
     """
     run = Run(bench, "overflow drill", steps)
     injection = _Injection(run)
     with run.built(injection.installed()):
-        normal = _normal(run, injection)
+        normal = _normal(run, injection, begin)
         if normal is None:
             return None
         scaled, stepped = injection.calls, frozenset(injection.stepped)
@@ -50,12 +50,12 @@ def overflow(bench: Workbench, steps: int) -> OverflowDrill | None:
         return OverflowDrill(run.watch.use().optimizers, normal.moves, tuple(found))
 
 
-def _normal(run: Run, injection: _Injection) -> Cycle | None:
-    """The first update without a skipped step."""
+def _normal(run: Run, injection: _Injection, begin: int) -> Cycle | None:
+    """The first update without a skipped step, in the step `begin` or later."""
     for _ in range(run.limit):
         injection.new_cycle()
         cycle = run.to_update()
-        if cycle is None or not cycle.skipped:
+        if cycle is None or (run.taken > begin and not cycle.skipped):
             return cycle if injection.calls else None
     return None
 
@@ -156,6 +156,7 @@ class _Injection:
     def new_cycle(self, call: int | None = None) -> _Seen:
         """Start counting again; the loss of that `scale()`, from 0, becomes infinite."""
         self.calls, self._call, self._looking = 0, call, False
+        self._before.clear()
         self._seen = _Seen()
         return self._seen
 
@@ -167,7 +168,8 @@ class _Injection:
             stack.enter_context(wrapped(GradScaler, "update", self._around_update))
             engine = patched(torch.autograd, "_engine_run_backward", self._around_backward)
             stack.enter_context(engine)
-            stack.enter_context(optimizer_steps(self._before_step, self._after_step))
+            before = self._before_step
+            stack.enter_context(OptimizerSteps(before, self._after_step, again=before))
             yield
 
     def _around_scale(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
@@ -218,10 +220,10 @@ class _Injection:
         self._seen.stepped.add(number)
         if self._run.taken == self._step:
             self._seen.stepped_with.add(number)
-        if self._looking and not self._inside:
+        if self._looking and not self._inside and optimizer not in self._before:
             self._before[optimizer] = self._look(optimizer)
 
-    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+    def _after_step(self, optimizer: Optimizer) -> None:
         before = self._before.pop(optimizer, None)
         if before is not None:
             self._compare(optimizer, before)

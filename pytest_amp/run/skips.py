@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import ScalerStep, ScalerUse
 from pytest_amp.run.accumulation import Accumulation
-from pytest_amp.run.patches import optimizer_steps, patched, wrapped
+from pytest_amp.run.patches import Closure, OptimizerSteps, patched, wrapped
 from pytest_amp.run.scaler import ScalerLog
 from pytest_amp.run.trained import Trained
 
@@ -49,6 +49,10 @@ class Replay:
 class _Withheld(BaseException):
     """Ends an optimizer's step before it begins; never leaves a scaler's ``step()``."""
 
+    def __init__(self, loss: Any) -> None:
+        super().__init__()
+        self.loss = loss
+
 
 class StepWatch:
     """Notes what scalers, optimizers and schedulers do in a run, and repeats another's skips."""
@@ -63,6 +67,7 @@ class StepWatch:
         self._in_scaler = False
         self._to_give_back: dict[Optimizer, Callable[[], None]] = {}
         self._last_was_withheld = False
+        self._making_schedule = False
         self._schedules: list[int] = [0]
         self._scaled = 0
         self._accumulation = Accumulation()
@@ -105,17 +110,17 @@ class StepWatch:
             stack.enter_context(wrapped(GradScaler, "scale", self._around_scale))
             stack.enter_context(wrapped(GradScaler, "step", self._around_scaler_step))
             stack.enter_context(wrapped(GradScaler, "update", self._around_update))
+            stack.enter_context(wrapped(LRScheduler, "__init__", self._around_making_schedule))
             stack.enter_context(wrapped(LRScheduler, "step", self._around_schedule))
             engine = patched(torch.autograd, "_engine_run_backward", self._around_backward)
             stack.enter_context(engine)
-            stack.enter_context(optimizer_steps(self._before_step, self._after_step))
+            steps = OptimizerSteps(self._before_step, self._after_step, self._begin_step)
+            stack.enter_context(steps)
             stack.callback(self._give_back)
             yield
 
-    def _attempt(self, optimizer: Optimizer, by_scaler: bool) -> Attempt:
+    def _attempt(self, optimizer: Optimizer) -> Attempt:
         number = self.trained.number(optimizer)
-        self.trained.note_gradients(optimizer)
-        self._accumulation.step(optimizer, by_scaler)
         self._steps[number] += 1
         return number, self._steps[number] - 1
 
@@ -131,7 +136,9 @@ class StepWatch:
         if not scaler.is_enabled():
             return self._or_withheld(original, scaler, *args, **kw)
         optimizer = args[0] if args else kw["optimizer"]
-        attempt = self._within_scaler = self._attempt(optimizer, by_scaler=True)
+        attempt = self._within_scaler = self._attempt(optimizer)
+        self.trained.note_gradients(optimizer)
+        self._accumulation.step(optimizer, by_scaler=True)
         try:
             result = self._or_withheld(original, scaler, *args, **kw)
         finally:
@@ -146,8 +153,8 @@ class StepWatch:
         self._in_scaler = True
         try:
             return original(*args, **kw)
-        except _Withheld:
-            return None
+        except _Withheld as withheld:
+            return withheld.loss
         finally:
             self._in_scaler = False
 
@@ -162,8 +169,20 @@ class StepWatch:
         self._accumulation.backward(self.trained.optimizers)
         return original(*args, **kwargs)
 
+    def _around_making_schedule(self, original: Around, *args: Any, **kwargs: Any) -> None:
+        self._making_schedule = True
+        try:
+            original(*args, **kwargs)
+        finally:
+            self._making_schedule = False
+
     def _around_schedule(self, original: Around, scheduler: Any, *args: Any, **kw: Any) -> Any:
-        """A scheduler moves on a withheld step as often as it did where that was skipped."""
+        """A scheduler moves on a withheld step as often as it did where that was skipped.
+
+        That it takes its place when it is made is no move.
+        """
+        if self._making_schedule:
+            return original(scheduler, *args, **kw)
         self._schedules[-1] += 1
         if not args and not kw:  # a rate that is set by a number of the step's own may go on
             self._moves.append((len(self._schedules) - 1, scheduler))
@@ -178,21 +197,29 @@ class StepWatch:
         known = [optimizer.param_groups for optimizer in self.trained.optimizers]
         return next((number for number, each in enumerate(known) if each is groups), -1)
 
-    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+    def _begin_step(self, optimizer: Optimizer, closure: Closure | None) -> Closure | None:
         attempt = self._within_scaler
         if attempt is None or attempt[0] != self.trained.number(optimizer):
-            attempt = self._attempt(optimizer, by_scaler=False)
+            attempt = self._attempt(optimizer)
         self._last_was_withheld = self._replay is not None and attempt in self._replay.skips
         if not self._last_was_withheld:
-            return
+            return closure
+        with torch.enable_grad():  # as an optimizer calls it
+            loss = None if closure is None else closure()
+        self._before_step(optimizer)
         if _passes_over_none(optimizer):
             self._to_give_back[optimizer] = _without_gradients(optimizer)
         elif self._in_scaler:
-            raise _Withheld
+            raise _Withheld(loss)
         else:
             self._to_give_back[optimizer] = _without_parameters(optimizer)
+        return None if closure is None else lambda: loss
 
-    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self.trained.note_gradients(optimizer)
+        self._accumulation.step(optimizer, by_scaler=False)
+
+    def _after_step(self, optimizer: Optimizer) -> None:
         give_back = self._to_give_back.pop(optimizer, None)
         if give_back is not None:
             give_back()

@@ -11,13 +11,12 @@ import torch
 from torch.amp import GradScaler
 from torch.amp.autocast_mode import autocast
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import GradientAtTwoScales, TwoScales
 from pytest_amp.run.arm import Workbench
 from pytest_amp.run.drills import NothingShown, Run
-from pytest_amp.run.patches import patched, wrapped
+from pytest_amp.run.patches import OptimizerSteps, patched, wrapped
 
 __tracebackhide__ = none_of_ours
 
@@ -89,7 +88,7 @@ class _AtScale:
     def run(self, optimizers: int, look: Callable[[Key, torch.Tensor], None]) -> None:
         """Tell `look` the gradients at the first step of each optimizer."""
 
-        def before_step(optimizer: Optimizer, _: Any, kwargs: Any) -> None:
+        def before_step(optimizer: Optimizer, kwargs: Any) -> None:
             number = self._run.watch.trained.number(optimizer)
             if number in self._stepped:
                 return
@@ -119,7 +118,7 @@ class _AtScale:
             stack.enter_context(patched(autocast, "__enter__", _in_float32))
             backward = patched(torch.autograd, "_engine_run_backward", self._around_backward)
             stack.enter_context(backward)
-            stack.callback(register_optimizer_step_pre_hook(before_step).remove)
+            stack.enter_context(OptimizerSteps(before_step))
             yield
 
     def _around_making(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> None:

@@ -203,6 +203,9 @@ def test_a_scheduler_that_waited_is_healthy(drill) -> None:
         ("xx......", range(8), "in step 1 and 1 more"),
         ("...x....", range(8), "in step 4"),
         ("xx......", range(2, 8), None),
+        ("x...x...", range(2, 8), "in step 5"),  # it was made in the third
+        ("x...x...", (2, 3, 5, 6, 7), None),
+        (".......x", (7,), None),
         ("........", range(8), None),
         ("xxxxxxx.", (0, 3, 6), None),  # by the epoch
         ("xxxxxxxx", range(8), None),  # what it does in a normal step is not known

@@ -13,7 +13,15 @@ from torch import nn
 from torch._dynamo import eval_frame
 from torch.amp import GradScaler
 from torch.amp.autocast_mode import autocast
-from torch.optim.lr_scheduler import LRScheduler, StepLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    OneCycleLR,
+    SequentialLR,
+    StepLR,
+)
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils.checkpoint import checkpoint
 
@@ -27,6 +35,7 @@ HALF = torch.float16
 WATCHED = [
     *((GradScaler, name) for name in ("__init__", "scale", "step", "update", "load_state_dict")),
     *((AmpScaler, name) for name in ("__init__", "scale", "step", "update")),
+    (LRScheduler, "__init__"),
     (LRScheduler, "step"),
     (autocast, "__enter__"),
     (torch.nn.Module, "__call__"),
@@ -152,6 +161,97 @@ def test_schedulers_are_seen_moving_with_a_step_and_on_a_skipped_one() -> None:
     assert (careful.moves, careful.overflows[0].moves) == ((0,), ())
     numbered = training(move=lambda each, _: each.step(5))
     assert overflow(workbench(numbered, HALF), 8).moves == ()
+
+
+def own_schedule(optimizer):
+    class Halved(LambdaLR):  # which is made inside, where nobody watched its class before
+        def __init__(self, optimizer):
+            super().__init__(optimizer, lambda count: 0.5**count)
+
+    return Halved(optimizer)
+
+
+SCHEDULES = {
+    "LinearLR": lambda optimizer: LinearLR(optimizer, total_iters=100),
+    "SequentialLR": lambda optimizer: SequentialLR(
+        optimizer, [LinearLR(optimizer), StepLR(optimizer, 1)], milestones=[50]
+    ),
+    "ChainedScheduler": lambda optimizer: ChainedScheduler(
+        [LinearLR(optimizer), StepLR(optimizer, 1)]
+    ),
+    "OneCycleLR": lambda optimizer: OneCycleLR(optimizer, 0.1, total_steps=100),
+    "a user's": own_schedule,
+}
+
+
+def scheduled(schedule_of, make, moves, scale=2.0**16):
+    """A setup that makes a schedule where `make(step)`, and moves it if `skipped in moves`."""
+
+    def setup(arm):
+        model, count, made = mlp(), itertools.count(), []
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        scaler = GradScaler("cpu", init_scale=scale, enabled=arm.enabled)
+        x, y = torch.randn(16, 8), torch.randint(4, (16,))
+
+        def step():
+            if make(next(count)):
+                made.append(schedule_of(optimizer))
+            optimizer.zero_grad()
+            with arm.autocast():
+                loss = F.cross_entropy(model(x).float(), y)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            before = scaler.get_scale()
+            scaler.update()
+            if made and (scaler.get_scale() < before) in moves:
+                made[-1].step()
+            return loss
+
+        return step
+
+    return setup
+
+
+ALWAYS, NEVER, IF_TAKEN = {True, False}, set(), {False}  # whether it was skipped
+MADE = {
+    "at first": lambda count: count == 0,
+    "later": lambda count: count == 3,
+    "each time": lambda count: count >= 0,
+}
+HOWEVER_MADE = pytest.mark.parametrize("made", MADE)
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@HOWEVER_MADE
+def test_a_schedule_that_is_made_in_a_step_moves_by_its_own_steps_alone(kind, made) -> None:
+    def seen(moves, begin=3):
+        setup = scheduled(SCHEDULES[kind], MADE[made], moves)
+        found = overflow(workbench(setup, HALF), 8, begin)
+        return found.moves, found.overflows[0].moves
+
+    assert seen(ALWAYS) == ((0,), (0,))
+    assert seen(IF_TAKEN) == ((0,), ())
+    assert seen(NEVER) == ((), ())
+    assert seen(NEVER, begin=2) == ((), ())  # where "later" is the step that overflows
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+@HOWEVER_MADE
+def test_a_schedule_made_in_a_step_is_judged_by_its_moves(kind, made) -> None:
+    def found(moves):
+        return codes(measure(scheduled(SCHEDULES[kind], MADE[made], moves), dtype="float16"))
+
+    assert found(ALWAYS) == ["AMP205"]
+    assert found(IF_TAKEN) == []
+    assert found(NEVER) == []
+
+
+@HOWEVER_MADE
+def test_making_a_schedule_in_a_skipped_step_is_no_move_on_it(made) -> None:
+    careful = scheduled(SCHEDULES["LinearLR"], MADE[made], IF_TAKEN, scale=2.0**24)
+    report = measure(careful, dtype="float16", loss_atol=0, steps=20)
+    assert report.amp.skipped_steps > 1
+    assert codes(report) == []
 
 
 def adversaries(arm):

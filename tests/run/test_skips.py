@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.amp import GradScaler
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, StepLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, SequentialLR, StepLR
 
 from pytest_amp.run.fingerprint import digest
 from pytest_amp.run.scaler import AmpScaler
@@ -165,6 +165,22 @@ def test_a_scheduler_that_moved_on_a_skipped_step_moves_in_the_other_arm_too() -
     scheduler = StepLR(optimizer, 1, gamma=0.5)
     replayed({optimizer: [param]}, {(0, 1)}, schedules=(1, 1, 1), steps=3, schedulers=[scheduler])
     assert optimizer.param_groups[0]["lr"] == 0.125
+
+
+@pytest.mark.parametrize("made", [LambdaLR, SequentialLR])
+def test_a_scheduler_that_is_made_on_a_withheld_step_takes_its_place(made) -> None:
+    """Where that step was skipped no scheduler moved, and this one was made too."""
+    param = parameter(0.0)
+    optimizer = sgd(param, lr=1.0)
+    with StepWatch(Replay(frozenset({(0, 0)}), (0, 1))).installed():
+        param.grad = torch.ones(1)
+        optimizer.step()
+        scheduler = LambdaLR(optimizer, lambda epoch: 0.5 ** (epoch + 1))
+        if made is SequentialLR:
+            scheduler = SequentialLR(optimizer, [scheduler, StepLR(optimizer, 1)], milestones=[9])
+        assert optimizer.param_groups[0]["lr"] == 0.5
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == 0.5  # the move of its own was withheld
 
 
 def test_a_suppressed_first_step_makes_the_scheduler_warn_of_nothing(recwarn) -> None:

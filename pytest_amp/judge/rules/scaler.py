@@ -226,9 +226,11 @@ def scale_stuck(case: Case) -> Iterator[Word]:
 def _skips_with_a_move(case: Case) -> list[tuple[int, int]]:
     """Optimizer and step of the experiment, for skips in which its scheduler moved as ever."""
     use = case.seen.amp.scaler
-    moves = Counter((number, step) for step, number in use.moves)
-    taken = {(each.optimizer, each.step) for each in use.steps if not each.skipped}
-    skipped = {(each.optimizer, each.step) for each in use.steps if each.skipped} - taken
+    moves, first = Counter((number, step) for step, number in use.moves), use.first_moves
+    # before its first move a scheduler may not have been there
+    steps = [each for each in use.steps if each.step >= first.get(each.optimizer, 0)]
+    taken = {(each.optimizer, each.step) for each in steps if not each.skipped}
+    skipped = {(each.optimizer, each.step) for each in steps if each.skipped} - taken
     usual = {number: min(moves[each] for each in taken if each[0] == number) for number, _ in taken}
     return sorted(each for each in skipped if moves[each] >= usual.get(each[0], 0) > 0)
 
