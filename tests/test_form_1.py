@@ -629,3 +629,51 @@ def broken():
     project.makepyfile(test_it=source.replace("test_step(model", "test_step(broken, model"))
     result = project.runpytest("--amp-static", "--amp-steps=2")
     result.assert_outcomes(passed=3, errors=1)
+
+
+KEEPS = """
+import pytest, torch
+import torch.nn.functional as F
+
+class Keeps(torch.optim.SGD):
+    def __init__(self, params, lr):
+        super().__init__(params, lr)
+        self.factor = 0.5
+        self.slow = [p for g in self.param_groups for p in g["params"]]
+        self.inner = torch.optim.SGD(self.slow, lr)
+        {more}
+
+    def step(self, closure=None):
+        assert all(p.grad is not None for p in self.slow)  # those of the copy
+        for p in self.slow:
+            p.grad *= self.factor
+        self.inner.step()
+        return super().step(closure)
+
+@pytest.fixture
+def optimizer(model):
+    return Keeps(model.parameters(), 0.01)
+
+@pytest.fixture
+def scheduler(optimizer):
+    return torch.optim.lr_scheduler.StepLR(optimizer, 10)
+
+@pytest.mark.amp
+def test_step(model, optimizer, scheduler, batch):
+    return F.cross_entropy(model(batch[0]), batch[1])
+"""
+
+
+def test_what_an_optimizer_keeps_on_itself_is_copied_with_it(project: pytest.Pytester) -> None:
+    project.makepyfile(KEEPS.replace("{more}", ""))
+    result, reports = measure(project)
+    result.assert_outcomes(passed=1)
+    losses = reports["test_step"]["arms"]["amp"]["losses"]["loss"]
+    assert losses[1] < losses[0]
+
+
+def test_what_an_optimizer_keeps_and_nobody_can_copy_is_named(project: pytest.Pytester) -> None:
+    project.makepyfile(KEEPS.replace("{more}", "self.log = open(__file__)"))
+    result, _ = measure(project)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*the fixture 'optimizer' can't be copied*attribute 'log'*"])
