@@ -203,6 +203,8 @@ class Workbench:
             raise
         finally:
             self._alive -= 1
+            if not self._alive:
+                _forget_compiled_code()  # and the memory that its CUDA graphs keep
         if errors := resident.close():
             first, *others = errors
             _note_all(first, others)

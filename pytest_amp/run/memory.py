@@ -1,4 +1,7 @@
-"""Peak memory of one arm, above the level before it was built.
+"""Peak memory of one arm, above the level before it was built, once its first steps are behind it.
+
+In them kernels are chosen by trying them, in buffers of their own, and whoever comes first pays for
+what libraries then keep for the whole process: neither may count, or the order of the arms shows.
 
 Accelerators count it themselves. The CPU's allocator does not, so its alloc and free events are
 taken from torch's profiler, which must be started before the arm is built: the frees of blocks
@@ -20,6 +23,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from pytest_amp.run.device import Device
 
+# What libraries keep of a first use (the states of cuDNN's dropout, their handles). What is more
+# than that was kept by the user's own code, and counts.
+MOST_KEPT_BY_LIBRARIES = 64 * 2**20
+
 
 @dataclass(frozen=True)
 class Peak:
@@ -34,13 +41,21 @@ class Peak:
 
 
 class PeakMemory(Protocol):
-    """Entered before an arm is built, stopped while the arm is still there."""
+    """Entered before an arm is built, stopped while the arm is still there.
+
+    `settled`: the peak is that of what comes from here on. `mark`: note the level. `less_kept`: the
+    peak again, once the arm is gone, without what has stayed behind all the same.
+    """
 
     def __enter__(self) -> PeakMemory: ...
+
+    def settled(self) -> None: ...
 
     def mark(self) -> None: ...
 
     def stop(self) -> Peak: ...
+
+    def less_kept(self, peak: Peak) -> Peak: ...
 
     def __exit__(self, *_: object) -> None: ...
 
@@ -70,6 +85,10 @@ class _AcceleratorPeak:
         self._reserved = module.memory_reserved(device.torch)
         return self
 
+    def settled(self) -> None:
+        self._device.synchronize()
+        self._device.module.reset_peak_memory_stats(self._device.torch)
+
     def mark(self) -> None:
         held = self._device.module.memory_allocated(self._device.torch)
         self._levels.append(held - self._allocated)
@@ -83,7 +102,22 @@ class _AcceleratorPeak:
             tuple(self._levels),
         )
 
+    def less_kept(self, peak: Peak) -> Peak:
+        self._device.synchronize()
+        self._device.empty_cache()
+        device, module = self._device.torch, self._device.module
+        return Peak(
+            _less(peak.peak_bytes, module.memory_allocated(device) - self._allocated),
+            _less(peak.reserved_bytes, module.memory_reserved(device) - self._reserved),
+            peak.levels,
+        )
+
     def __exit__(self, *_: object) -> None: ...
+
+
+def _less(peak: int | None, kept: int) -> int | None:
+    is_a_library_s = 0 < kept <= MOST_KEPT_BY_LIBRARIES
+    return peak - kept if peak is not None and is_a_library_s else peak
 
 
 class _CpuPeak:
@@ -91,6 +125,7 @@ class _CpuPeak:
         self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
         self._running = False
         self._marks_ns: list[int] = []
+        self._settled_ns = 0
 
     def __enter__(self) -> PeakMemory:
         gc.collect()
@@ -103,6 +138,9 @@ class _CpuPeak:
         if self._running:  # an arm that raised: the profiler must not go on into the next test
             self._running = False
             self._profile.stop()
+
+    def settled(self) -> None:
+        self._settled_ns = time.time_ns()
 
     def mark(self) -> None:
         self._marks_ns.append(time.time_ns())
@@ -124,11 +162,15 @@ class _CpuPeak:
             if block.alloc_size > 0:
                 live[block.ptr] = block.alloc_size
                 level += block.alloc_size
-                peak = max(peak, level)
             else:
                 level -= live.pop(block.ptr, 0)
+            # What is held as the first steps end is the least that the peak can be.
+            peak = max(peak, level) if event.start_time_ns >= self._settled_ns else level
         levels += [level] * (len(self._marks_ns) - len(levels))
         return Peak(peak, None, tuple(levels))
+
+    def less_kept(self, peak: Peak) -> Peak:
+        return peak
 
 
 @contextmanager
@@ -154,9 +196,14 @@ class _Unmeasured:
     def __enter__(self) -> PeakMemory:
         return self
 
+    def settled(self) -> None: ...
+
     def mark(self) -> None: ...
 
     def stop(self) -> Peak:
         return Peak(None, None)
+
+    def less_kept(self, peak: Peak) -> Peak:
+        return peak
 
     def __exit__(self, *_: object) -> None: ...

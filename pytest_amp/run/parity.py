@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -20,6 +21,8 @@ from pytest_amp.run.trained import Trained
 __tracebackhide__ = none_of_ours
 
 BEFORE_NUDGE = 2
+# Left out of the peak, where more follow: kernels are chosen in them, and compiled.
+FIRST_STEPS = 2
 
 
 def run(
@@ -31,28 +34,37 @@ def run(
     None; the fp32 arm gets what the amp arm skipped.
     """
     bench.progress.at("parity", name)
-    with peak_memory(bench.device) as memory, bench.built(name) as resident:
-        watch = StepWatch(replay)
-        losses, start = _steps(bench, resident, watch, steps, after_step=memory.mark)
-        peak = memory.stop()
-        with resident.active():
-            flags = bench.globals.flags()
-        record = ParityRun(
-            losses=losses,
-            start=start,
-            peak_bytes=peak.peak_bytes,
-            reserved_bytes=peak.reserved_bytes,
-            levels=peak.levels,
-            held=watch.trained.held(),
-            scales=watch.log.scales,
-            skipped_steps=sum(watch.log.skipped()),
-            stalled=watch.log.stalled,
-            moved=watch.trained.moved,
-            parameters=_parameters(watch.trained),
-            flags=flags,
-            scaler=watch.use(),
-        )
-    return record, watch.replay()
+    with peak_memory(bench.device) as memory:
+        with bench.built(name) as resident:
+            watch = StepWatch(replay)
+
+            def settle(step: int) -> None:
+                if step == min(FIRST_STEPS, steps - 1):
+                    memory.settled()
+
+            losses, start = _steps(
+                bench, resident, watch, steps, before_step=settle, after_step=memory.mark
+            )
+            peak = memory.stop()
+            with resident.active():
+                flags = bench.globals.flags()
+            record = ParityRun(
+                losses=losses,
+                start=start,
+                levels=peak.levels,
+                held=watch.trained.held(),
+                scales=watch.log.scales,
+                skipped_steps=sum(watch.log.skipped()),
+                stalled=watch.log.stalled,
+                moved=watch.trained.moved,
+                parameters=_parameters(watch.trained),
+                flags=flags,
+                scaler=watch.use(),
+            )
+            skips = watch.replay()
+            del watch  # which holds on to what the arm trained
+        peak = memory.less_kept(peak)
+    return replace(record, peak_bytes=peak.peak_bytes, reserved_bytes=peak.reserved_bytes), skips
 
 
 def floor(bench: Workbench, steps: int, replay: Replay | None, other_stream: bool) -> Floor:

@@ -236,3 +236,108 @@ def test_only_the_copies_of_form_1_are_counted(pytester, ballast, request_, more
     [test] = json.loads((pytester.path / "amp.json").read_text())["tests"]
     # the model and its gradient, as by hand: no second model, and nothing of what looks on
     assert test["arms"]["fp32"]["peak_bytes"] == pytest.approx((8 + more) * MIB, rel=0.01)
+
+
+class Allocator:
+    """Counts as torch.cuda does; what is let go of is at once free."""
+
+    def __init__(self) -> None:
+        self.held = self.most = 0
+        self.tuned = self.touched = False
+
+    def take(self, mib: int) -> None:
+        self.held += mib * MIB
+        self.most = max(self.most, self.held)
+
+    def give(self, mib: int) -> None:
+        self.held -= mib * MIB
+
+    def memory_allocated(self, _: object = None) -> int:
+        return self.held
+
+    max_memory_reserved = memory_reserved = memory_allocated
+
+    def max_memory_allocated(self, _: object = None) -> int:
+        return self.most
+
+    def reset_peak_memory_stats(self, _: object = None) -> None:
+        self.most = self.held
+
+    def synchronize(self, *_: object) -> None: ...
+
+    def empty_cache(self) -> None: ...
+
+
+class Counted(Device):
+    """An accelerator with such an allocator, on which everything runs on the CPU."""
+
+    is_accelerator = True
+
+    def __init__(self, allocator: Allocator) -> None:
+        super().__init__(CPU)
+        self.allocator = allocator
+
+    @property
+    def module(self):
+        return self.allocator
+
+    def synchronize(self) -> None: ...
+
+    def rng_state(self) -> None: ...
+
+    def manual_seed(self, seed: int) -> None: ...
+
+
+def counted(allocator: Allocator, kept: int = 8):
+    """Whoever steps first tries kernels in 100 MiB, and leaves a library's `kept` MiB for good."""
+
+    def setup(arm):
+        model = 6 if arm.enabled else 10
+        allocator.take(model)
+        arm.on_teardown(lambda: allocator.give(model))
+
+        def step():
+            if not allocator.touched:
+                allocator.touched = True
+                allocator.take(kept)
+            if not allocator.tuned:
+                allocator.tuned = True
+                allocator.take(100)
+                allocator.give(100)
+            allocator.take(4)
+            allocator.give(4)
+            return 1.0
+
+        return step
+
+    return setup
+
+
+@pytest.mark.parametrize("order", [("fp32", "amp"), ("amp", "fp32")])
+def test_the_order_of_the_arms_does_not_show_in_their_peaks(order) -> None:
+    allocator = Allocator()
+    bench = workbench(counted(allocator), device=Counted(allocator))
+    found = {name: parity.run(bench, name, 4)[0].peak_bytes for name in order}
+    assert found == {"fp32": 14 * MIB, "amp": 10 * MIB}
+
+
+def test_what_is_too_much_for_a_library_to_keep_is_the_user_s() -> None:
+    allocator = Allocator()
+    bench = workbench(counted(allocator, kept=500), device=Counted(allocator))
+    assert parity.run(bench, "amp", 4)[0].peak_bytes == 510 * MIB
+
+
+@pytest.mark.parametrize(("steps", "peak"), [(1, 3), (2, 1), (3, 1), (6, 1)])
+def test_the_first_steps_are_left_out_of_a_cpu_s_peak_where_more_follow(steps, peak) -> None:
+    def setup(arm):
+        taken = []
+
+        def step():
+            torch.ones((1 if taken else 3) * 2**18)
+            taken.append(1)
+            return 1.0
+
+        return step
+
+    found = parity.run(workbench(setup), "fp32", steps)[0].peak_bytes
+    assert found == pytest.approx(peak * MIB, rel=0.01)
