@@ -25,4 +25,5 @@ def older_objects_set_aside(device: Device) -> Iterator[None]:
     try:
         yield
     finally:
+        gc.collect()  # now, or what was made inside would be set aside with all else the next time
         gc.unfreeze()
