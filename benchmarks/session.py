@@ -1,7 +1,7 @@
 """Whether a long session stays as small and as fast as it began.
 
 Runs pytest once for each kind of test, with many tiny static ones, and reads behind each the
-resident memory and the processor's time. Wanted: no growth, and the last fifty as fast as the first.
+resident memory and the processor's time. Wanted: no growth, the last fifty as fast as the first.
 """
 
 import argparse
