@@ -59,19 +59,14 @@ class CopiedFixtures:
 
     def copied(self) -> dict[str, Any]:
         """All values, copied together, so that an optimizer copy owns its model's copy."""
-        memo: dict[int, Any] = {}
         try:
-            copies = copy.deepcopy(self._originals, memo)
+            copies = copy.deepcopy(self._originals)
         except Exception as error:
             name, reason = self._uncopyable() or ("?", error)
             raise AmpError(
                 f"the fixture {name!r} can't be copied for the two arms "
                 f"({type(reason).__name__}: {reason}); {FORM_2}"
             ) from error
-        for name, value in self._originals.items():
-            for leaf in held_by(name, value):
-                if isinstance(leaf, Optimizer):
-                    _complete(leaf, memo, name)
         for name, value in copies.items():
             for leaf in held_by(name, value):
                 if isinstance(leaf, LRScheduler):
@@ -241,23 +236,6 @@ def _refuse(name: str, value: Any) -> None:
             problem = "is an LBFGS optimizer, which needs a closure"
         if problem:
             raise AmpError(f"the fixture {name!r} {problem}; {FORM_2}")
-
-
-def _complete(original: Optimizer, memo: dict[int, Any], fixture: str) -> None:
-    """Give an optimizer's copy what copying one leaves out: all that its class keeps on itself."""
-    copied = memo.get(id(original), original)
-    missing = vars(original).keys() - vars(copied).keys() - {"step"}  # a scheduler's wrapper
-    for name in sorted(missing):
-        value = vars(original)[name]
-        try:
-            vars(copied)[name] = copy.deepcopy(value, memo)
-        except Exception as error:
-            raise AmpError(
-                f"the fixture {fixture!r} can't be copied for the two arms: its attribute {name!r} "
-                f"({type(error).__name__}: {error}); {FORM_2}"
-            ) from error
-        if isinstance(value, Optimizer):
-            _complete(value, memo, fixture)
 
 
 def _rewrap(optimizer: Any) -> None:

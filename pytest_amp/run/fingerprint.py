@@ -11,7 +11,6 @@ import torch
 from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import none_of_ours
-from pytest_amp.run.tensors import local, parts
 
 __tracebackhide__ = none_of_ours
 
@@ -34,24 +33,19 @@ def _one(value: Any) -> str:
     if not isinstance(value, torch.Tensor):
         return repr(value) if isinstance(value, (bool, int, float, str)) else type(value).__name__
     kind = f"{value.dtype}{list(value.shape)}"
-    seen = [_bits(part) for part in parts(value)]
-    return f"{kind}:{','.join(seen)}" if any(seen) else kind
-
-
-def _bits(part: torch.Tensor) -> str:
-    """The wrapping sum of a plain tensor's bits times their places; "" where it has no such."""
-    real = _real(part)
+    real = _real(value)
     if real is None or (bits := _BITS.get(real.element_size())) is None:
-        return ""
-    return str(_sum(real, lambda piece: piece.view(bits)))
+        return kind
+    return f"{kind}:{_sum(real, lambda piece: piece.view(bits))}"
 
 
 def digest_in_any_dtype(tensor: torch.Tensor) -> str:
     """Shape and values, the same in all dtypes that hold the values exactly."""
     shape = str(list(tensor.shape))
-    reals = [real for real in map(_real, parts(tensor)) if real is not None]
-    sums = [str(_sum(real, lambda piece: piece.float().view(torch.int32))) for real in reals]
-    return f"{shape}:{','.join(sums)}" if sums else shape
+    real = _real(tensor)
+    if real is None:
+        return shape
+    return f"{shape}:{_sum(real, lambda piece: piece.float().view(torch.int32))}"
 
 
 def pieces(flat: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
@@ -94,8 +88,7 @@ def sample(value: Any) -> tuple[float, ...]:
     Every element goes into them: two tensors' are as far apart, in proportion, as the tensors are.
     Nothing of another value.
     """
-    plain = local(value) if isinstance(value, torch.Tensor) else None
-    real = None if plain is None else _real(plain)
+    real = _real(value) if isinstance(value, torch.Tensor) else None
     if real is None or not real.is_floating_point() or not real.numel():
         return ()
     total = torch.zeros(1 + _PROJECTIONS, device=real.device)

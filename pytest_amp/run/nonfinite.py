@@ -15,7 +15,6 @@ from pytest_amp.records import Origin
 from pytest_amp.run.arm import Workbench
 from pytest_amp.run.flops import operator_name
 from pytest_amp.run.modules import ModuleStack
-from pytest_amp.run.tensors import parts
 
 __tracebackhide__ = none_of_ours
 
@@ -54,20 +53,15 @@ def _badness(tree: Any) -> int:
 def _badness_of(leaf: Any) -> int:
     if isinstance(leaf, float):
         return 2 * math.isnan(leaf) or int(math.isinf(leaf))
-    if not isinstance(leaf, torch.Tensor):
-        return 0
-    return max(map(_badness_of_part, parts(leaf)), default=0)
-
-
-def _badness_of_part(part: torch.Tensor) -> int:
     if (
-        not part.is_floating_point()
-        or part.layout is not torch.strided
-        or part.is_nested
-        or torch.isfinite(part).all()
+        not isinstance(leaf, torch.Tensor)
+        or not leaf.is_floating_point()
+        or leaf.layout is not torch.strided
+        or leaf.is_nested
+        or torch.isfinite(leaf).all()
     ):
         return 0
-    return 2 if torch.isnan(part).any() else 1
+    return 2 if torch.isnan(leaf).any() else 1
 
 
 def locate(bench: Workbench, step: int) -> Origin | None:

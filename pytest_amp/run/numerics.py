@@ -17,7 +17,6 @@ from pytest_amp.errors import none_of_ours
 from pytest_amp.records import Gradient, ModuleOutput
 from pytest_amp.run.modules import Call
 from pytest_amp.run.patches import OptimizerSteps
-from pytest_amp.run.tensors import local
 
 __tracebackhide__ = none_of_ours
 
@@ -89,7 +88,7 @@ def seen_by(optimizer: Any, parameter: torch.Tensor) -> torch.Tensor | None:
 
     Fused optimizers divide by the loss scale themselves, which torch hands them.
     """
-    grad = None if parameter.grad is None else local(parameter.grad)
+    grad = parameter.grad
     if grad is None or grad.layout is not torch.strided or grad.is_nested:
         return None
     with torch.no_grad():

@@ -15,7 +15,6 @@ from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import Overflow, OverflowDrill
-from pytest_amp.run import tensors
 from pytest_amp.run.arm import Workbench
 from pytest_amp.run.drills import Cycle, Run
 from pytest_amp.run.fingerprint import digest
@@ -108,7 +107,7 @@ def _ruined(run: Run) -> list[str]:
         name
         for optimizer in run.watch.trained.optimizers
         for name, param in run.parameters(optimizer)
-        if not tensors.is_finite(param)
+        if _is_not_finite(param)
     ]
 
 
@@ -233,8 +232,7 @@ class _Injection:
         """Digests of what the optimizer may change, and whether an overflow has reached it."""
         found: dict[str, str] = {}
         for name, param in self._run.parameters(optimizer):
-            is_finite = param.grad is None or tensors.is_finite(param.grad)
-            if not is_finite or self._scaler_found_inf(optimizer):
+            if _is_not_finite(param.grad) or self._scaler_found_inf(optimizer):
                 self._seen.reached.add(self._run.watch.trained.number(optimizer))
             found[name] = digest([param])[0]
             state = optimizer.state.get(param, {})
@@ -256,6 +254,14 @@ class _Injection:
             known += [name for name in changed if name not in known]
 
 
+def _is_not_finite(tensor: torch.Tensor | None) -> bool:
+    if tensor is None:
+        return False
+    values = tensor._values() if tensor.is_sparse else tensor
+    return not bool(torch.isfinite(values).all())
+
+
 def _value(state: Any) -> str:
-    zero = tensors.is_zero(state) if isinstance(state, torch.Tensor) else not state
-    return _ZERO if zero else digest([state])[0]
+    if isinstance(state, torch.Tensor):
+        return digest([state])[0] if bool(state.any()) else _ZERO
+    return digest([state])[0] if state else _ZERO

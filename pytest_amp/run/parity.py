@@ -15,7 +15,7 @@ from pytest_amp.run.fingerprint import Inputs, first_inputs, pieces
 from pytest_amp.run.losses import LossCurves
 from pytest_amp.run.memory import peak_memory
 from pytest_amp.run.skips import Replay, StepWatch
-from pytest_amp.run.tensors import dtype_name, parts
+from pytest_amp.run.tensors import dtype_name
 from pytest_amp.run.trained import Trained
 
 __tracebackhide__ = none_of_ours
@@ -138,7 +138,7 @@ def _nudge(parameters: list[torch.Tensor], dtype: torch.dtype, seed: int) -> Non
     Zeros stay: they are what they are in every dtype.
     """
     generators: dict[torch.device, torch.Generator] = {}
-    for param in (part for whole in parameters for part in parts(whole)):
+    for param in parameters:
         if not param.is_floating_point() or param.layout is not torch.strided:
             continue
         device = param.device

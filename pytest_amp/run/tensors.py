@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from pytest_amp.records import REDUCED
 
@@ -34,47 +33,6 @@ def storage(tensor: torch.Tensor) -> int:
 
 def size(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-@torch.no_grad()
-def parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """The plain tensors that hold its values; none where it can't be looked into.
-
-    A DTensor's is its local shard, those of a quantised state its codes and scales. A subclass may
-    lack any operator: only its parts can be asked for everything.
-    """
-    if is_traceable_wrapper_subclass(tensor):
-        names, _ = tensor.__tensor_flatten__()
-        held = [getattr(tensor, name) for name in names]  # a mesh may be among them
-        return [part for each in held if isinstance(each, torch.Tensor) for part in parts(each)]
-    if type(tensor) in (torch.Tensor, torch.nn.Parameter):
-        return [tensor.detach()]
-    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        return []
-    with torch._C.DisableTorchFunctionSubclass():
-        return [tensor.detach().as_subclass(torch.Tensor)]
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor | None:
-    """The one plain tensor that holds its values; None where several do, or it can't be seen."""
-    found = parts(tensor)
-    return found[0] if len(found) == 1 else None
-
-
-@torch.no_grad()
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether all its values are, as far as they can be looked at."""
-    return all(
-        bool(torch.isfinite(part._values() if part.is_sparse else part).all())
-        for part in parts(tensor)
-    )
-
-
-@torch.no_grad()
-def is_zero(tensor: torch.Tensor) -> bool:
-    """Whether all its values are, as far as they can be looked at."""
-    found = parts(tensor)
-    return bool(found) and not any(bool((part != 0).any()) for part in found)
 
 
 def matrix_dims(tensor: torch.Tensor) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from torch.optim import Optimizer
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.run.fingerprint import digest, sample
-from pytest_amp.run.tensors import parts, size
+from pytest_amp.run.tensors import size
 
 __tracebackhide__ = none_of_ours
 
@@ -49,10 +49,7 @@ class Trained:
             if isinstance(value, torch.Tensor)
         ]
         kinds = {"parameters": self.parameters, "gradients": gradients, "optimizer state": state}
-        return {
-            kind: sum(size(part) for tensor in tensors for part in parts(tensor))
-            for kind, tensors in kinds.items()
-        }
+        return {kind: sum(map(size, tensors)) for kind, tensors in kinds.items()}
 
     def has_gradient(self, parameter: torch.Tensor) -> bool:
         """Whether it had a gradient at any of its optimizer's steps."""

@@ -17,7 +17,6 @@ from pytest_amp.records import GradientAtTwoScales, TwoScales
 from pytest_amp.run.arm import Workbench
 from pytest_amp.run.drills import NothingShown, Run
 from pytest_amp.run.patches import OptimizerSteps, patched, wrapped
-from pytest_amp.run.tensors import local
 
 __tracebackhide__ = none_of_ours
 
@@ -165,7 +164,7 @@ def _still_scaled_by(optimizer: Any, kwargs: Any) -> Any:
 
 @torch.no_grad()
 def _gradient(param: torch.Tensor, scale: Any) -> torch.Tensor | None:
-    gradient = None if param.grad is None else local(param.grad)
+    gradient = param.grad
     if gradient is None:
         return None
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
