@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 from pytest_amp.errors import none_of_ours
+from pytest_amp.run.tensors import floating
 
 __tracebackhide__ = none_of_ours
 
@@ -47,9 +47,5 @@ class Accumulation:
 def _holds_gradients(optimizer: Any) -> bool:
     """Whether any is there and not zero."""
     grads = (param.grad for group in optimizer.param_groups for param in group["params"])
-    with torch.no_grad():
-        return any(grad is not None and bool((grad != 0).any()) for grad in map(_dense, grads))
-
-
-def _dense(grad: torch.Tensor | None) -> torch.Tensor | None:
-    return grad.coalesce().values() if grad is not None and grad.is_sparse else grad
+    parts = (part for grad in grads if grad is not None for part in floating(grad))
+    return any(bool((part != 0).any()) for part in parts)

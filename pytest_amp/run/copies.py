@@ -60,12 +60,12 @@ class CopiedFixtures:
     def copied(self) -> dict[str, Any]:
         """All values, copied together, so that an optimizer copy owns its model's copy."""
         try:
-            copies = copy.deepcopy(self._originals)
+            copies = _deepcopy(self._originals)
         except Exception as error:
             name, reason = self._uncopyable() or ("?", error)
+            what = "" if isinstance(reason, _Uncopyable) else f"{type(reason).__name__}: "
             raise AmpError(
-                f"the fixture {name!r} can't be copied for the two arms "
-                f"({type(reason).__name__}: {reason}); {FORM_2}"
+                f"the fixture {name!r} can't be copied for the two arms ({what}{reason}); {FORM_2}"
             ) from error
         for name, value in copies.items():
             for leaf in held_by(name, value):
@@ -76,7 +76,7 @@ class CopiedFixtures:
     def _uncopyable(self) -> tuple[str, Exception] | None:
         for name, value in self._originals.items():
             try:
-                copy.deepcopy(value)
+                _deepcopy(value)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is the answer
                 return name, error
         return None
@@ -142,6 +142,45 @@ def form_one(body: Callable[..., Any], fixtures: CopiedFixtures) -> Setup:
         return step
 
     return setup
+
+
+class _Uncopyable(Exception):
+    """An attribute that can't be copied; its name and why."""
+
+
+def _deepcopy(value: Any) -> Any:
+    """A deep copy whose optimizers keep what torch leaves out of theirs: their own attributes."""
+    memo: dict[int, Any] = {}
+    copied = copy.deepcopy(value, memo)
+    originals: list[Any] = memo.get(id(memo), [])  # where deepcopy keeps what it has copied
+    for each in originals:  # it grows with what their attributes hold
+        if isinstance(each, Optimizer) and not _copies_itself(each):
+            _complete(each, memo)
+    return copied
+
+
+def _copies_itself(optimizer: Optimizer) -> bool:
+    """Whether its class says itself what a copy keeps."""
+    says = ("__getstate__", "__deepcopy__", "__reduce__", "__reduce_ex__")
+    kind = type(optimizer)
+    return any(getattr(kind, name, None) is not getattr(Optimizer, name, None) for name in says)
+
+
+def _complete(optimizer: Optimizer, memo: dict[int, Any]) -> None:
+    """Give an optimizer's copy the attributes that it lacks, with references to other copies.
+
+    Not a `step` that a scheduler has put there, since it would step the original.
+    """
+    known = vars(memo[id(optimizer)])
+    for name, value in vars(optimizer).items():
+        if name not in known and name != "step":
+            try:
+                known[name] = copy.deepcopy(value, memo)
+            except Exception as error:
+                raise _Uncopyable(
+                    f"its {type(optimizer).__name__}'s attribute {name!r}, "
+                    f"{type(error).__name__}: {error}"
+                ) from error
 
 
 def _log(scaler: torch.amp.GradScaler) -> ScalerLog:

@@ -11,6 +11,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import none_of_ours
+from pytest_amp.run.tensors import plain, real
 
 __tracebackhide__ = none_of_ours
 
@@ -32,20 +33,29 @@ def digest(values: Iterable[Any]) -> tuple[str, ...]:
 def _one(value: Any) -> str:
     if not isinstance(value, torch.Tensor):
         return repr(value) if isinstance(value, (bool, int, float, str)) else type(value).__name__
-    kind = f"{value.dtype}{list(value.shape)}"
-    real = _real(value)
-    if real is None or (bits := _BITS.get(real.element_size())) is None:
-        return kind
-    return f"{kind}:{_sum(real, lambda piece: piece.view(bits))}"
+    sums = [_bits(part) for part in plain(value) or ()]
+    return ":".join([_kind(value), *sums])
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    with torch._C.DisableTorchFunctionSubclass():
+        nested = tensor.is_nested and tensor.layout is torch.strided  # which has no shape
+        return f"{tensor.dtype}{[] if nested else list(tensor.shape)}"
+
+
+def _bits(part: torch.Tensor) -> str:
+    flat = _real(part)
+    bits = _BITS.get(flat.element_size())
+    return "" if bits is None else str(_sum(flat, lambda piece: piece.view(bits)))
 
 
 def digest_in_any_dtype(tensor: torch.Tensor) -> str:
     """Shape and values, the same in all dtypes that hold the values exactly."""
-    shape = str(list(tensor.shape))
-    real = _real(tensor)
-    if real is None:
-        return shape
-    return f"{shape}:{_sum(real, lambda piece: piece.float().view(torch.int32))}"
+    sums = [
+        str(_sum(_real(part), lambda piece: piece.float().view(torch.int32)))
+        for part in plain(tensor) or ()
+    ]
+    return ":".join([_kind(tensor).partition("[")[2], *sums])
 
 
 def pieces(flat: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
@@ -55,14 +65,9 @@ def pieces(flat: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         yield start, flat[start : start + size]
 
 
-def _real(tensor: torch.Tensor) -> torch.Tensor | None:
-    """The tensor, of real numbers, in one dimension; None where it has no plain values."""
-    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
-        return None
-    if tensor.is_meta:
-        return None
-    plain = tensor.detach().resolve_conj().resolve_neg()
-    return (torch.view_as_real(plain) if plain.is_complex() else plain).reshape(-1)
+def _real(part: torch.Tensor) -> torch.Tensor:
+    """A plain tensor, of real numbers, in one dimension."""
+    return (real(part) if part.is_complex() else part).resolve_neg().reshape(-1)
 
 
 @torch.no_grad()
@@ -86,19 +91,23 @@ def sample(value: Any) -> tuple[float, ...]:
     """A floating point tensor's norm, and its sums under a few fixed patterns of signs.
 
     Every element goes into them: two tensors' are as far apart, in proportion, as the tensors are.
-    Nothing of another value.
+    Nothing of another value, nor of what is made of other numbers too.
     """
-    real = _real(value) if isinstance(value, torch.Tensor) else None
-    if real is None or not real.is_floating_point() or not real.numel():
+    flats = [
+        _real(part) for part in (plain(value) if isinstance(value, torch.Tensor) else ()) or ()
+    ]
+    if not any(flat.numel() for flat in flats) or not all(map(torch.is_floating_point, flats)):
         return ()
-    total = torch.zeros(1 + _PROJECTIONS, device=real.device)
-    for start, piece in pieces(real):
-        places = torch.arange(start + 1, start + 1 + piece.numel(), device=real.device).mul_(_ODD)
-        floats = piece.float()
-        total[0] += floats.square().sum()
-        for number in range(_PROJECTIONS):
-            is_plus = places.bitwise_right_shift(16 + number).bitwise_and_(1).bool()
-            total[1 + number] += torch.where(is_plus, floats, -floats).sum()
+    total = torch.zeros(1 + _PROJECTIONS, device=flats[0].device)
+    for flat in flats:
+        for start, piece in pieces(flat):
+            places = torch.arange(start + 1, start + 1 + piece.numel(), device=flat.device)
+            places.mul_(_ODD)
+            floats = piece.float()
+            total[0] += floats.square().sum()
+            for number in range(_PROJECTIONS):
+                is_plus = places.bitwise_right_shift(16 + number).bitwise_and_(1).bool()
+                total[1 + number] += torch.where(is_plus, floats, -floats).sum()
     square, *sums = total.tolist()
     return (math.sqrt(square), *sums)
 

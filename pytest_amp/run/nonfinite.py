@@ -15,6 +15,7 @@ from pytest_amp.records import Origin
 from pytest_amp.run.arm import Workbench
 from pytest_amp.run.flops import operator_name
 from pytest_amp.run.modules import ModuleStack
+from pytest_amp.run.tensors import floating, is_finite
 
 __tracebackhide__ = none_of_ours
 
@@ -53,15 +54,10 @@ def _badness(tree: Any) -> int:
 def _badness_of(leaf: Any) -> int:
     if isinstance(leaf, float):
         return 2 * math.isnan(leaf) or int(math.isinf(leaf))
-    if (
-        not isinstance(leaf, torch.Tensor)
-        or not leaf.is_floating_point()
-        or leaf.layout is not torch.strided
-        or leaf.is_nested
-        or torch.isfinite(leaf).all()
-    ):
+    if not isinstance(leaf, torch.Tensor):
         return 0
-    return 2 if torch.isnan(leaf).any() else 1
+    bad = [part for part in floating(leaf) if not is_finite(part)]
+    return (2 if any(part.isnan().any() for part in bad) else 1) if bad else 0
 
 
 def locate(bench: Workbench, step: int) -> Origin | None:

@@ -17,6 +17,7 @@ from pytest_amp.errors import none_of_ours
 from pytest_amp.records import Gradient, ModuleOutput
 from pytest_amp.run.modules import Call
 from pytest_amp.run.patches import OptimizerSteps
+from pytest_amp.run.tensors import values
 
 __tracebackhide__ = none_of_ours
 
@@ -44,11 +45,12 @@ class Witness:
         """Sample what a module returned from its first call."""
         if call.again or call.path in self._outputs:
             return
-        tensor = next(filter(_comparable, pytree.tree_leaves(output)), None)
+        leaves = filter(torch.is_tensor, pytree.tree_leaves(output))
+        tensor = next((found for leaf in leaves if (found := _comparable(leaf)) is not None), None)
         if tensor is None:
             return
         with torch.no_grad():
-            flat = tensor.detach().reshape(-1)
+            flat = tensor.reshape(-1)
             self._outputs[call.path] = flat[:: -(-flat.numel() // SAMPLE)].float().cpu()
             self._largest[call.path] = float(flat.abs().amax())
 
@@ -88,23 +90,19 @@ def seen_by(optimizer: Any, parameter: torch.Tensor) -> torch.Tensor | None:
 
     Fused optimizers divide by the loss scale themselves, which torch hands them.
     """
-    grad = parameter.grad
-    if grad is None or grad.layout is not torch.strided or grad.is_nested:
+    given = parameter.grad
+    grad = None if given is None or given.is_sparse else values(given)
+    if grad is None:
         return None
     with torch.no_grad():
         scale = getattr(optimizer, "grad_scale", None)
-        copied = grad.detach().float().cpu() if scale is None else (grad / scale).float().cpu()
+        copied = grad.float().cpu() if scale is None else (grad / scale).float().cpu()
         return copied.clone() if copied.data_ptr() == grad.data_ptr() else copied
 
 
-def _comparable(leaf: Any) -> bool:
-    return (
-        isinstance(leaf, torch.Tensor)
-        and leaf.is_floating_point()
-        and leaf.layout is torch.strided
-        and not leaf.is_nested
-        and leaf.numel() > 0
-    )
+def _comparable(leaf: torch.Tensor) -> torch.Tensor | None:
+    found = None if leaf.is_sparse else values(leaf)
+    return found if found is not None and found.numel() else None
 
 
 def _distance(expected: torch.Tensor, found: torch.Tensor) -> float:

@@ -28,10 +28,12 @@ from pytest_amp.run.tensors import (
     floats,
     is_reduced,
     matrix_dims,
+    memory,
     size,
     spread,
     storage,
     stretch,
+    values,
 )
 
 __tracebackhide__ = none_of_ours
@@ -141,8 +143,10 @@ class OpRecord(TorchDispatchMode):
         if func is torch.ops.aten._to_copy.default and outputs and is_reduced(outputs[0]):
             weight = self._weights.get(storage(inputs[0])) if inputs else None
             if weight is not None:
-                cast = StorageWeakRef(outputs[0].untyped_storage())
-                self._casts[storage(outputs[0])] = cast, ref(weight), weight._version
+                held = memory(outputs[0])
+                if held is not None:
+                    cast = StorageWeakRef(held)
+                    self._casts[storage(outputs[0])] = cast, ref(weight), weight._version
         return out
 
     def _record(
@@ -216,7 +220,10 @@ class OpRecord(TorchDispatchMode):
                 continue
             if torch._C._current_graph_task_id() != -1:
                 continue  # a backward pass wants the weights of its forward pass
-            if not torch.equal(spread(tensor), spread(weight.to(tensor.dtype))):
+            used, now = values(tensor), values(weight)
+            if used is None or now is None:
+                continue
+            if not torch.equal(spread(used), spread(now.to(used.dtype))):
                 self._stale[self.modules.path() or "outside of modules"] = None
 
     def _is_weight(self, tensor: torch.Tensor) -> bool:

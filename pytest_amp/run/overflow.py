@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from pytest_amp.run.drills import Cycle, Run
 from pytest_amp.run.fingerprint import digest
 from pytest_amp.run.patches import OptimizerSteps, patched, wrapped
 from pytest_amp.run.scaler import infinite, raised_by_scaler
+from pytest_amp.run.tensors import floating, is_finite, plain
 
 __tracebackhide__ = none_of_ours
 
@@ -235,8 +236,10 @@ class _Injection:
             if _is_not_finite(param.grad) or self._scaler_found_inf(optimizer):
                 self._seen.reached.add(self._run.watch.trained.number(optimizer))
             found[name] = digest([param])[0]
-            state = optimizer.state.get(param, {})
-            found.update({f"{key} of {name}": _value(state[key]) for key in state})
+            state = optimizer.state.get(param)
+            entries = state if isinstance(state, Mapping) else {"state": state}
+            known = {key: value for key in entries if (value := _value(entries[key])) is not None}
+            found.update({f"{key} of {name}": value for key, value in known.items()})
         return found
 
     def _scaler_found_inf(self, optimizer: Optimizer) -> bool:
@@ -255,13 +258,16 @@ class _Injection:
 
 
 def _is_not_finite(tensor: torch.Tensor | None) -> bool:
-    if tensor is None:
-        return False
-    values = tensor._values() if tensor.is_sparse else tensor
-    return not bool(torch.isfinite(values).all())
+    return tensor is not None and not all(map(is_finite, floating(tensor)))
 
 
-def _value(state: Any) -> str:
+def _value(state: Any) -> str | None:
+    """A digest; None of what can't be looked into."""
     if isinstance(state, torch.Tensor):
-        return digest([state])[0] if bool(state.any()) else _ZERO
-    return digest([state])[0] if state else _ZERO
+        parts = plain(state)
+        if parts is None:
+            return None
+        return digest([state])[0] if any(bool(part.any()) for part in parts) else _ZERO
+    if isinstance(state, (bool, int, float, str)):
+        return digest([state])[0] if state else _ZERO
+    return None

@@ -15,7 +15,7 @@ from pytest_amp.run.fingerprint import Inputs, first_inputs, pieces
 from pytest_amp.run.losses import LossCurves
 from pytest_amp.run.memory import peak_memory
 from pytest_amp.run.skips import Replay, StepWatch
-from pytest_amp.run.tensors import dtype_name
+from pytest_amp.run.tensors import dtype_name, floating
 from pytest_amp.run.trained import Trained
 
 __tracebackhide__ = none_of_ours
@@ -139,22 +139,21 @@ def _nudge(parameters: list[torch.Tensor], dtype: torch.dtype, seed: int) -> Non
     """
     generators: dict[torch.device, torch.Generator] = {}
     for param in parameters:
-        if not param.is_floating_point() or param.layout is not torch.strided:
-            continue
-        device = param.device
-        generator = generators.setdefault(device, torch.Generator(device).manual_seed(seed))
-        with _flat(param) as flat:
-            for _, piece in pieces(flat):
-                sign = 2 * torch.randint(2, piece.shape, generator=generator, device=device) - 1
-                # A float32's exponent bits alone are the power of two below it, and 0 for 0.
-                bits = piece.float().view(torch.int32) & 0x7F800000
-                piece.add_(sign * bits.view(torch.float32) * torch.finfo(dtype).eps)
+        for part in floating(param):
+            device = part.device
+            generator = generators.setdefault(device, torch.Generator(device).manual_seed(seed))
+            with _flat(part) as flat:
+                for _, piece in pieces(flat):
+                    sign = 2 * torch.randint(2, piece.shape, generator=generator, device=device) - 1
+                    # A float32's exponent bits alone are the power of two below it, and 0 for 0.
+                    bits = piece.float().view(torch.int32) & 0x7F800000
+                    piece.add_(sign * bits.view(torch.float32) * torch.finfo(dtype).eps)
 
 
 @contextmanager
-def _flat(param: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The parameter in one dimension: itself where its memory allows, else written back."""
-    flat = param.detach().reshape(-1)
+def _flat(part: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A plain tensor in one dimension: itself where its memory allows, else written back."""
+    flat = part.reshape(-1)
     yield flat
-    if not param.is_contiguous():
-        param.copy_(flat.view(param.shape))
+    if not part.is_contiguous():
+        part.copy_(flat.view(part.shape))

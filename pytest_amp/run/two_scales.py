@@ -17,6 +17,7 @@ from pytest_amp.records import GradientAtTwoScales, TwoScales
 from pytest_amp.run.arm import Workbench
 from pytest_amp.run.drills import NothingShown, Run
 from pytest_amp.run.patches import OptimizerSteps, patched, wrapped
+from pytest_amp.run.tensors import values
 
 __tracebackhide__ = none_of_ours
 
@@ -164,13 +165,12 @@ def _still_scaled_by(optimizer: Any, kwargs: Any) -> Any:
 
 @torch.no_grad()
 def _gradient(param: torch.Tensor, scale: Any) -> torch.Tensor | None:
-    gradient = param.grad
+    gradient = None if param.grad is None else values(param.grad)
     if gradient is None:
         return None
-    values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    if values.element_size() < 4:
-        values = values.float()
-    return values.clone() if scale is None else values / scale
+    if gradient.element_size() < 4:
+        gradient = gradient.float()
+    return gradient.clone() if scale is None else gradient / scale
 
 
 @torch.no_grad()
