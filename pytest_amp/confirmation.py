@@ -10,7 +10,7 @@ from pytest_amp.errors import none_of_ours
 from pytest_amp.judge import causes
 from pytest_amp.judge.rules.base import Case
 from pytest_amp.results import Finding
-from pytest_amp.run import counterfactuals, parity, timing
+from pytest_amp.run import busy, counterfactuals, parity, timing
 from pytest_amp.run.arm import Setup, Workbench
 from pytest_amp.settings import Settings
 
@@ -75,6 +75,16 @@ def try_remedies(bench: Workbench, settings: Settings, case: Case, notes: list[s
             said = causes.helped(remedy, timed, rate)
             if said:
                 notes.append(said)
+
+
+def look_for_idling(bench: Workbench, settings: Settings, case: Case, notes: list[str]) -> Case:
+    """The case, with how long the accelerator works in a step where a speed gate is not passed."""
+    timed = case.seen.timing
+    if timed is None or case.gates["speedup"].verdict not in ("fail", "inconclusive"):
+        return case
+    with _ending_early("the accelerator's idle time", notes):
+        timed = replace(timed, busy_s=busy.of_amp(bench, settings.warmup))
+    return replace(case, seen=replace(case.seen, timing=timed))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from pytest_amp import units
-from pytest_amp.confirmation import confirmed, try_remedies
+from pytest_amp.confirmation import confirmed, look_for_idling, try_remedies
 from pytest_amp.errors import AmpError, none_of_ours
 from pytest_amp.job import Job, arms_of, blank_report, environment_of, phases_of
 from pytest_amp.judge import dtype_map, gates, parity, rules, sequential
@@ -60,10 +60,11 @@ def run(job: Job, progress: Progress) -> AmpReport:
             mapped, gate = dtype_map.judge(job.snapshot, seen)
             gated = (*gated, gate)
         case = Case(seen, {gate.name: gate for gate in gated}, limits)
-        found = rules.findings(case, settings.select, settings.ignore)
-        found = confirmed(bench, settings, case, found, notes)
         if not settings.static:
             try_remedies(bench, settings, case, notes)
+            case = look_for_idling(bench, settings, case, notes)
+        found = rules.findings(case, settings.select, settings.ignore)
+        found = confirmed(bench, settings, case, found, notes)
     loss = case.gates["loss_diff"]
     return replace(
         blank,

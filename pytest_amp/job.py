@@ -27,6 +27,7 @@ _PHASES = {
     "inspection": "inspection",
     "locating": "inspection",
     "confirming": "inspection",
+    "profiling": "inspection",
     "warm-up": "timing",
     "calibration": "timing",
     "timing": "timing",

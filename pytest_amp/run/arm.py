@@ -54,11 +54,16 @@ class Arm:
     def __repr__(self) -> str:
         return f"<Arm {self.name} on {self.device}, {self.dtype}>"
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """``torch.autocast`` on this device in this dtype; does nothing in the fp32 arm."""
+    def autocast(self, *, cache_enabled: bool | None = None) -> AbstractContextManager[Any]:
+        """``torch.autocast`` on this device in this dtype; does nothing in the fp32 arm.
+
+        Args:
+            cache_enabled: as torch.autocast takes it; False around what
+                `torch.cuda.make_graphed_callables` captures.
+        """
         if not self.enabled:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        return torch.autocast(self.device.type, dtype=self.dtype, cache_enabled=cache_enabled)
 
     @property
     def mixed_precision(self) -> str:
@@ -186,6 +191,7 @@ class Workbench:
         self.builds += 1
         if not self._alive:
             _forget_compiled_code()
+            gc.collect()  # what watched the arm before this one may hold it in cycles
         with self.globals.preserved():
             seed_all(self._seed)
             resident = Resident(Arm(name, self.device, self.dtype), self)

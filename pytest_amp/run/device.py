@@ -54,8 +54,12 @@ class Device:
 
     def synchronize(self) -> None:
         """Wait until all work that was queued on the device is done."""
-        if self.is_accelerator:
+        if not self.is_accelerator:
+            return
+        if self.type == "mps":  # there is one, and nothing to name
             self.module.synchronize()
+        else:
+            self.module.synchronize(self.torch)
 
     def names(self) -> DeviceNames:
         """What thresholds by device are matched against."""

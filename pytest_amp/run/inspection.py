@@ -112,6 +112,7 @@ class _Look:
                 )
             names = modules.parameter_names()
             found = [names.get(id(each)) for each in witness.parameters]
+            witness.let_go()
         return replace(run, operators=operators, parameters=_named(run.parameters, found))
 
     def _recorded(self, resident: Any, parameters: list[torch.Tensor]) -> Operators:

@@ -33,6 +33,7 @@ class Witness:
     def __init__(self) -> None:
         self.gradients: list[torch.Tensor | None] = []
         self.parameters: list[torch.Tensor] = []
+        self._shapes: list[torch.Size] = []
         self.steps = 0
         self._outputs: dict[str, torch.Tensor] = {}
         self._largest: dict[str, float] = {}
@@ -40,6 +41,10 @@ class Witness:
     def watching(self) -> OptimizerSteps:
         """Take the gradients of each optimizer's first step inside."""
         return OptimizerSteps(self._take_gradients)
+
+    def let_go(self) -> None:
+        """Of the arm's parameters, before another arm is built."""
+        self.parameters.clear()
 
     def module_left(self, call: Call, output: Any) -> None:
         """Sample what a module returned from its first call."""
@@ -64,7 +69,7 @@ class Witness:
 
     def gradients_beside(self, fp32: Witness) -> tuple[Gradient, ...]:
         """This arm's gradients beside the fp32 arm's; none where the parameters do not match."""
-        if [p.shape for p in self.parameters] != [p.shape for p in fp32.parameters]:
+        if self._shapes != fp32._shapes:
             return ()
         if self.steps != fp32.steps:  # one that was skipped had other data
             return ()
@@ -82,6 +87,7 @@ class Witness:
             for parameter in group["params"]:
                 if id(parameter) not in known:
                     self.parameters.append(parameter)
+                    self._shapes.append(parameter.shape)
                     self.gradients.append(seen_by(optimizer, parameter))
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import random
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import Timing
 from pytest_amp.run.arm import ArmName, Resident, Setup, Workbench
-from pytest_amp.run.busy import busy_s
 from pytest_amp.run.skip_check import SkipCheck
 
 __tracebackhide__ = none_of_ours
@@ -62,18 +63,26 @@ class Block:
 def run(bench: Workbench, plan: Plan, sides: Sides = ARMS) -> Timing:
     """Time both sides, both resident; one at a time where they do not fit together."""
     with SkipCheck().installed() as skips:
-        try:
-            with ExitStack() as stack:
-                first, second = (stack.enter_context(side.built(bench)) for side in sides)
-                lab = _Together(bench, (first, second), plan.warmup, skips)
-                timed = _sample(bench, plan, lab)
-                with second.active():
-                    return replace(timed, busy_s=busy_s(bench.device, second.step))
-        except Exception as error:
-            if not bench.device.is_oom(error):
-                raise
+        timed = _both_resident(bench, plan, sides, skips)
+        if timed is not None:
+            return timed
+        # Behind the handler, whose traceback held the arms: what is in cycles goes now, too.
+        gc.collect()
         bench.device.empty_cache()
         return _sample(bench, plan, _Apart(bench, sides, plan.warmup, skips))
+
+
+def _both_resident(bench: Workbench, plan: Plan, sides: Sides, skips: SkipCheck) -> Timing | None:
+    """None where they do not fit in memory together."""
+    try:
+        with ExitStack() as stack:
+            first, second = (stack.enter_context(side.built(bench)) for side in sides)
+            return _sample(bench, plan, _Together(bench, (first, second), plan.warmup, skips))
+    except Exception as error:
+        if not bench.device.is_oom(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # a step may keep what it raised
+    return None
 
 
 class _Together:

@@ -84,28 +84,29 @@ class _AtScale:
         self._scale = scale
         self._forced: set[int] = set()
         self._stepped: set[int] = set()
-        self._run = Run(bench, "scale drill", steps)
+        self._bench = bench
 
     def run(self, optimizers: int, look: Callable[[Key, torch.Tensor], None]) -> None:
         """Tell `look` the gradients at the first step of each optimizer."""
+        run = Run(self._bench, "scale drill", self._steps)  # which holds the arm, and goes with it
 
         def before_step(optimizer: Optimizer, kwargs: Any) -> None:
-            number = self._run.watch.trained.number(optimizer)
+            number = run.watch.trained.number(optimizer)
             if number in self._stepped:
                 return
             self._stepped.add(number)
             scale = _still_scaled_by(optimizer, kwargs)
-            for name, param in self._run.parameters(optimizer):
+            for name, param in run.parameters(optimizer):
                 gradient = _gradient(param, scale)
                 if gradient is not None:
                     look((number, name), gradient)
 
-        with self._run.built(self._installed(before_step)):
+        with run.built(self._installed(before_step)):
             for _ in range(self._steps):
-                self._run.step()
+                run.step()
                 if len(self._stepped) >= optimizers:
                     break
-            use = self._run.watch.use()
+            use = run.watch.use()
         if any(step.skipped for step in use.steps):
             raise NothingShown(f"a step is skipped at the loss scale {self._scale:g} in float32")
         self.kinds = use.optimizers

@@ -231,7 +231,7 @@ def test_coverage_of_a_graph_that_the_user_captured_is_unknown() -> None:
     def setup(arm: Arm) -> Step:
         model = torch.nn.Linear(256, 256).to(arm.device)
         x = torch.randn(64, 256, device=arm.device)
-        with arm.autocast():
+        with arm.autocast(cache_enabled=False):
             forward = torch.cuda.make_graphed_callables(model, (x,))
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         return train(arm, optimizer, lambda: forward(x).float().square().mean())
