@@ -61,19 +61,19 @@ class Block:
 
 def run(bench: Workbench, plan: Plan, sides: Sides = ARMS) -> Timing:
     """Time both sides, both resident; one at a time where they do not fit together."""
-    with SkipCheck().installed() as skips:
-        try:
-            with ExitStack() as stack:
-                first, second = (stack.enter_context(side.built(bench)) for side in sides)
-                lab = _Together(bench, (first, second), plan.warmup, skips)
-                timed = _sample(bench, plan, lab)
-                with second.active():
-                    return replace(timed, busy_s=busy_s(bench.device, second.step))
-        except Exception as error:
-            if not bench.device.is_oom(error):
-                raise
-        bench.device.empty_cache()
-        return _sample(bench, plan, _Apart(bench, sides, plan.warmup, skips))
+    skips = SkipCheck()
+    try:
+        with ExitStack() as stack:
+            first, second = (stack.enter_context(side.built(bench)) for side in sides)
+            lab = _Together(bench, (first, second), plan.warmup, skips)
+            timed = _sample(bench, plan, lab)
+            with second.active():
+                return replace(timed, busy_s=busy_s(bench.device, second.step))
+    except Exception as error:
+        if not bench.device.is_oom(error):
+            raise
+    bench.device.empty_cache()
+    return _sample(bench, plan, _Apart(bench, sides, plan.warmup, skips))
 
 
 class _Together:
@@ -131,7 +131,7 @@ class _Apart:
 def _warm_up(bench: Workbench, resident: Resident, steps: int, skips: SkipCheck) -> None:
     """So many steps, and more while a scaler still skips them."""
     resident.arm.pause_scaler_record()  # it would cost the amp arm alone
-    with resident.active():
+    with resident.active(), skips.watching():
         for index in range(steps + MOST_SETTLING_STEPS * bool(steps)):
             before = skips.look()
             bench.progress.at("warm-up", resident.arm.name, index + 1, steps)
@@ -142,9 +142,10 @@ def _warm_up(bench: Workbench, resident: Resident, steps: int, skips: SkipCheck)
 
 
 def _timed(bench: Workbench, resident: Resident, steps: int, skips: SkipCheck) -> Block:
-    """One block; its first step, on cold caches, is not timed."""
+    """One block; its first step, on cold caches, is not timed, and the only one with us in it."""
     device = bench.device
-    resident.step()
+    with skips.watching():
+        resident.step()
     device.synchronize()
     before = skips.look()
     start = device.now()
