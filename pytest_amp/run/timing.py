@@ -62,14 +62,14 @@ class Block:
 
 def run(bench: Workbench, plan: Plan, sides: Sides = ARMS) -> Timing:
     """Time both sides, both resident; one at a time where they do not fit together."""
-    with SkipCheck().installed() as skips:
-        timed = _both_resident(bench, plan, sides, skips)
-        if timed is not None:
-            return timed
-        # Behind the handler, whose traceback held the arms: what is in cycles goes now, too.
-        gc.collect()
-        bench.device.empty_cache()
-        return _sample(bench, plan, _Apart(bench, sides, plan.warmup, skips))
+    skips = SkipCheck()
+    timed = _both_resident(bench, plan, sides, skips)
+    if timed is not None:
+        return timed
+    # Behind the handler, whose traceback held the arms: what is in cycles goes now, too.
+    gc.collect()
+    bench.device.empty_cache()
+    return _sample(bench, plan, _Apart(bench, sides, plan.warmup, skips))
 
 
 def _both_resident(bench: Workbench, plan: Plan, sides: Sides, skips: SkipCheck) -> Timing | None:
@@ -140,7 +140,7 @@ class _Apart:
 def _warm_up(bench: Workbench, resident: Resident, steps: int, skips: SkipCheck) -> None:
     """So many steps, and more while a scaler still skips them."""
     resident.arm.pause_scaler_record()  # it would cost the amp arm alone
-    with resident.active():
+    with resident.active(), skips.watching():
         for index in range(steps + MOST_SETTLING_STEPS * bool(steps)):
             before = skips.look()
             bench.progress.at("warm-up", resident.arm.name, index + 1, steps)
@@ -151,9 +151,10 @@ def _warm_up(bench: Workbench, resident: Resident, steps: int, skips: SkipCheck)
 
 
 def _timed(bench: Workbench, resident: Resident, steps: int, skips: SkipCheck) -> Block:
-    """One block; its first step, on cold caches, is not timed."""
+    """One block; its first step, on cold caches, is not timed, and the only one with us in it."""
     device = bench.device
-    resident.step()
+    with skips.watching():
+        resident.step()
     device.synchronize()
     before = skips.look()
     start = device.now()

@@ -391,12 +391,12 @@ def test_a_run_that_skips_every_step_compared_nothing() -> None:
 # Timed blocks, from the scaler's own state alone.
 
 
-def blocks(losses, **options):
+def blocks(losses, kind=GradScaler, **options):
     """Whether each block of such losses has a step that a scaler of these options skips."""
     param = parameter()
-    optimizer, scaler = sgd(param, lr=0.0), GradScaler("cpu", **options)
+    optimizer, scaler = sgd(param, lr=0.0), kind("cpu", **options)
     found = []
-    with SkipCheck().installed() as check:
+    with SkipCheck().watching() as check:
         for block in losses:
             before = check.look()
             for loss in block:
@@ -447,12 +447,65 @@ def test_a_scale_at_its_ceiling_no_longer_grows() -> None:
     assert blocks([[2.0**-127] * 4, [2.0**-127] * 4], **options) == [False, False]
 
 
+class InPython(GradScaler):
+    """Its update is a subclass's own, as that of sharded scalers is on a CPU."""
+
+    def update(self, new_scale=None):
+        states = self._per_optimizer_states.values()
+        found = sum(
+            inf.item() for state in states for inf in state["found_inf_per_device"].values()
+        )
+        if found:
+            self._scale *= self._backoff_factor
+            self._growth_tracker.fill_(0)
+        elif int(self._growth_tracker) + 1 == self._growth_interval:
+            self._scale *= self._growth_factor
+            self._growth_tracker.fill_(0)
+        else:
+            self._growth_tracker = self._growth_tracker + 1
+        self._per_optimizer_states.clear()
+
+
+@pytest.mark.parametrize("interval", [2000, 3])
+def test_a_scaler_whose_updates_nobody_counts_is_judged_by_where_it_may_have_come_from(
+    interval,
+) -> None:
+    losses = [[GOOD], [GOOD] * 7, [SKIP], [GOOD, SKIP, GOOD], [GOOD] * 2]
+    found = blocks(losses, kind=InPython, growth_interval=interval)
+    assert found == [False, False, True, True, False]
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+def test_updates_are_counted_where_they_come_every_few_steps(overflow) -> None:
+    param, check = parameter(), SkipCheck()
+    optimizer, scaler = sgd(param, lr=0.0), GradScaler("cpu", growth_interval=3)
+
+    def micro(index):
+        scaler.scale(param.sum() * (INF if overflow and index == 6 else 1)).backward()
+        if index % 4 == 3:
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+
+    with check.watching():
+        micro(0)  # in which it is used, and not updated
+    before = check.look()
+    for index in range(1, 40):
+        micro(index)
+    assert check.skipped_since(before) is overflow
+
+
+def test_a_scale_that_grows_with_every_step_is_beyond_no_float() -> None:
+    options = {"init_scale": 1e-30, "growth_interval": 1}
+    assert blocks([[1e-38], [1e-38] * 1200], **options) == [False, False]
+
+
 def test_a_disabled_scaler_skips_nothing() -> None:
     assert blocks([[GOOD], [INF]], enabled=False) == [False, False]
 
 
 def test_scalers_that_are_gone_are_forgotten() -> None:
-    with SkipCheck().installed() as check:
+    with SkipCheck().watching() as check:
         step(scaler := GradScaler("cpu"), [sgd(p := parameter())], [p])
         assert len(check.look()) == 1
         del scaler

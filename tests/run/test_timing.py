@@ -10,10 +10,14 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.amp import GradScaler
+from torch.optim.optimizer import _global_optimizer_post_hooks as _post_hooks
+from torch.optim.optimizer import _global_optimizer_pre_hooks as _pre_hooks
 
 from pytest_amp.judge import sequential
 from pytest_amp.results import Estimate
 from pytest_amp.run import timing
+from pytest_amp.run.scaler import AmpScaler
 from pytest_amp.run.timing import LEAST_BLOCK_S, Plan
 from tests.laboratory import SimulatedDevice, measure, workbench
 
@@ -277,6 +281,31 @@ def test_pairs_with_skipped_steps_are_left_out_and_the_rest_decides() -> None:
     assert report.speedup.pair_ratios == pytest.approx([2] * report.speedup.pairs)
     [note] = report.notes
     assert "left out, because the GradScaler skipped steps in them" in note
+
+
+def test_nothing_of_ours_is_in_a_timed_step_of_either_arm() -> None:
+    methods = [(GradScaler, name) for name in ("scale", "step", "update")]
+    methods += [(AmpScaler, name) for name in ("scale", "step", "update")]
+    own = [vars(cls)[name] for cls, name in methods]
+    device = SimulatedDevice()
+    kinds = {"fp32": [], "amp": []}
+
+    def setup(arm):
+        step = scaled(device, lambda _: False, durations=(0.02, 0.01))(arm)
+
+        def noting():
+            mine = [vars(cls)[name] for cls, name in methods] == own
+            kinds[arm.name].append(mine and not (_pre_hooks or _post_hooks))
+            return step()
+
+        return noting
+
+    bench = workbench(setup, torch.float16, device)
+    run = timing.run(bench, pairs(2, warmup=3))
+    for seen in kinds.values():
+        assert seen[:3] == [False] * 3  # the warm-up
+        assert run.block_steps == 1
+        assert seen[3:9] == [False, True] * 3  # calibration, and two pairs
 
 
 def test_the_warm_up_goes_on_while_the_scaler_looks_for_its_scale() -> None:
