@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_amp import collection, fixtures, options, settings
+from pytest_amp import collection, fixtures, options, settings, tracebacks
 from pytest_amp.fixtures import amp_benchmark, amp_device, amp_scaler, cuda_device
 from pytest_amp.session import Session
 
@@ -29,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     levels = config.stash[options.LEVELS] = options.session_levels(config)
     config.stash[SESSION] = Session(config)
     config.pluginmanager.register(config.stash[SESSION], "amp-session")
+    tracebacks.register(config)
     mode = settings.resolve(levels).snapshot
     if mode != "off":
         from pytest_amp.snapshot import Snapshots
