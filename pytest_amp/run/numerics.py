@@ -56,7 +56,9 @@ class Witness:
             return
         with torch.no_grad():
             flat = tensor.reshape(-1)
-            self._outputs[call.path] = flat[:: -(-flat.numel() // SAMPLE)].float().cpu()
+            some = flat[:: -(-flat.numel() // SAMPLE)]
+            # Copied: what follows in place, as a ReLU, changes what the module returned.
+            self._outputs[call.path] = some.to("cpu", torch.float32, copy=True)
             self._largest[call.path] = float(flat.abs().amax())
 
     def outputs_beside(self, fp32: Witness) -> tuple[ModuleOutput, ...]:

@@ -90,9 +90,10 @@ class OpRecord(TorchDispatchMode):
     def operators(self, returned: Sequence[float] = ()) -> Operators:
         """What was seen. `returned`: the step's losses."""
         rows = tuple(tally.row() for tally in self._rows.values())
+        steps_own = [row for row in rows if row.phase != "update"]
         return Operators(
-            flops_by_dtype=_summed(rows, "dtype", "flops"),
-            bytes_by_dtype=_summed(rows, "out", "bytes"),
+            flops_by_dtype=_summed(steps_own, "dtype", "flops"),
+            bytes_by_dtype=_summed(steps_own, "out", "bytes"),
             unknown=tuple(self._unknown),
             hidden=tuple(self._hidden),
             hidden_reduced=self._hidden_reduced,
@@ -152,17 +153,18 @@ class OpRecord(TorchDispatchMode):
     def _record(
         self, func: Any, args: Any, kwargs: Any, inputs: Tensors, outputs: Tensors, out: Any
     ) -> None:
-        if _draws(func, args, kwargs):
+        is_update = self._optimizers.at_work  # what an optimizer computes is its own
+        if _draws(func, args, kwargs) and not is_update:
             self._random.update(dtype_name(t.dtype) for t in (*outputs, *inputs))
             self._draws.append(_drawn(out))
         if not inputs and not outputs:
             return
         name = operator_name(func)
         count = flops(func, args, kwargs, out) if inputs else None
-        if count is None and inputs and is_heavy(name):
+        if count is None and inputs and is_heavy(name) and not is_update:
             self._unknown[name] = None
             self._hidden_reduced |= any(map(is_reduced, (*inputs, *outputs)))
-        if count and is_reduced(inputs[0]):
+        if count and is_reduced(inputs[0]) and not is_update:
             self._reduced_weights |= any(map(self._is_weight, filter(is_reduced, inputs)))
         known = {storage(tensor) for tensor in inputs}
         sizes = [size(each) for each in outputs if storage(each) not in known]
@@ -180,7 +182,7 @@ class OpRecord(TorchDispatchMode):
         tally.bytes += sum(sizes)
         tally.largest = max(tally.largest, *sizes, 0)
         if count:
-            tally.dims.update(*map(matrix_dims, inputs[:3]))
+            tally.dims.update(matrix_dims(name, inputs, outputs))
         elif name == "aten::_to_copy" and inputs:
             tally.stretch = max(tally.stretch, stretch(inputs[0]))
 
@@ -251,7 +253,7 @@ class OpRecord(TorchDispatchMode):
         if self._recording:
             self._backward_under_autocast += self._autocast
             roots = args[0] if args else ()
-            self._roots += [root.detach() for root in roots if root.numel() == 1]
+            self._roots += [root.detach().clone() for root in roots if root.numel() == 1]
         return original(*args, **kwargs)
 
     @contextmanager
@@ -268,8 +270,9 @@ class OpRecord(TorchDispatchMode):
         """Note that work was launched past the dispatcher."""
 
         def noted(original: Any, *args: Any, **kwargs: Any) -> Any:
-            self._hidden[what] = None
-            self._hidden_reduced = True
+            if not self._optimizers.at_work:
+                self._hidden[what] = None
+                self._hidden_reduced = True
             return original(*args, **kwargs)
 
         return noted

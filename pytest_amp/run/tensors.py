@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -113,11 +114,25 @@ def size(tensor: torch.Tensor) -> int:
     return sum(part.numel() * part.element_size() for part in parts)
 
 
-def matrix_dims(tensor: torch.Tensor) -> tuple[int, ...]:
-    """The dimensions that a matrix kernel tiles; a convolution's are its channels."""
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        return ()
-    return tuple(tensor.shape[:2] if tensor.ndim > 3 else tensor.shape[-2:])
+def matrix_dims(
+    op: str, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
+) -> set[int]:
+    """The dimensions whose sizes a matrix kernel's alignment depends on.
+
+    Of a product those along which its operands and its result lie in memory, of a convolution its
+    channels, of attention the heads' size: never how many rows, examples or heads there are.
+    """
+    if "conv" in op:
+        weight = inputs[2 if "backward" in op else 1]
+        return set(weight.shape[:2])
+    plain = [each for each in (*inputs, *outputs) if _has_rows(each)]
+    if "attention" in op:
+        return {each.shape[-1] for each in plain if each.ndim > 3}
+    return {each.shape[-1] if each.stride(-1) == 1 else each.shape[-2] for each in plain}
+
+
+def _has_rows(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_nested and tensor.ndim > 1
 
 
 def stretch(tensor: torch.Tensor) -> int:

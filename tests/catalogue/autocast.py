@@ -169,6 +169,15 @@ def lora_over_a_float32_base(arm):
     return classifier(arm, model, torch.optim.AdamW([model.down.weight, model.up.weight]))
 
 
+@healthy("AMP102", may_warn=("AMP102", "AMP004"))
+def adapters_in_bfloat16_in_both_arms(arm):
+    model = Lora(torch.float32)
+    for part in (model.down, model.up):
+        part.to(BF16)
+    model.forward = lambda x: model.base(x).float() + model.up(model.down(x.to(BF16))).float()
+    return classifier(arm, model, torch.optim.AdamW([model.down.weight, model.up.weight]))
+
+
 @healthy("AMP102")
 def tied_weights(arm):
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))

@@ -48,6 +48,24 @@ def test_amp102_speaks_of_trained_parameters_in_half_precision() -> None:
     assert "(layers.1.weight, layers.2.weight)" in finding.message
 
 
+def test_amp102_only_warns_of_what_both_arms_keep_in_half() -> None:
+    adapter = trained("bfloat16", "float32")
+    [finding] = findings(seen(fp32={"parameters": adapter}, amp={"parameters": adapter}))
+    assert (finding.code, finding.severity) == ("AMP102", "warning")
+    assert "1 of 2 trained parameters of both arms" in finding.message
+
+
+def test_amp102_names_what_amp_alone_keeps_in_half() -> None:
+    [finding] = findings(
+        seen(
+            fp32={"parameters": trained("bfloat16", "float32", "bfloat16")},
+            amp={"parameters": trained("bfloat16", "bfloat16", "float16")},
+        )
+    )
+    assert (finding.code, finding.severity) == ("AMP102", "error")
+    assert "(layers.1.weight, layers.2.weight)" in finding.message
+
+
 @pytest.mark.parametrize("dtypes", [(), ("float32",), ("float32", "float64")])
 def test_amp102_leaves_full_precision_alone(dtypes) -> None:
     assert heard(amp(parameters=trained(*dtypes))) == (None, "")
@@ -195,8 +213,25 @@ def made(bytes_):
     return OpRow("aten::relu", "bfloat16", "bfloat16", bytes=bytes_)
 
 
+def no_faster(*given, ratio=1.0, **more):
+    return replace(rows(*given, **more), timing=timing(*(ratio,) * 12))
+
+
+@pytest.mark.parametrize(("ratio", "speaks"), [(0.9, True), (1.0, True), (1.05, False)])
+def test_amp403_is_about_steps_that_do_not_gain(ratio, speaks) -> None:
+    code, _ = heard(no_faster(cast(4 * MIB), made(6 * MIB), ratio=ratio))
+    assert code == ("AMP403" if speaks else None)
+
+
+@pytest.mark.parametrize(("flops", "speaks"), [(128, True), (129, False)])
+def test_amp403_leaves_a_step_alone_that_is_nearly_all_matrix_products(flops, speaks) -> None:
+    work = {"flops_by_dtype": {"bfloat16": flops * 4 * MIB}}
+    observed = replace(rows(cast(4 * MIB), made(6 * MIB), **work), timing=None)
+    assert heard(observed)[0] == ("AMP403" if speaks else None)
+
+
 def test_amp403_speaks_where_casts_are_most_of_what_is_made() -> None:
-    [finding] = findings(rows(cast(4 * MIB, count=3), made(6 * MIB)))
+    [finding] = findings(no_faster(cast(4 * MIB, count=3), made(6 * MIB)))
     assert (finding.code, finding.module) == ("AMP403", "embed")
     assert "40% of the bytes that the amp arm makes are casts (3 casts)" in finding.message
 

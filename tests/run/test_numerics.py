@@ -148,3 +148,26 @@ def test_modules_tell_it_what_they_return() -> None:
     with ModuleStack(left=seen.module_left):
         model(torch.ones(1, 2))
     assert [each.module for each in seen.outputs_beside(seen)] == ["0", "1", "Sequential"]
+
+
+class Doubling(torch.nn.Module):
+    """Changes in place what it is given, as ReLU(inplace=True) does."""
+
+    def forward(self, x):
+        return x.mul_(2)
+
+
+@pytest.mark.parametrize(
+    "behind", [torch.nn.ReLU(inplace=True), torch.nn.Dropout(0.5, inplace=True), Doubling()]
+)
+def test_what_follows_in_place_does_not_change_what_a_module_returned(behind) -> None:
+    first = torch.nn.Linear(4, 4)
+    x = torch.randn(3, 4)
+    plain, followed = Witness(), Witness()
+    with torch.no_grad():
+        with ModuleStack(left=plain.module_left):
+            first(x)
+        with ModuleStack(left=followed.module_left):
+            behind(first(x))
+    [output] = [each for each in followed.outputs_beside(plain) if each.module == "Linear"]
+    assert output.distance == 0

@@ -561,3 +561,95 @@ def test_a_region_that_was_never_left_is_found_in_the_step_after_the_recorded_on
 def test_one_cast_of_a_weight_that_is_used_twice_is_not_stale() -> None:
     layer, x = nn.Linear(8, 8), torch.randn(3, 8)
     assert record(forward_and_backward(under_autocast(lambda: layer(layer(x))))).stale == ()
+
+
+class Orthogonal(torch.optim.SGD):
+    """Computes its updates in bfloat16, as Muon does, with random numbers of its own."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.ndim == 2:
+                    update = param.grad.to(BF16)
+                    update = update @ update.T @ update + torch.rand_like(update)
+                    param.data.add_(update.float(), alpha=-1e-4)
+        return super().step(closure)
+
+
+def muon(parameters):
+    return torch.optim.Muon(parameters, lr=1e-3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda parameters: Orthogonal(parameters, lr=1e-3),
+        pytest.param(
+            muon, marks=pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="no Muon")
+        ),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_what_an_optimizer_computes_is_its_own(make, dtype) -> None:
+    def setup(arm):
+        model = nn.Linear(16, 16, bias=False)
+        x, y = torch.randn(8, 16), torch.randn(8, 16)
+        optimizer = make(model.parameters())
+        return train(arm, optimizer, lambda: F.mse_loss(model(x).float(), y))
+
+    report = measure(setup, dtype=dtype)
+    assert codes(report) == []
+    assert report.coverage == 1
+    assert set(report.fp32.flops_by_dtype) == {"float32"}
+
+
+def test_a_half_precision_step_is_told_from_its_optimizer() -> None:
+    def setup(arm):
+        model = nn.Linear(16, 16, bias=False)
+        x, y = torch.randn(8, 16), torch.randn(8, 16)
+        optimizer = Orthogonal(model.parameters(), lr=1e-3)
+
+        def step():
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=BF16):
+                loss = F.mse_loss(model(x).float(), y)
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return step
+
+    assert codes(measure(setup)) == ["AMP004"]
+
+
+# The sizes that a matrix kernel's alignment depends on
+
+
+def dims(step):
+    rows = record(step).rows
+    return sorted({size for row in rows if row.flops for size in row.dims})
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (lambda: F.linear(torch.ones(100, 64), torch.ones(48, 64)), [48, 64]),
+        (lambda: torch.ones(100, 64) @ torch.ones(64, 50257), [64, 50257]),
+        (lambda: torch.bmm(torch.ones(100, 33, 64), torch.ones(100, 64, 48)), [48, 64]),
+        (lambda: torch.ones(64, 33).T @ torch.ones(64, 40), [33, 40]),
+        (lambda: F.conv2d(torch.ones(100, 8, 9, 9), torch.ones(16, 8, 3, 3)), [8, 16]),
+        (lambda: F.conv1d(torch.ones(100, 8, 9), torch.ones(16, 8, 3)), [8, 16]),
+        (lambda: F.conv3d(torch.ones(3, 8, 9, 9, 9), torch.ones(16, 8, 3, 3, 3)), [8, 16]),
+        (
+            lambda: F.scaled_dot_product_attention(*(torch.ones(10, 12, 77, 64),) * 3),
+            [64],
+        ),
+    ],
+)
+def test_rows_examples_and_heads_are_no_matter_of_alignment(step, expected) -> None:
+    assert dims(step) == expected
+
+
+def test_a_convolution_s_backward_is_about_its_channels_too() -> None:
+    layer, x = nn.Conv2d(8, 16, 3), leaf(100, 8, 9, 9)
+    assert dims(lambda: layer(x).sum().backward()) == [8, 16]

@@ -53,17 +53,29 @@ def dtype_substituted(case: Case) -> Iterator[Word]:
 
 
 def half_parameters(case: Case) -> Iterator[Word]:
-    trained = case.seen.amp.parameters
+    """A harm where amp alone reduces them; where both arms do, as under an adapter, on purpose."""
+    trained, fp32 = case.seen.amp.parameters, case.seen.fp32.parameters
     reduced = [each for each in trained if each.dtype in REDUCED]
-    if reduced:
-        dtypes = ", ".join(sorted({each.dtype for each in reduced}))
-        yield Word(
-            f"{len(reduced)} of {units.plural(len(trained), 'trained parameter')} of the amp arm "
-            f"are kept in {dtypes} ({_named(reduced)}): updates smaller than their rounding are "
-            "lost; keep them in float32 and let autocast cast them",
-            {"reduced": len(reduced), "trained": len(trained), "dtypes": dtypes},
-            module=_module_of(reduced[0]),
-        )
+    if not reduced:
+        return
+    alike = len(fp32) == len(trained)
+    ours = [
+        each
+        for index, each in enumerate(trained)
+        if each.dtype in REDUCED and not (alike and fp32[index].dtype == each.dtype)
+    ]
+    named = ours or reduced
+    dtypes = ", ".join(sorted({each.dtype for each in named}))
+    where = "the amp arm" if ours else "both arms"
+    yield Word(
+        f"{len(named)} of {units.plural(len(trained), 'trained parameter')} of {where} "
+        f"are kept in {dtypes} ({_named(named)}): updates smaller than their rounding are "
+        "lost; keep them in float32 and let autocast cast them"
+        + ("" if ours else ", unless they are rounded on purpose, as stochastically"),
+        {"reduced": len(named), "trained": len(trained), "dtypes": dtypes},
+        severity=None if ours else "warning",
+        module=_module_of(named[0]),
+    )
 
 
 def stale_autocast_cache(case: Case) -> Iterator[Word]:

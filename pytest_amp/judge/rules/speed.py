@@ -16,6 +16,8 @@ IDLE = 0.5
 SLOW = 0.2
 # Steps that move less are bound by calls, not by bytes; a model that small is a test's.
 LEAST_BYTES = 8 * 2**20
+# FLOPs for each byte that is cast, from which on matrix products are nearly all of a step's work.
+PRODUCTS = 128
 TILE = 8
 
 
@@ -57,10 +59,15 @@ def fp32_fallback(case: Case) -> Iterator[Word]:
 
 
 def cast_bound(case: Case) -> Iterator[Word]:
+    """Is about steps that do not gain: where the time tells that one does, casts are no matter."""
+    low, operators = case.gates["speedup"].low, case.seen.amp.operators
+    if low is not None and low > 1:
+        return
     rows = [row for row in _rows(case) if row.phase != "update"]
     total, casts = sum(row.bytes for row in rows), [row for row in rows if row.is_cast]
     share = sum(row.bytes for row in casts) / total if total >= LEAST_BYTES else 0.0
-    if share < CASTS:
+    cast_bytes = sum(row.bytes for row in casts)
+    if share < CASTS or (operators and operators.flops > PRODUCTS * cast_bytes):
         return
     most = max(casts, key=lambda row: row.bytes)
     yield Word(
@@ -96,7 +103,9 @@ def slow_shapes(case: Case) -> Iterator[Word]:
     """Tensor cores want dimensions that are multiples of 8 in 16-bit types."""
     if case.seen.device_type != "cuda" or not case.seen.native_support:
         return
-    rows = [row for row in _rows(case) if row.flops and row.dtype in REDUCED]
+    rows = [
+        row for row in _rows(case) if row.flops and row.dtype in REDUCED and row.phase != "update"
+    ]
     total = sum(row.flops for row in rows)
     odd = [row for row in rows if any(size > TILE and size % TILE for size in row.dims)]
     share = sum(row.flops for row in odd) / total if total else 0.0
