@@ -14,7 +14,10 @@ from pytest_amp.errors import none_of_ours
 __tracebackhide__ = none_of_ours
 
 _HEAVY = re.compile(r"conv|mm\b|mm_|matmul|attention|linear|rnn|lstm|gru|bilinear")
-_NOT_HEAVY = re.compile(r"linear_combination|upsample|prepack|reorder|weight_size|convert|_like")
+# A cell's fused part on CUDA (`_thnn_`) is pointwise: its products are `mm`s of their own.
+_NOT_HEAVY = re.compile(
+    r"linear_combination|upsample|prepack|reorder|weight_size|convert|_like|_thnn_|flatten_weight"
+)
 _OURS = frozenset(
     {"aten", "prim", "prims", "profiler", "c10d", "_c10d_functional", "fsdp", "inductor"}
 )
@@ -52,7 +55,24 @@ def _rnn_layer(inputs: Any, weight: Any, recurrent: Any, *_: Any, **__: Any) -> 
     return 2 * elements * (int(weight.numel()) + int(recurrent.numel()))
 
 
-# What torch's own registry leaves out, seen on the CPU and with nested tensors.
+def _rnn(inputs: Any, weights: Any, *_: Any, **__: Any) -> int:
+    """All layers and directions at once: each weight meets each element of the sequence once."""
+    elements = int(inputs.numel()) // int(inputs.shape[-1])
+    return 2 * elements * sum(int(weight.numel()) for weight in weights if weight.ndim > 1)
+
+
+def _rnn_backward(*args: Any, **kwargs: Any) -> int:
+    """One product for the input's gradient and one for the weight's, where forward has one."""
+    return 2 * _rnn(*args, **kwargs)
+
+
+def _grouped(left: Any, right: Any, *_: Any, **__: Any) -> int:
+    """Each row of the left operand, or each column of the right one, is of one group alone."""
+    groups = int(left.shape[0]) if left.ndim == 3 and right.ndim == 2 else 1
+    return 2 * int(left.numel()) * int(right.shape[-1]) // groups
+
+
+# What torch's own registry leaves out, seen on the CPU, with nested tensors and in CUDA's kernels.
 _MORE: dict[str, Formula] = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
@@ -60,6 +80,13 @@ _MORE: dict[str, Formula] = {
     "aten::linear_backward": _linear_backward,
     "aten::mkldnn_rnn_layer": _rnn_layer,
     "aten::mkldnn_rnn_layer_backward": lambda *args, **kw: 2 * _rnn_layer(*args, **kw),
+    "aten::_cudnn_rnn": _rnn,
+    "aten::_cudnn_rnn_backward": _rnn_backward,
+    "aten::miopen_rnn": _rnn,
+    "aten::miopen_rnn_backward": _rnn_backward,
+    "aten::_grouped_mm": _grouped,
+    "aten::_scaled_grouped_mm": _grouped,
+    "aten::_scaled_mm": _grouped,
     "aten::mv": _matrix_vector,
     "aten::dot": _matrix_vector,
     "aten::vdot": _matrix_vector,
