@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,6 +57,7 @@ class Job:
 
 def failed(job: Job, progress: Progress, error: BaseException) -> AmpReport:
     """The report of a test whose own code, or whose machine, ended the experiment."""
+    progress.count()
     failure = Failure(progress.arm, progress.phase, progress.step, type(error).__name__, str(error))
     found: tuple[Finding, ...] = ()
     if raised_by_scaler(error):
@@ -66,6 +68,7 @@ def failed(job: Job, progress: Progress, error: BaseException) -> AmpReport:
     return replace(
         blank_report(job),
         verdict="error",
+        duration_s=time.perf_counter() - progress.began,
         error=failure,
         findings=found,
         phases_s=phases_of(progress),

@@ -224,3 +224,30 @@ def test_a_device_file_is_written_to_where_no_file_can_be_made(
     result = project.runpytest("--amp-json=/dev/null")
     assert result.ret == pytest.ExitCode.NO_TESTS_COLLECTED
     assert not Path("/dev/null").is_file()
+
+
+def test_a_test_that_raised_says_how_long_it_took(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        """
+        import time
+
+        def test_it(amp_benchmark):
+            def setup(arm):
+                taken = []
+                def step():
+                    taken.append(1)
+                    if len(taken) > 2:
+                        time.sleep(0.02)
+                        raise ValueError("broken")
+                    return 1.0
+                return step
+            amp_benchmark(setup)
+        """
+    )
+    result = project.runpytest("--amp-static", "--amp-json=amp.json", "-v")
+    result.assert_outcomes(failed=1)
+    [report] = json.loads((project.path / "amp.json").read_text("utf-8"))["tests"]
+    assert report["verdict"] == "error"
+    assert report["phases_s"]["parity"] >= 0.02
+    assert report["duration_s"] >= report["phases_s"]["parity"]
+    result.stdout.no_fnmatch_line("*phases *0.00 ns in all*")

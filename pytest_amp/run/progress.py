@@ -16,7 +16,7 @@ class Progress:
     """The one mutable thing that all phases share; `show` is called after each change.
 
     `step` counts from 1. `estimate` is the running estimate as text, while timing. `seconds` is
-    what each phase took so far.
+    what each phase took so far, `began` when all of it did, by the same clock.
     """
 
     show: Callable[[Progress], None] = _nothing
@@ -27,6 +27,7 @@ class Progress:
     total: int | None = None
     estimate: str | None = None
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    began: float = field(default_factory=time.perf_counter)
     _since: float = field(default_factory=time.perf_counter)
 
     def at(
@@ -38,13 +39,17 @@ class Progress:
         estimate: str | None = None,
     ) -> None:
         """Move on."""
+        self.count()
+        self.phase, self.arm, self.step, self.total = phase, arm, step, total
+        self.estimate = estimate
+        self.show(self)
+
+    def count(self) -> None:
+        """Add what the phase has taken up to now."""
         now = time.perf_counter()
         if self.phase is not None:
             self.seconds[self.phase] += now - self._since
         self._since = now
-        self.phase, self.arm, self.step, self.total = phase, arm, step, total
-        self.estimate = estimate
-        self.show(self)
 
     def place(self) -> str:
         """``the amp arm, step 3 (parity)``"""

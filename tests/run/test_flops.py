@@ -76,7 +76,8 @@ def test_grouped_products(
 
 
 def test_a_scaled_product() -> None:
-    assert flops(ATEN._scaled_mm.default, (empty(4, 8), empty(8, 6)), {}, empty(4, 6)) == 384
+    given = (empty(4, 8), empty(8, 6), empty(1), empty(1))
+    assert flops(ATEN._scaled_mm.default, given, {}, empty(4, 6)) == 2 * 4 * 8 * 6
 
 
 @pytest.mark.parametrize(
