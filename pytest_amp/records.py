@@ -185,6 +185,7 @@ class ParityRun:
     start: Start = Start()
     peak_bytes: int | None = None
     reserved_bytes: int | None = None
+    peak_unknown: str | None = None
     levels: tuple[int, ...] = ()
     held: Mapping[str, int] = field(default_factory=dict)
     scales: tuple[float, ...] = ()

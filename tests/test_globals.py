@@ -49,7 +49,10 @@ def nesting() -> int:
 LEAKS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "default dtype": (lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype),
     "default device": (lambda: torch.set_default_device("meta"), torch.get_default_device),
-    "a device region": (lambda: torch.device("meta").__enter__(), torch.get_default_device),
+    "a device region": (
+        lambda: torch.device("meta").__enter__(),
+        lambda: torch.empty(0).device,  # what older versions say of the default leaves regions out
+    ),
     "function mode": (
         lambda: BaseTorchFunctionMode().__enter__(),
         torch._C._len_torch_function_stack,
@@ -195,6 +198,21 @@ def test_what_setup_sets_is_gone_when_it_raised(name: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         measure(setup, steps=2)
     assert read() == before
+
+
+def test_a_default_device_that_was_never_set_can_be_asked_for_after_an_arm_that_sets_it() -> None:
+    """Some versions of torch ask whether there is a context at all, not whether it is None."""
+    there = vars(torch._GLOBAL_DEVICE_CONTEXT)
+    before = dict(there)
+    there.clear()
+    try:
+        seen: list[Any] = []
+        leak, read = LEAKS["default device"]
+        measure(leaking(leak, "amp", read, seen), steps=2)
+        assert there == {}
+        assert {str(device) for arm, device in seen if arm == "fp32"} == {"cpu"}
+    finally:
+        there.update(before)
 
 
 def drawn() -> tuple[float, float, float]:

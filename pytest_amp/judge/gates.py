@@ -201,7 +201,8 @@ def _memory(seen: Observations, limits: Limits) -> Gate:
     wanted = limits.min_memory_reduction
     fp32, amp = seen.fp32.peak_bytes, seen.amp.peak_bytes
     if not fp32 or not amp:
-        reason = (
+        unknown = seen.amp.peak_unknown or seen.fp32.peak_unknown
+        reason = unknown or (
             f"{seen.device} has no peak memory counter"
             if fp32 is None or amp is None
             else "no allocation was seen (a torch.profiler of the step's own would hide them all)"

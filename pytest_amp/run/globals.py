@@ -116,7 +116,7 @@ def _function_modes() -> tuple[Any, ...]:
     """All that are in force, among them ``torch.set_default_device``'s and ``with device:``."""
     depth = torch._C._len_torch_function_stack()
     return (
-        getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None),
+        dict(vars(torch._GLOBAL_DEVICE_CONTEXT)),  # some versions ask whether there is one at all
         _device.CURRENT_DEVICE,
         *(torch._C._get_function_stack_at(index) for index in range(depth)),
     )
@@ -128,7 +128,8 @@ def _set_function_modes(value: tuple[Any, ...]) -> None:
         torch._C._pop_torch_function_stack()
     for mode in modes:
         torch._C._push_on_torch_function_stack(mode)
-    torch._GLOBAL_DEVICE_CONTEXT.device_context = context
+    vars(torch._GLOBAL_DEVICE_CONTEXT).clear()
+    vars(torch._GLOBAL_DEVICE_CONTEXT).update(context)
     _device.CURRENT_DEVICE = current
 
 

@@ -19,25 +19,31 @@ from typing import Any, Protocol
 
 import torch.autograd.profiler as autograd_profiler
 from torch._C._profiler import RecordScope
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity
 
 from pytest_amp.run.device import Device
+from pytest_amp.run.profiler import Profiler
 
 # What libraries keep of a first use (the states of cuDNN's dropout, their handles). What is more
 # than that was kept by the user's own code, and counts.
 MOST_KEPT_BY_LIBRARIES = 64 * 2**20
+_GAVE_WAY = (
+    "a CPU's allocations are counted by torch.profiler, and the step has one of its own, which ran "
+    "instead"
+)
 
 
 @dataclass(frozen=True)
 class Peak:
     """Bytes above the level at the start; None where the device has no such counter.
 
-    `levels`: the bytes held at each `mark`.
+    `levels`: the bytes held at each `mark`. `unknown`: why there is none where there is a counter.
     """
 
     peak_bytes: int | None
     reserved_bytes: int | None
     levels: tuple[int, ...] = ()
+    unknown: str | None = None
 
 
 class PeakMemory(Protocol):
@@ -122,22 +128,17 @@ def _less(peak: int | None, kept: int) -> int | None:
 
 class _CpuPeak:
     def __init__(self) -> None:
-        self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-        self._running = False
+        self._profiler = Profiler(activities=[ProfilerActivity.CPU], profile_memory=True)
         self._marks_ns: list[int] = []
         self._settled_ns = 0
 
     def __enter__(self) -> PeakMemory:
         gc.collect()
-        with _allocations_only():
-            self._profile.start()
-        self._running = True
+        self._profiler.start(_allocations_only())
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._running:  # an arm that raised: the profiler must not go on into the next test
-            self._running = False
-            self._profile.stop()
+        self._profiler.stop()  # of an arm that raised, too: it must not go on into the next test
 
     def settled(self) -> None:
         self._settled_ns = time.time_ns()
@@ -146,8 +147,10 @@ class _CpuPeak:
         self._marks_ns.append(time.time_ns())
 
     def stop(self) -> Peak:
-        self.__exit__()
-        profiler: Any = self._profile.profiler
+        self._profiler.stop()
+        if self._profiler.gave_way:
+            return Peak(None, None, unknown=_GAVE_WAY)
+        profiler: Any = self._profiler.torch.profiler
         level = peak = 0
         live: dict[int, int] = {}
         levels: list[int] = []

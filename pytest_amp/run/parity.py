@@ -52,6 +52,7 @@ def run(
                 losses=losses,
                 start=start,
                 levels=peak.levels,
+                peak_unknown=peak.unknown,
                 held=watch.trained.held(),
                 scales=watch.log.scales,
                 skipped_steps=sum(watch.log.skipped()),

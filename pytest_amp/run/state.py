@@ -61,7 +61,7 @@ class GlobalState:
 
     def capture(self) -> Snapshot:
         """All values as they are now."""
-        with _quietly():
+        with quietly():
             state = {each.name: _read(each) for each in self._globals}
         state["rng.host"] = _host_remembered()
         state["rng.device"] = self._device.rng_state()
@@ -69,7 +69,7 @@ class GlobalState:
 
     def apply(self, state: Snapshot) -> None:
         """Put all values back to what `capture` saw."""
-        with _quietly():
+        with quietly():
             for each in self._globals:
                 wanted = state[each.name]
                 if wanted is not _UNREADABLE and _read(each) != wanted:
@@ -88,7 +88,7 @@ class GlobalState:
 
     def flags(self) -> dict[str, Any]:
         """The switches that shift what a baseline means, as plain values for the report."""
-        with _quietly():
+        with quietly():
             state = {each.name: _read(each) for each in self._globals}
         shown = {
             name: value
@@ -109,7 +109,8 @@ def _read(each: Global) -> Any:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
+    """Warnings of what is our own doing, not the user's, are not told."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

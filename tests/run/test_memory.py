@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profiler
 
 from pytest_amp.run import parity
 from pytest_amp.run.memory import peak_memory
@@ -69,21 +71,94 @@ def test_weights_gradients_and_optimizer_state_are_in_the_peak() -> None:
     assert 4 * MIB <= peaks(setup)["fp32"] < 6.5 * MIB  # and temporaries of the update
 
 
-def test_a_step_with_a_profiler_of_its_own_has_no_peak_rather_than_a_wrong_one() -> None:
+def profiled(profiler, seen):
+    """A step inside a profiler of the user's, and how many events of its own that one has."""
+
     def setup(arm):
         layer = nn.Linear(64, 64)
         optimizer = torch.optim.SGD(layer.parameters())
         inner = train(arm, optimizer, lambda: layer(torch.ones(1, 64)).square().mean())
 
         def step():
-            with torch.profiler.profile():
-                return inner()
+            with profiler() as own:
+                loss = inner()
+            events = own.events() if hasattr(own, "events") else own.function_events
+            seen.append(sum(event.name == "aten::linear" for event in events))
+            return loss
 
         return step
 
-    report = measure(setup, min_memory_reduction=0.1)
-    assert report.gate("memory_reduction").verdict == "not_gated"
-    assert "torch.profiler" in report.gate("memory_reduction").reason
+    return setup
+
+
+PROFILERS = {
+    "torch.profiler": lambda: torch.profiler.profile(activities=[ProfilerActivity.CPU]),
+    "with memory": lambda: torch.profiler.profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True
+    ),
+    "autograd's": lambda: torch.autograd.profiler.profile(use_kineto=True),
+}
+
+
+@pytest.mark.parametrize("name", PROFILERS)
+def test_a_step_with_a_profiler_of_its_own_has_no_peak_rather_than_a_wrong_one(name) -> None:
+    seen = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some versions of torch warn of what the user's asks for
+        report = measure(profiled(PROFILERS[name], seen), min_memory_reduction=0.1)
+    gate = report.gate("memory_reduction")
+    assert gate.verdict == "not_gated"
+    assert "torch.profiler" in gate.reason
+    assert "the step has one of its own" in gate.reason
+    assert report.amp.peak_bytes is None
+    assert all(seen)  # beside ours as without it
+    assert not torch.autograd._profiler_enabled()
+
+
+def test_a_profiler_that_setup_starts_and_the_last_step_stops_is_left_to_run() -> None:
+    seen = []
+
+    def setup(arm):
+        own = PROFILERS["torch.profiler"]()
+        own.start()
+
+        def stop():
+            own.stop()
+            seen.append(sum(event.name == "aten::ones" for event in own.events()))
+
+        arm.on_teardown(stop)
+        return lambda: float(torch.ones(8)[0])
+
+    bench = workbench(setup)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run, _ = parity.run(bench, "amp", 5)
+    assert run.peak_bytes is None
+    assert run.peak_unknown
+    assert seen == [5]
+
+
+def test_a_profiler_from_before_the_test_goes_on_and_ours_does_not_start() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with PROFILERS["torch.profiler"]() as own:
+            run, _ = parity.run(workbench(lambda _: lambda: float(torch.ones(8)[0])), "amp", 5)
+    assert run.peak_unknown
+    assert sum(event.name == "aten::ones" for event in own.events()) == 5
+
+
+def test_the_warnings_of_our_own_profiler_are_not_the_user_s(monkeypatch) -> None:
+    monkeypatch.setattr(profiler, "_WARNINGS_SHOWN", set(), raising=False)
+    start = profiler.profile.start
+
+    def warned(self):
+        warnings.warn("Profiler clears events at the end of each cycle", stacklevel=1)
+        start(self)
+
+    monkeypatch.setattr(profiler.profile, "start", warned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert peaks(lambda _: lambda: float(torch.ones(FLOATS)[0]))["fp32"] >= MIB
 
 
 def test_what_was_there_before_the_build_is_not_counted() -> None:
