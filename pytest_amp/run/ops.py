@@ -72,7 +72,9 @@ class OpRecord(TorchDispatchMode):
         self._casts: dict[int, tuple[StorageWeakRef, ref[torch.Tensor], int]] = {}
         self._stale: dict[str, None] = {}
         self._autocast = False
-        self._regions: list[bool] = []
+        self._regions: list[tuple[bool, bool]] = []
+        self._island = False  # a region that is switched off inside of one that is not
+        self._widened: set[int] = set()
         self._autocast_entered = 0
         self._backward_under_autocast = 0
         self._roots: list[torch.Tensor] = []
@@ -136,6 +138,7 @@ class OpRecord(TorchDispatchMode):
         outputs = floats(out)
         if self._recording:
             self._record(func, args, kwargs, inputs, outputs, out)
+        self._note_wide(func, inputs, outputs)
         known = {storage(tensor) for tensor in inputs}
         for tensor in outputs:
             place = storage(tensor)
@@ -169,13 +172,17 @@ class OpRecord(TorchDispatchMode):
         known = {storage(tensor) for tensor in inputs}
         sizes = [size(each) for each in outputs if storage(each) not in known]
         module, phase, in_autocast, function = self._caller()
+        chosen = phase == "forward" and not in_autocast and (self._island or self._is_wide(inputs))
         dtype = dtype_name((inputs or outputs)[0].dtype)
         made = dtype_name(outputs[0].dtype) if outputs else None
-        key = (name, dtype, made, module, phase, in_autocast, function)
+        key = (name, dtype, made, module, phase, in_autocast, function, chosen)
         tally = self._rows.get(key)
         if tally is None:
             where = location() if phase in ("forward", "recompute") else None
-            row = OpRow(name, dtype, made, module, phase, in_autocast, function, location=where)
+            row = OpRow(
+                name, dtype, made, module, phase, in_autocast, function,
+                location=where, chosen=chosen,
+            )  # fmt: skip
             tally = self._rows[key] = _Tally(row)
         tally.count += 1
         tally.flops += count or 0
@@ -228,6 +235,25 @@ class OpRecord(TorchDispatchMode):
             if not torch.equal(spread(used), spread(now.to(used.dtype))):
                 self._stale[self.modules.path() or "outside of modules"] = None
 
+    def _is_wide(self, inputs: Tensors) -> bool:
+        """Whether they come from what the step has cast up, and no weight is among them."""
+        places = set(map(storage, inputs))
+        return not places.isdisjoint(self._widened) and places.isdisjoint(self._weights)
+
+    def _note_wide(self, func: Any, inputs: Tensors, outputs: Tensors) -> None:
+        """Follow what was cast up through the operators that are given it."""
+        casts_up = (
+            func is torch.ops.aten._to_copy.default
+            and any(map(is_reduced, inputs))
+            and not any(map(is_reduced, outputs))
+        )
+        is_wide = casts_up or self._is_wide(inputs)
+        for tensor in outputs:
+            note = (
+                self._widened.add if is_wide and not is_reduced(tensor) else self._widened.discard
+            )
+            note(storage(tensor))
+
     def _is_weight(self, tensor: torch.Tensor) -> bool:
         """Where neither modules nor optimizers tell, what was there before the step counts."""
         place = storage(tensor)
@@ -241,12 +267,13 @@ class OpRecord(TorchDispatchMode):
         in_force = region._enabled and dtype_name(region.fast_dtype) in REDUCED
         if self._recording:
             self._autocast_entered += in_force
-        self._regions.append(self._autocast)
+        self._regions.append((self._autocast, self._island))
+        self._island = not in_force and (self._autocast or self._island)
         self._autocast = in_force
         return original(region, *args)
 
     def _around_exit(self, original: Any, region: Any, *args: Any) -> Any:
-        self._autocast = self._regions.pop() if self._regions else False
+        self._autocast, self._island = self._regions.pop() if self._regions else (False, False)
         return original(region, *args)
 
     def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:

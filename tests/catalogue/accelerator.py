@@ -87,6 +87,13 @@ def an_odd_vocabulary(arm):
     return products(arm, 256, 50257, rows=512)
 
 
+@faulty("AMP405", **CUDA)
+def an_odd_number_of_channels(arm):
+    model = nn.Sequential(nn.Conv2d(17, 99, 3), nn.ReLU(), nn.Conv2d(99, 99, 3)).to(arm.device)
+    x = torch.randn(64, 17, 32, 32, device=arm.device)
+    return train(arm, sgd(model), lambda: model(x).float().square().mean())
+
+
 @healthy("AMP405", **CUDA)
 def an_odd_number_of_tokens(arm):
     return products(arm, 512, 512, rows=1021)

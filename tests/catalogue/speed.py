@@ -75,17 +75,17 @@ def half_of_the_model_outside_of_the_region(arm):
 
 
 @faulty("AMP402")
-def attention_with_autocast_switched_off(arm):
+def a_decoder_behind_the_region(arm):
     project, (x, y) = nn.Linear(16, 16), (torch.randn(2, 12, 16), torch.randint(16, (24,)))
+    decoder = nn.Parameter(torch.randn(16, 16) / 4)
 
     def loss_of():
-        q = project(x)
-        with torch.autocast("cpu", enabled=False):
-            q = q.float()
-            h = (q @ q.transpose(1, 2)).softmax(-1) @ q
-        return F.cross_entropy(h.flatten(0, 1), y)
+        with arm.autocast():
+            q = project(x)
+        return F.cross_entropy(F.linear(q.float(), decoder).flatten(0, 1), y)
 
-    return train(arm, sgd(project), loss_of)
+    optimizer = torch.optim.SGD([*project.parameters(), decoder], lr=0.05)
+    return stepping(arm, optimizer, loss_of)
 
 
 @faulty("AMP402")
@@ -111,6 +111,35 @@ def a_small_part_kept_in_float32_on_purpose(arm):
         return F.cross_entropy(model(x).float() * weight, y)
 
     return train(arm, sgd(model, gate), loss_of)
+
+
+@healthy("AMP402")
+def attention_with_autocast_switched_off(arm):
+    """As AMP301 advises: what was switched off was not forgotten."""
+    project, (x, y) = nn.Linear(16, 16), (torch.randn(2, 12, 16), torch.randint(16, (24,)))
+
+    def loss_of():
+        q = project(x)
+        with torch.autocast("cpu", enabled=False):
+            q = q.float()
+            h = (q @ q.transpose(1, 2)).softmax(-1) @ q
+        return F.cross_entropy(h.flatten(0, 1), y)
+
+    return train(arm, sgd(project), loss_of)
+
+
+@healthy("AMP402")
+def a_loss_that_compares_in_float32(arm):
+    """Its products are of what was cast up for it, behind the region, and of no weights."""
+    project, x = nn.Linear(16, 16), torch.randn(24, 16)
+
+    def loss_of():
+        with arm.autocast():
+            h = project(x)
+        h = F.normalize(h.float(), dim=-1)
+        return F.cross_entropy(h @ h.T / 0.5, torch.arange(24))
+
+    return stepping(arm, sgd(project), loss_of)
 
 
 @healthy("AMP402")

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from pytest_amp import units
 from pytest_amp.judge.rules.base import Case, Rule, Word
-from pytest_amp.records import ParityRun
+from pytest_amp.records import REDUCED, OpRow, ParityRun
 
 # A cast this large beside the peak is what the peak is made of.
 DOMINANT = 0.3
@@ -24,7 +24,11 @@ GROWS = 1e-3
 
 def cast_materialised(case: Case) -> Iterator[Word]:
     peak, operators = case.seen.amp.peak_bytes, case.seen.amp.operators
-    casts = [row for row in (operators.rows if operators else ()) if row.is_cast]
+    casts = [
+        row
+        for row in (operators.rows if operators else ())
+        if row.is_cast and not (row.chosen or _is_the_step_s_own(row))
+    ]
     if not casts or not peak:
         return
     largest = max(casts, key=lambda row: row.largest)
@@ -45,6 +49,11 @@ def cast_materialised(case: Case) -> Iterator[Word]:
         module=largest.module,
         location=largest.location,
     )
+
+
+def _is_the_step_s_own(row: OpRow) -> bool:
+    """Whether it casts up outside of any region, as only the step itself can have asked for."""
+    return row.dtype in REDUCED and not row.autocast and row.phase == "forward"
 
 
 def memory_not_reduced(case: Case) -> Iterator[Word]:

@@ -39,19 +39,21 @@ def fp32_fallback(case: Case) -> Iterator[Word]:
     """Matrix products of the forward pass that autocast would reduce, if it were in force there.
 
     Where it is in force and a product runs in float32 all the same, the kernel wants it so (as
-    attention with dropout does on a CPU), and nobody can write that better.
+    attention with dropout does on a CPU), and nobody can write that better. Where the step itself
+    asks for float32, it was not forgotten.
     """
     rows = [row for row in _rows(case, "forward") if row.flops]
     total = sum(row.flops for row in rows)
-    kept = [row for row in rows if row.dtype == "float32" and not row.autocast]
+    outside = [row for row in rows if row.dtype == "float32" and not row.autocast]
+    kept = [row for row in outside if not row.chosen]
     share = sum(row.flops for row in kept) / total if total else 0.0
-    if share < FALLBACK or len(kept) == len(rows):  # all of it is AMP101
+    if share < FALLBACK or len(outside) == len(rows):  # all of it is AMP101
         return
     kept.sort(key=lambda row: -row.flops)
     yield Word(
         f"{units.share(share)} of the forward FLOPs stay in float32, outside of any autocast "
-        f"region, most of them in {_place(kept[0])}: cover them, unless they are kept so on "
-        "purpose",
+        f"region, most of them in {_place(kept[0])}: cover them, or say that they are kept so on "
+        "purpose, with a region inside of the other that is switched off (enabled=False)",
         {"share": share, "where": [_place(row) for row in kept[:5]]},
         module=kept[0].module,
         location=kept[0].location,
