@@ -10,6 +10,7 @@ import torch
 
 from pytest_amp.errors import AmpError, none_of_ours
 from pytest_amp.records import Losses
+from pytest_amp.run.tape import Tape
 
 __tracebackhide__ = none_of_ours
 
@@ -21,6 +22,7 @@ class LossCurves:
 
     def __init__(self) -> None:
         self._values: dict[str, list[Any]] = {}
+        self._tape = Tape()
 
     def append(self, returned: Any) -> None:
         """Add one step's loss or losses. `AmpError` where it is not a loss."""
@@ -36,14 +38,14 @@ class LossCurves:
         if len(set(map(str, losses))) < len(losses):
             raise AmpError(f"two of the step's losses have the same name: {list(losses)}")
         for key, value in losses.items():
-            self._values.setdefault(str(key), []).append(_kept(value, str(key)))
+            self._values.setdefault(str(key), []).append(_kept(value, str(key), self._tape))
 
     def read(self) -> Losses:
         """The curves as floats; waits for the device."""
         return {key: tuple(float(v) for v in values) for key, values in self._values.items()}
 
 
-def _kept(value: Any, key: str) -> Any:
+def _kept(value: Any, key: str, tape: Tape) -> Any:
     name = "the loss" if key == SINGLE else f"the loss {key!r}"
     if value is None:
         raise AmpError(f"no loss: {name} is None. The step must return its loss")
@@ -53,7 +55,7 @@ def _kept(value: Any, key: str) -> Any:
                 f"{name} is not a scalar but a tensor of shape {tuple(value.shape)} and dtype "
                 f"{value.dtype}: reduce it, for example with .mean()"
             )
-        return value.detach().clone()  # a compiled step may reuse its output's memory
+        return tape.keep(value)  # a compiled step may reuse its output's memory
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
         try:
             return float(value)

@@ -12,6 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from pytest_amp.errors import none_of_ours
+from pytest_amp.run.tape import Tape
 
 __tracebackhide__ = none_of_ours
 
@@ -20,20 +21,25 @@ class ScalerLog:
     """What scalers did, in order, as tensors on the device until they are read."""
 
     def __init__(self) -> None:
+        self._tape = Tape()
         self._found: list[list[torch.Tensor]] = []
         self._scales: list[torch.Tensor] = []
 
     def stepped(self, scaler: torch.amp.GradScaler, optimizer: Any) -> None:
         """Note one ``scaler.step(optimizer)``."""
         found = scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values()
-        # Cloned, because update() adds those of all optimizers into the first one's.
-        self._found.append([tensor.clone() for tensor in found])
+        # Copies, because update() adds those of all optimizers into the first one's.
+        self._found.append(list(map(self._tape.keep, found)))
 
     def updated(self, scaler: torch.amp.GradScaler) -> None:
         """Note the scale after one ``scaler.update()``."""
-        scale = scaler._scale
+        scale = self.scale_of(scaler)
         if scale is not None:
-            self._scales.append(scale.detach().clone())
+            self._scales.append(scale)
+
+    def scale_of(self, scaler: torch.amp.GradScaler) -> torch.Tensor | None:
+        """A copy of its scale; None where it has not begun to scale."""
+        return None if scaler._scale is None else self._tape.keep(scaler._scale)
 
     @property
     def attempts(self) -> int:

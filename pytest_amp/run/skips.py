@@ -144,8 +144,8 @@ class StepWatch:
         finally:
             self._within_scaler = None
         self._attempts.append(attempt)
-        scale = math.nan if scaler._scale is None else scaler._scale.clone()
-        self._stepped.append((len(self._schedules) - 1, scale))
+        scale = self.log.scale_of(scaler)
+        self._stepped.append((len(self._schedules) - 1, math.nan if scale is None else scale))
         self.log.stepped(scaler, optimizer)
         return result
 

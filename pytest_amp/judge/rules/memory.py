@@ -15,10 +15,10 @@ LEAST_BYTES = 2**20
 # A part of the peak that is worth naming, and what of it makes up most.
 LEAST_PART = 0.05
 MOSTLY = 0.6
-# Growth that is no accident: in this many steps running, by more than we keep ourselves (a loss
-# and a loss scale a step, in blocks of 512 bytes) and by a share of the peak.
+# Growth that is no accident: in this many steps running, by more than a scalar that the step keeps
+# (a block of 512 bytes on CUDA; we keep none ourselves) and by a share of the peak.
 LEAST_RISES = 3
-OUR_OWN = 2048
+A_SCALAR = 512
 GROWS = 1e-3
 
 
@@ -111,7 +111,7 @@ def _growth(run: ParityRun) -> int:
     if len(rises) < LEAST_RISES or min(rises) <= 0:
         return 0
     rise = (later[-1] - later[0]) // len(rises)
-    return rise if rise > max(OUR_OWN, GROWS * (run.peak_bytes or 0)) else 0
+    return rise if rise > max(A_SCALAR, GROWS * (run.peak_bytes or 0)) else 0
 
 
 RULES = (
