@@ -41,8 +41,9 @@ class OpRow:
     gradient it is; None outside of modules. `phase`: "recompute" is a forward pass that a backward
     pass repeats, "update" an optimizer's step. `dtype` and `out`: of the first floating point
     tensor that goes in and comes out. `autocast`: whether it was in force where the step called.
-    `chosen`: whether the step itself asked for float32 there, by a region that is switched off within
-    one that is not, or by casting up what no weight then meets. `function`: the custom autograd function that it is part of. `flops`, `bytes` (made) and
+    `chosen`: whether the step itself asked for float32, by a region that is switched off within one
+    that is not, or by casting up what no weight then meets. `function`: the custom autograd
+    function that it is part of. `flops`, `bytes` (made) and
     `largest` (bytes of the largest output): of all `count` calls. `stretch`: how many times its
     memory the most expanded input is large. `dims`: the dimensions of matrix products.
     `location`: the user's line that made the first call, as file:line.
