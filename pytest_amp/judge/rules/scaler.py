@@ -36,7 +36,8 @@ PROTOCOL = {
         "them, and that zero_grad() does not come between backward and step"
     ),
     "No inf checks were recorded prior to update": (
-        "update() without a step() before it: call scaler.step(optimizer), not optimizer.step()"
+        "update() came before any scaler.step(): it belongs at the end of each step, once, behind the "
+        "scaler.step(optimizer) of every optimizer; optimizer.step() in its place does not count"
     ),
     "Attempted": (
         "no loss has been scaled: call scaler.scale(loss).backward(), not loss.backward()"
