@@ -29,6 +29,7 @@ class Progress:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     began: float = field(default_factory=time.perf_counter)
     _since: float = field(default_factory=time.perf_counter)
+    _steps_since: float = field(default_factory=time.perf_counter)
 
     def at(
         self,
@@ -40,6 +41,8 @@ class Progress:
     ) -> None:
         """Move on."""
         self.count()
+        if (phase, arm) != (self.phase, self.arm) or step == 1:
+            self._steps_since = self._since
         self.phase, self.arm, self.step, self.total = phase, arm, step, total
         self.estimate = estimate
         self.show(self)
@@ -50,6 +53,13 @@ class Progress:
         if self.phase is not None:
             self.seconds[self.phase] += now - self._since
         self._since = now
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds that a step of this phase has taken so far; None before the first is done."""
+        if self.step is None or self.total is None or self.step < 2:
+            return None
+        return (self._since - self._steps_since) / (self.step - 1)
 
     def place(self) -> str:
         """``the amp arm, step 3 (parity)``"""

@@ -36,8 +36,8 @@ PROTOCOL = {
         "them, and that zero_grad() does not come between backward and step"
     ),
     "No inf checks were recorded prior to update": (
-        "update() came before any scaler.step(): it belongs at the end of each step, once, behind the "
-        "scaler.step(optimizer) of every optimizer; optimizer.step() in its place does not count"
+        "update() came before any scaler.step(): it belongs at the end of each step, once, behind "
+        "the scaler.step(optimizer) of every optimizer; an optimizer.step() does not count"
     ),
     "Attempted": (
         "no loss has been scaled: call scaler.scale(loss).backward(), not loss.backward()"
