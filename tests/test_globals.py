@@ -17,6 +17,7 @@ from torch.optim import optimizer as optim_module
 from torch.overrides import BaseTorchFunctionMode
 
 from pytest_amp import Arm
+from pytest_amp.run.globals import _queues
 from tests.laboratory import measure
 
 MATMUL = torch.backends.cuda.matmul
@@ -299,3 +300,67 @@ def test_autocast_left_open_by_one_arm_leaves_no_cached_weight_to_the_next() -> 
     measure(setup, steps=3)
     assert nesting() == 0
     assert losses["fp32"][0] != losses["fp32"][1]
+
+
+class Queues:
+    """Two devices, as torch.cuda tells of them."""
+
+    def __init__(self, used: bool) -> None:
+        self.used, self.device, self.mode = used, 0, 0
+        self.streams = {0: "default 0", 1: "default 1"}
+
+    def is_initialized(self) -> bool:
+        return self.used
+
+    def device_count(self) -> int:
+        return 2
+
+    def current_device(self) -> int:
+        assert self.used
+        return self.device
+
+    def set_device(self, number: int) -> None:
+        self.device = number
+
+    def current_stream(self, number: int) -> str:
+        assert self.used
+        return self.streams[number]
+
+    def set_stream(self, stream: str) -> None:
+        self.device = int(stream[-1])
+        self.streams[self.device] = stream
+
+    def get_sync_debug_mode(self) -> int:
+        assert self.used
+        return self.mode
+
+    def set_sync_debug_mode(self, mode: int) -> None:
+        self.mode = mode
+
+
+def test_devices_streams_and_the_watch_for_waiting_are_put_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    queues = Queues(used=True)
+    monkeypatch.setattr(torch, "cuda", queues)
+    kept = list(_queues("cuda"))
+    before = [each.read() for each in kept]
+    queues.set_stream("side 1")
+    queues.set_sync_debug_mode(2)
+    assert (queues.device, queues.streams[1]) == (1, "side 1")
+    for each, value in zip(kept, before, strict=True):
+        each.write(value)
+    assert (queues.device, queues.mode) == (0, 0)
+    assert queues.streams == {0: "default 0", 1: "default 1"}
+
+
+def test_a_device_that_nobody_has_used_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    queues = Queues(used=False)
+    monkeypatch.setattr(torch, "cuda", queues)
+    kept = list(_queues("cuda"))
+    before = [each.read() for each in kept]
+    assert set(before) == {None}
+    queues.used, queues.device = True, 1
+    for each, value in zip(kept, before, strict=True):
+        each.write(value)
+    assert queues.device == 1

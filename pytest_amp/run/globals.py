@@ -218,6 +218,41 @@ def _libraries() -> Iterator[Global]:
             yield Global(name, choose, choose)
 
 
+def _queues(kind: str) -> Iterator[Global]:
+    """Which device and which stream of each is the current one, and whether waiting is told of.
+
+    None where nobody has used such a device yet: to ask would initialize it.
+    """
+    module: Any = getattr(torch, kind, None)
+    if not (hasattr(module, "is_initialized") and hasattr(module, "set_stream")):
+        return
+
+    def when_used(read: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: read() if module.is_initialized() else None
+
+    def streams() -> tuple[Any, ...]:
+        return tuple(module.current_stream(number) for number in range(module.device_count()))
+
+    def set_streams(found: tuple[Any, ...] | None) -> None:
+        for stream in found or ():
+            module.set_stream(stream)  # makes its device the current one, too
+
+    def set_device(number: int | None) -> None:
+        if number is not None:
+            module.set_device(number)
+
+    yield Global(f"{kind}.streams", when_used(streams), set_streams)
+    yield Global(f"{kind}.device", when_used(module.current_device), set_device)
+    if hasattr(module, "get_sync_debug_mode"):
+
+        def set_sync_debug_mode(mode: int | None) -> None:
+            if mode is not None:
+                module.set_sync_debug_mode(mode)
+
+        read = when_used(module.get_sync_debug_mode)
+        yield Global(f"{kind}.sync_debug_mode", read, set_sync_debug_mode)
+
+
 def _hooks() -> Iterator[Global]:
     yield from _attribute("module.is_full_backward", nn_module, "_global_is_full_backward_hook")
     for owner in (nn_module, optim_module):
@@ -262,6 +297,8 @@ def table() -> tuple[Global, ...]:
         *_autocast(),
         *_attention(),
         *_libraries(),
+        *_queues("cuda"),
+        *_queues("xpu"),
         *_hooks(),
         *_saved_tensor_hooks(),
         Global("environ", lambda: dict(os.environ), _set_environment),
