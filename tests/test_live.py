@@ -37,6 +37,7 @@ terminal = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-te
 
 
 @terminal
+@pytest.mark.slow
 def test_on_a_terminal_one_line_tells_test_phase_arm_and_step(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(SLOW)
     child = pytester.spawn_pytest("--amp-static -p no:cacheprovider", expect_timeout=120)
@@ -46,6 +47,7 @@ def test_on_a_terminal_one_line_tells_test_phase_arm_and_step(pytester: pytest.P
 
 
 @terminal
+@pytest.mark.slow
 def test_quiet_is_quiet(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(SLOW)
     child = pytester.spawn_pytest("-q --amp-static -p no:cacheprovider", expect_timeout=120)

@@ -97,6 +97,7 @@ def test_update_writes_a_file_that_can_be_read_by_anyone(project: pytest.Pyteste
     ]
 
 
+@pytest.mark.slow
 def test_nothing_changes_over_twenty_runs(project: pytest.Pytester) -> None:
     project.makepyfile(
         test_it="""
@@ -325,6 +326,7 @@ def test_it_holds_in_form_2_and_where_the_gates_are_left_to_the_user(
     run(project, "compare").assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_xdist_workers_lose_nothing_of_each_others(project: pytest.Pytester) -> None:
     project.makepyfile(test_it=PARAMETRIZED.format(cases=list("abcdef")))
     result = project.runpytest_subprocess("-n2", "--amp-snapshot=update", *QUICK)

@@ -317,6 +317,7 @@ def test_failing(amp_benchmark):
 """
 
 
+@pytest.mark.slow
 def test_xdist_workers_take_turns_and_share_one_table_and_one_report(
     project: pytest.Pytester,
 ) -> None:

@@ -75,6 +75,7 @@ def test_a_missing_baseline_is_told_and_fails_under_strict(
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2", "--dist=each")])
+@pytest.mark.slow
 def test_an_unreadable_run_is_told_once_at_the_end(
     saved: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:

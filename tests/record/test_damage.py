@@ -82,6 +82,7 @@ def damaged(draw: st.DrawFn) -> str:
 
 @given(damaged())
 @settings(QUIET, max_examples=150)
+@pytest.mark.slow
 def test_one_strange_value_is_the_end_of_nothing_else(text: str) -> None:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -107,6 +108,7 @@ def test_one_strange_value_is_the_end_of_nothing_else(text: str) -> None:
 
 @given(damaged())
 @settings(QUIET, max_examples=12)
+@pytest.mark.slow
 def test_a_page_is_drawn_of_whatever_is_there(text: str) -> None:
     pytest.importorskip("jinja2")
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

@@ -109,6 +109,7 @@ def test_a_parametrized_test_keeps_its_case(pytester: pytest.Pytester) -> None:
     ],
     ids=" ".join,
 )
+@pytest.mark.slow
 def test_nothing_is_recorded_and_the_gates_are_judged_all_the_same(
     sleeping: pytest.Pytester, arguments: list[str]
 ) -> None:
@@ -122,6 +123,7 @@ def test_nothing_is_recorded_and_the_gates_are_judged_all_the_same(
     result.stdout.no_fnmatch_line("*INTERNALERROR*")
 
 
+@pytest.mark.slow
 def test_only_and_skip_know_that_they_are_benchmarks(sleeping: pytest.Pytester) -> None:
     sleeping.makepyfile(test_other="def test_other(): pass")
     only = sleeping.runpytest(*TIMED, "--benchmark-only")
