@@ -6,7 +6,9 @@ import gc
 import os
 import random
 import signal
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import numpy
@@ -18,6 +20,7 @@ from torch.overrides import BaseTorchFunctionMode
 
 from pytest_amp import Arm
 from pytest_amp.run.globals import _queues
+from pytest_amp.run.state import remembered
 from tests.laboratory import measure
 
 MATMUL = torch.backends.cuda.matmul
@@ -300,6 +303,187 @@ def test_autocast_left_open_by_one_arm_leaves_no_cached_weight_to_the_next() -> 
     measure(setup, steps=3)
     assert nesting() == 0
     assert losses["fp32"][0] != losses["fp32"][1]
+
+
+class Waiting:
+    """What an accelerator's module keeps of a seed until somebody uses the device."""
+
+    def __init__(self) -> None:
+        self.manual_seed_all_cb: Any = None
+        self.call_order: list[Any] = []
+
+
+class Accelerator:
+    """As torch.cuda is before its first use: it seeds its generator with what was asked last."""
+
+    def __init__(self) -> None:
+        self._lazy_seed_tracker = Waiting()
+        self.generator: random.Random | None = None
+
+    def is_initialized(self) -> bool:
+        return self.generator is not None
+
+    def manual_seed_all(self, seed: int) -> None:
+        def call() -> None:
+            assert self.generator is not None
+            self.generator.seed(seed)
+
+        if self.is_initialized():
+            call()
+        else:
+            self._lazy_seed_tracker.manual_seed_all_cb = (call, "a traceback")
+            self._lazy_seed_tracker.call_order = [None, (call, "a traceback")]
+
+    def draw(self) -> float:
+        if self.generator is None:
+            self.generator = random.Random(torch.Generator().initial_seed())
+            for call in filter(None, self._lazy_seed_tracker.call_order):
+                call[0]()
+        return self.generator.random()
+
+    def get_rng_state_all(self) -> Any:
+        assert self.generator is not None
+        return self.generator.getstate()
+
+    def set_rng_state_all(self, state: Any) -> None:
+        assert self.generator is not None
+        self.generator.setstate(state)
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+@pytest.mark.parametrize("used", ["before", "by the amp test", "after"])
+def test_tests_behind_draw_the_numbers_on_a_device_that_they_drew_without(
+    seeded: bool, used: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A seed that a conftest asked for waits until a device is used, and so would ours."""
+
+    def behind(with_an_amp_test: bool) -> float:
+        device = Accelerator()
+        monkeypatch.setattr(torch, "cuda", device)
+        if seeded:
+            device.manual_seed_all(7)
+        if used == "before":
+            device.draw()
+        if with_an_amp_test:
+            put_back = remembered()
+            device.manual_seed_all(0)
+            if used == "by the amp test":
+                device.draw()
+            put_back()
+        return device.draw()
+
+    assert behind(True) == behind(False)
+
+
+def test_tests_behind_see_the_seed_that_waited_for_torch_cuda() -> None:
+    tracker: Any = torch.cuda._lazy_seed_tracker
+    before = dict(vars(tracker))
+    put_back = remembered()
+    torch.cuda.manual_seed_all(5)
+    assert torch.cuda.is_initialized() or vars(tracker) != before
+    put_back()
+    assert vars(tracker) == before
+
+
+def accelerate_module() -> ModuleType:
+    """What Accelerate's objects share: whoever comes second finds the first one's precision."""
+    module = ModuleType("accelerate.state")
+    for name in ("PartialState", "AcceleratorState", "GradientState"):
+        setattr(module, name, type(name, (), {"_shared_state": {}}))
+    return module
+
+
+def test_each_arm_has_accelerates_shared_state_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = accelerate_module()
+    monkeypatch.setitem(sys.modules, "accelerate.state", module)
+    shared = module.AcceleratorState._shared_state
+    shared["of the session"] = 1
+
+    def setup(arm: Arm) -> Callable[[], float]:
+        assert set(shared) == {"of the session"}
+        shared["mixed_precision"] = arm.mixed_precision
+
+        def step() -> float:
+            assert shared["mixed_precision"] == arm.mixed_precision
+            return 1.0
+
+        return step
+
+    measure(setup, steps=2, static=False, max_time=0.05)
+    assert shared == {"of the session": 1}
+
+
+def test_accelerate_that_is_imported_by_an_arm_is_new_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "accelerate.state", raising=False)
+
+    def setup(arm: Arm) -> Callable[[], float]:
+        module: Any = sys.modules.setdefault("accelerate.state", accelerate_module())
+        assert module.PartialState._shared_state == {}
+        module.PartialState._shared_state["device"] = arm.device
+        return lambda: 1.0
+
+    try:
+        measure(setup, steps=2)
+        assert sys.modules["accelerate.state"].PartialState._shared_state == {}
+    finally:
+        sys.modules.pop("accelerate.state", None)
+
+
+def test_an_accelerator_is_made_in_each_arm_and_leaves_nothing() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    def setup(arm: Arm) -> Callable[[], torch.Tensor]:
+        accelerator = accelerate.Accelerator(mixed_precision=arm.mixed_precision, cpu=True)
+        layer = torch.nn.Linear(8, 8)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        layer, optimizer = accelerator.prepare(layer, optimizer)
+        x = torch.randn(4, 8)
+
+        def step() -> torch.Tensor:
+            optimizer.zero_grad()
+            with accelerator.autocast():
+                loss = (layer(x) - x).square().mean()
+            accelerator.backward(loss)
+            optimizer.step()
+            return loss
+
+        return step
+
+    before = [dict(each._shared_state) for each in (AcceleratorState, PartialState, GradientState)]
+    report = measure(setup, steps=4, dtype="bfloat16")
+    assert (report.verdict, report.coverage) == ("pass", 1)
+    after = [dict(each._shared_state) for each in (AcceleratorState, PartialState, GradientState)]
+    assert after == before
+
+
+def test_each_arm_has_the_graphs_of_its_compiled_code_for_itself(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A run of one arm's graphs would free what a run of the other's returned."""
+    trees: Any = ModuleType("torch._inductor.cudagraph_trees")
+    trees.local = containers = {}
+    trees.get_obj = lambda kept, name: kept if name == "tree_manager_containers" else None
+    freed = []
+    trees.reset_cudagraph_trees = lambda: freed.append(dict(containers))
+    monkeypatch.setitem(sys.modules, "torch._inductor.cudagraph_trees", trees)
+    monkeypatch.setattr(torch._C, "_set_cached_tensors_enabled", lambda _: None)
+
+    def setup(arm: Arm) -> Callable[[], float]:
+        assert not {"fp32", "amp"} & set(containers)
+
+        def step() -> float:
+            containers[arm.name] = containers.get(arm.name, 0) + 1
+            assert not ({"fp32", "amp"} - {arm.name}) & set(containers)
+            return 1.0
+
+        return step
+
+    measure(setup, steps=2, static=False, max_time=0.05)
+    assert containers == {}
+    assert {name for each in freed for name in each} == {"fp32", "amp"}
 
 
 class Queues:

@@ -149,6 +149,7 @@ class Resident:
                     self.arm._teardown.pop()()
                 except Exception as error:  # noqa: BLE001 - all are called
                     errors.append(error)
+            _let_go_of_graphs()
         self._step = None
         gc.collect()
         return errors
@@ -207,14 +208,15 @@ class Workbench:
         except BaseException as error:  # Ctrl-C too: a teardown that fails then must not hide it
             _note_all(error, resident.close())
             raise
+        else:
+            if errors := resident.close():
+                first, *others = errors
+                _note_all(first, others)
+                raise first
         finally:
             self._alive -= 1
             if not self._alive:
-                _forget_compiled_code()  # and the memory that its CUDA graphs keep
-        if errors := resident.close():
-            first, *others = errors
-            _note_all(first, others)
-            raise first
+                _forget_compiled_code()
 
     @contextmanager
     def lending(self, scaler: torch.amp.GradScaler) -> Iterator[None]:
@@ -239,6 +241,15 @@ def _forget_compiled_code() -> None:
     dynamo: Any = sys.modules.get("torch._dynamo")
     if dynamo is not None:
         dynamo.reset()
+
+
+def _let_go_of_graphs() -> None:
+    """Free the CUDA graphs that the active arm's compiled code has recorded."""
+    trees: Any = sys.modules.get("torch._inductor.cudagraph_trees")
+    if trees is not None and trees.get_obj(trees.local, "tree_manager_containers"):
+        # It goes by a switch of the process, which is off where another arm's graphs went first.
+        torch._C._set_cached_tensors_enabled(True)
+        trees.reset_cudagraph_trees()
 
 
 def _note_all(error: BaseException, others: list[Exception]) -> None:

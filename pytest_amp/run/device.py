@@ -48,6 +48,12 @@ class Device:
     def is_accelerator(self) -> bool:
         return self.type != "cpu"
 
+    def initialize(self) -> None:
+        """Start the device's runtime, without which it has no streams and no generators."""
+        start = getattr(self.module, "init", None)
+        if self.is_accelerator and start is not None:
+            start()
+
     def now(self) -> float:
         """Seconds on a monotonic clock."""
         return time.perf_counter()

@@ -9,9 +9,11 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -258,15 +260,38 @@ def _hooks() -> Iterator[Global]:
     for owner in (nn_module, optim_module):
         for name, registry in vars(owner).items():
             if name.startswith("_global_") and isinstance(registry, dict):
-                yield _registry(f"{owner.__name__}.{name}", registry)
+                yield _dictionary(f"{owner.__name__}.{name}", owner.__name__, attrgetter(name))
 
 
-def _registry(name: str, registry: dict[Any, Any]) -> Global:
+def _accelerate() -> Iterator[Global]:
+    """What all of Accelerate's objects share, in one precision for all of them."""
+    for name in ("PartialState", "AcceleratorState", "GradientState"):
+        shared = attrgetter(f"{name}._shared_state")
+        yield _dictionary(f"accelerate.{name}", "accelerate.state", shared)
+
+
+def _graph_trees() -> Global:
+    """The CUDA graphs of compiled code, by device: a run of one frees what another has returned."""
+    return _dictionary(
+        "cudagraph_trees",
+        "torch._inductor.cudagraph_trees",
+        lambda module: module.get_obj(module.local, "tree_manager_containers"),
+    )
+
+
+def _dictionary(name: str, module: str, find: Callable[[Any], dict[Any, Any]]) -> Global:
+    """A dictionary of a module; empty where nobody has imported that yet."""
+
+    def there() -> dict[Any, Any]:
+        imported = sys.modules.get(module)
+        return {} if imported is None else find(imported)
+
     def write(value: Mapping[Any, Any]) -> None:
-        registry.clear()
-        registry.update(value)
+        dictionary = there()
+        dictionary.clear()
+        dictionary.update(value)
 
-    return Global(name, lambda: dict(registry), write)
+    return Global(name, lambda: dict(there()), write)
 
 
 def table() -> tuple[Global, ...]:
@@ -300,6 +325,8 @@ def table() -> tuple[Global, ...]:
         *_queues("cuda"),
         *_queues("xpu"),
         *_hooks(),
+        *_accelerate(),
+        _graph_trees(),
         *_saved_tensor_hooks(),
         Global("environ", lambda: dict(os.environ), _set_environment),
         Global("signals", _signals, _set_signals),

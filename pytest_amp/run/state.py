@@ -40,14 +40,34 @@ def _host_remembered() -> Callable[[], None]:
 
 def remembered() -> Callable[[], None]:
     """A function that puts the random number generators back to what they are now."""
-    host_put_back = _host_remembered()
-    # A device that nobody has used yet has drawn nothing, and asking would initialize it.
-    cudas = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    put_backs = [_host_remembered(), *map(_device_remembered, ("cuda", "xpu"))]
 
     def put_back() -> None:
-        host_put_back()
-        if cudas:
-            torch.cuda.set_rng_state_all(cudas)
+        for each in put_backs:
+            each()
+
+    return put_back
+
+
+def _device_remembered(kind: str) -> Callable[[], None]:
+    """The same for the generators of one kind of accelerator.
+
+    Of a kind that nobody has used yet, torch keeps the seed that was asked for last, and seeds with
+    it once the kind is used. To ask for its generators' states would be such a use.
+    """
+    module: Any = getattr(torch, kind)
+    if module.is_initialized():
+        states = module.get_rng_state_all()
+        return lambda: module.set_rng_state_all(states)
+    waiting: Any = module._lazy_seed_tracker
+    asked_for = dict(vars(waiting))
+
+    def put_back() -> None:
+        vars(waiting).update(asked_for)
+        if module.is_initialized():  # by what ran in between
+            module.manual_seed_all(torch.Generator().initial_seed())
+            for call in filter(None, asked_for["call_order"]):
+                call[0]()
 
     return put_back
 
@@ -56,6 +76,7 @@ class GlobalState:
     """The globals and the random number generators, for one device."""
 
     def __init__(self, device: Device) -> None:
+        device.initialize()
         self._device = device
         self._globals = table()
 

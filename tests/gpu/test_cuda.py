@@ -137,11 +137,12 @@ def test_an_arm_that_does_not_fit_at_all_is_named() -> None:
 
 
 def test_memory_is_given_back_afterwards() -> None:
-    torch.cuda.empty_cache()
+    where = device.choose("cuda")
+    where.empty_cache()  # and cuBLAS's workspaces, of which there is one for each thread
     before = torch.cuda.memory_allocated()
     measured(heavy_to_hold, static=True, steps=2)
-    torch.cuda.empty_cache()
-    assert torch.cuda.memory_allocated() <= before + 64 * 2**20  # cuBLAS may keep a workspace
+    where.empty_cache()
+    assert torch.cuda.memory_allocated() <= before + 8 * 2**20  # what cuBLASLt keeps for good
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
