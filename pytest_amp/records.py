@@ -81,7 +81,9 @@ class Operators:
     `hidden_reduced`: whether any of these may have computed in reduced precision.
     `random_dtypes`: dtypes in which random numbers were drawn.
     `draws`: digests of those numbers, in order; None where they were not looked at.
-    `autocast_entered`: how often an enabled autocast region was entered.
+    `autocast_entered`: how often an enabled autocast region was entered. `autocast_devices`: the
+    device types that any regions were for, switched on or off. `framework`: the library whose
+    training loop it was, as its package is called.
     `reduced_weights`: whether weights that are kept in reduced precision took part.
     `rows`: the calls, one row for all that are alike. `stale`: modules that computed with casts of
     weights from before an update. `backward_under_autocast`: how many backward passes began inside
@@ -97,6 +99,8 @@ class Operators:
     random_dtypes: frozenset[str] = frozenset()
     draws: tuple[str, ...] | None = None
     autocast_entered: int = 0
+    autocast_devices: tuple[str, ...] = ()
+    framework: str | None = None
     reduced_weights: bool = False
     rows: tuple[OpRow, ...] = ()
     stale: tuple[str, ...] = ()
@@ -115,6 +119,9 @@ class Operators:
 
 
 REDUCED = ("float16", "bfloat16")
+
+# Packages that enter autocast themselves, where a switch of theirs says so.
+FRAMEWORKS = ("accelerate", "ignite", "lightning", "pytorch_lightning", "transformers")
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_amp.errors import none_of_ours
-from pytest_amp.records import REDUCED, Operators, OpRow, Phase
+from pytest_amp.records import FRAMEWORKS, REDUCED, Operators, OpRow, Phase
 from pytest_amp.run.fingerprint import digest_in_any_dtype
 from pytest_amp.run.flops import flops, is_heavy, operator_name
 from pytest_amp.run.modules import ModuleStack
 from pytest_amp.run.patches import OptimizerSteps, custom_functions, patched
-from pytest_amp.run.source import location
+from pytest_amp.run.source import framework, location
 from pytest_amp.run.tensors import (
     dtype_name,
     floats,
@@ -76,6 +76,8 @@ class OpRecord(TorchDispatchMode):
         self._island = False  # a region that is switched off inside of one that is not
         self._widened: set[int] = set()
         self._autocast_entered = 0
+        self._autocast_devices: dict[str, None] = {}
+        self._framework: str | None = None
         self._backward_under_autocast = 0
         self._roots: list[torch.Tensor] = []
         self._reduced_weights = False
@@ -102,6 +104,8 @@ class OpRecord(TorchDispatchMode):
             random_dtypes=frozenset(self._random),
             draws=tuple(self._draws),
             autocast_entered=self._autocast_entered,
+            autocast_devices=tuple(self._autocast_devices),
+            framework=self._framework,
             reduced_weights=self._reduced_weights,
             rows=rows,
             stale=tuple(self._stale),
@@ -267,10 +271,15 @@ class OpRecord(TorchDispatchMode):
         in_force = region._enabled and dtype_name(region.fast_dtype) in REDUCED
         if self._recording:
             self._autocast_entered += in_force
+            self._autocast_devices[region.device] = None
+            self._note_framework()
         self._regions.append((self._autocast, self._island))
         self._island = not in_force and (self._autocast or self._island)
         self._autocast = in_force
         return original(region, *args)
+
+    def _note_framework(self) -> None:
+        self._framework = self._framework or framework(FRAMEWORKS)
 
     def _around_exit(self, original: Any, region: Any, *args: Any) -> Any:
         self._autocast, self._island = self._regions.pop() if self._regions else (False, False)
@@ -279,6 +288,7 @@ class OpRecord(TorchDispatchMode):
     def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         if self._recording:
             self._backward_under_autocast += self._autocast
+            self._note_framework()
             roots = args[0] if args else ()
             self._roots += [root.detach().clone() for root in roots if root.numel() == 1]
         return original(*args, **kwargs)

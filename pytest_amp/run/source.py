@@ -1,11 +1,11 @@
-"""The user's line that an operator comes from."""
+"""Where an operator comes from: the user's line, and the library whose loop it is in."""
 
 from __future__ import annotations
 
 import os
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from traceback import walk_tb
@@ -38,6 +38,17 @@ def location_of(error: BaseException) -> str | None:
     """The same of an exception: where it came by on its way up."""
     way = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
     return _first(reversed(way))
+
+
+def framework(known: Container[str]) -> str | None:
+    """The outermost of the known packages whose code is running: the one that the user called."""
+    found: str | None = None
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        found = package if package in known else found
+        frame = frame.f_back
+    return found
 
 
 def _callers() -> Iterator[tuple[str, int]]:

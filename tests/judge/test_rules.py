@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_amp.judge import rules
-from pytest_amp.records import Operators, Origin, Start
+from pytest_amp.records import FRAMEWORKS, Operators, OpRow, Origin, Start
 from pytest_amp.results import Finding
 from tests.judge.cases import (
     CURVE,
@@ -422,6 +422,46 @@ def test_amp101_is_silent_where_something_ran_or_may_have_gone_unseen(observed) 
     assert said("AMP101", observed) is None
 
 
+@pytest.mark.parametrize(
+    ("told", "observed"),
+    [
+        case("on a CPU", ("was entered for cuda, and this is cpu;", "under arm.autocast()"),
+            {"autocast_entered": 0, "autocast_devices": ("cuda",)}),
+        case("with CUDA", ("was entered for cuda, and this is cpu;", "under arm.autocast()"),
+            {"autocast_entered": 2, "autocast_devices": ("cuda",)}),
+        case("its own device", ("around nothing that it casts", "arm.autocast() covers"),
+            {"autocast_entered": 2, "autocast_devices": ("cpu",)}),
+        case("accelerate", ("Accelerator(mixed_precision=arm.mixed_precision)",),
+            {"autocast_entered": 0, "framework": "accelerate"}),
+        case("transformers", ("TrainingArguments(fp16=arm.mixed_precision == 'fp16'",),
+            {"autocast_entered": 0, "framework": "transformers"}),
+        case("lightning", ("Trainer(precision=arm.lightning_precision)",),
+            {"autocast_entered": 0, "framework": "lightning"}),
+        case("ignite", ("entered for cuda, and this is cpu; on a CPU, Ignite casts nothing,",),
+            {"autocast_entered": 0, "autocast_devices": ("cuda",), "framework": "ignite"}),
+    ],
+)  # fmt: skip
+def test_amp101_names_the_device_of_the_region_and_the_switch_of_the_framework(
+    told, observed
+) -> None:
+    finding = said(
+        "AMP101", seen(device_type="cpu", **operators("amp", **NOT_IN_FORCE, **observed))
+    )
+    for part in told:
+        assert part in finding.message
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_amp101_knows_what_each_framework_can_t_do_on_a_cpu(framework: str, dtype: str) -> None:
+    where = operators("amp", **NOT_IN_FORCE, autocast_entered=0, framework=framework)
+    on_cpu = said("AMP101", seen(device_type="cpu", dtype=dtype, **where)).message
+    on_gpu = said("AMP101", seen(device_type="cuda", dtype=dtype, **where)).message
+    assert ("check this step on a GPU" in on_cpu) == (dtype == "float16" or framework == "ignite")
+    assert "arm." in on_gpu
+    assert "arm.autocast()" not in on_gpu
+
+
 # AMP108 dtype-substituted
 
 
@@ -456,6 +496,19 @@ def test_amp108_speaks_where_another_reduced_dtype_ran(asked, ran, observed) -> 
 )  # fmt: skip
 def test_amp108_leaves_alone_what_was_asked_for(observed) -> None:
     assert said("AMP108", observed) is None
+
+
+def test_amp108_speaks_of_recurrent_layers_that_autocast_gives_float16_whatever_is_asked() -> None:
+    """Of all the FLOPs or of a few: what ran in bfloat16 beside them hides nothing."""
+    layer = OpRow("aten::_cudnn_rnn", "float16", "float16", "encoder", flops=100, location="m.py:3")
+    for flops in ({"float16": 100}, {"float16": 100, "bfloat16": 900}):
+        finding = said("AMP108", seen(**operators("amp", flops_by_dtype=flops, rows=(layer,))))
+        assert "the recurrent layers ran in float16 where bfloat16 was asked for" in finding.message
+        assert (finding.module, finding.location) == ("encoder", "m.py:3")
+    asked = seen(dtype="float16", **operators("amp", flops_by_dtype=flops, rows=(layer,)))
+    assert said("AMP108", asked) is None
+    in_float32 = replace(layer, dtype="float32", out="float32")
+    assert said("AMP108", seen(**operators("amp", rows=(in_float32,)))) is None
 
 
 def test_amp108_is_silent_where_nothing_reduced_ran_which_is_amp101_s() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -653,3 +654,28 @@ def test_rows_examples_and_heads_are_no_matter_of_alignment(step, expected) -> N
 def test_a_convolution_s_backward_is_about_its_channels_too() -> None:
     layer, x = nn.Conv2d(8, 16, 3), leaf(100, 8, 9, 9)
     assert dims(lambda: layer(x).sum().backward()) == [8, 16]
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_regions_are_known_by_their_device() -> None:
+    def step() -> None:
+        with torch.autocast("cuda", torch.bfloat16), torch.autocast("cpu", enabled=False):
+            torch.ones(2).mul(2)
+
+    record = OpRecord()
+    with record.watching():
+        step()
+    assert record.operators().autocast_devices == ("cuda", "cpu")
+
+
+@pytest.mark.parametrize("package", ["accelerate.optimizer", "ignite.engine", "my.own"])
+def test_a_framework_s_loop_is_known_by_its_code(package: str) -> None:
+    source = "def train(loss):\n    loss().backward()\n"
+    library: dict[str, Any] = {"__name__": package}
+    exec(compile(source, "library.py", "exec"), library)
+    weight = torch.ones(2, requires_grad=True)
+    record = OpRecord()
+    with record.watching():
+        library["train"](lambda: weight.square().sum())
+    expected = None if package == "my.own" else package.partition(".")[0]
+    assert record.operators().framework == expected

@@ -22,14 +22,22 @@ def amp_no_op(case: Case) -> Iterator[Word]:
         if operators.reduced_bytes() or not sum(operators.bytes_by_dtype.values()):
             return
         what = "byte of activations"
-    why = (
-        "autocast was not in force; run the forward pass and the loss under arm.autocast()"
-        if not operators.autocast_entered
-        else "autocast was entered, but around nothing that it casts; see that arm.autocast() "
-        "covers the forward pass, on the device that the model is on"
-    )
+    elsewhere = [d for d in operators.autocast_devices if d != case.seen.device_type]
+    if operators.autocast_entered and not elsewhere:
+        why = "autocast was entered, but around nothing that it casts"
+        cure = "see that arm.autocast() covers the forward pass, on the device that the model is on"
+    else:
+        here = case.seen.device_type
+        why = (
+            f"autocast was entered for {' and '.join(elsewhere)}, and this is {here}"
+            if elsewhere
+            else "autocast was not in force"
+        )
+        cure = "run the forward pass and the loss under arm.autocast()"
+    if operators.framework is not None:
+        cure = _switch(operators.framework, case)
     yield Word(
-        f"not one {what} of the amp arm ran in {case.seen.dtype}: {why}",
+        f"not one {what} of the amp arm ran in {case.seen.dtype}: {why}; {cure}",
         {
             "flops_by_dtype": dict(operators.flops_by_dtype),
             "bytes_by_dtype": dict(operators.bytes_by_dtype),
@@ -38,17 +46,65 @@ def amp_no_op(case: Case) -> Iterator[Word]:
     )
 
 
+# How a framework is told the arm's precision, and what its regions are good for on a CPU.
+_TRAINER = (
+    "TrainingArguments(fp16=arm.mixed_precision == 'fp16', bf16=arm.mixed_precision == 'bf16')"
+)
+_LIGHTNING = "Lightning", "Trainer(precision=arm.lightning_precision)", ("bfloat16",)
+_SWITCHES = {
+    "accelerate": (
+        "Accelerate",
+        "Accelerator(mixed_precision=arm.mixed_precision)",
+        ("bfloat16",),
+    ),
+    "ignite": ("Ignite", "amp_mode='amp' if arm.enabled else None", ()),
+    "lightning": _LIGHTNING,
+    "pytorch_lightning": _LIGHTNING,
+    "transformers": ("the Trainer", _TRAINER, ("bfloat16",)),
+}
+
+
+def _switch(framework: str, case: Case) -> str:
+    """What turns autocast on in a training loop that is a framework's own."""
+    name, switch, on_cpu = _SWITCHES[framework]
+    if case.seen.device_type != "cpu" or case.seen.dtype in on_cpu:
+        return f"{name} enters it where it is told to, with {switch}"
+    only = f"to {' and '.join(on_cpu)} alone" if on_cpu else "nothing"
+    other = ", or with --amp-dtype=bfloat16" if on_cpu else ""
+    return f"on a CPU, {name} casts {only}, whatever it is told: check this step on a GPU{other}"
+
+
+# torch casts to float16 before these, by name: seen on an H100 with torch 2.11.
+_RECURRENT = ("aten::_cudnn_rnn", "aten::miopen_rnn")
+
+
 def dtype_substituted(case: Case) -> Iterator[Word]:
     operators = case.seen.amp.operators
     if operators is None:
         return
+    asked = case.seen.dtype
     amounts = operators.flops_by_dtype if operators.flops else operators.bytes_by_dtype
     ran = [dtype for dtype in REDUCED if amounts.get(dtype)]
-    if ran and case.seen.dtype not in ran:
+    recurrent = [
+        row for row in operators.rows
+        if row.flops and row.dtype in REDUCED and row.dtype != asked and row.op in _RECURRENT
+    ]  # fmt: skip
+    if recurrent:
+        first = recurrent[0]
         yield Word(
-            f"the amp arm ran in {ran[0]} where {case.seen.dtype} was asked for: every figure "
+            f"the recurrent layers ran in {first.dtype} where {asked} was asked for: autocast "
+            "gives cuDNN float16 whatever its dtype, and without a GradScaler small gradients are "
+            f"lost there; ask for {first.dtype} (dtype={first.dtype!r}), or keep these layers in "
+            "float32, in a region with enabled=False",
+            {"asked": asked, "ran": first.dtype},
+            module=first.module,
+            location=first.location,
+        )
+    elif ran and asked not in ran:
+        yield Word(
+            f"the amp arm ran in {ran[0]} where {asked} was asked for: every figure "
             f"here is {ran[0]}'s; ask for it (dtype={ran[0]!r}), or pass arm.dtype on",
-            {"asked": case.seen.dtype, "ran": ran[0]},
+            {"asked": asked, "ran": ran[0]},
         )
 
 
