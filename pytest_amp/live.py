@@ -32,7 +32,7 @@ class LiveLine:
         self._shown = False
         # Asked of pytest, since the file itself is no terminal while its output is captured.
         self._live = bool(getattr(self._terminal, "isatty", False))
-        self._quiet = config.get_verbosity() < 0
+        self._quiet = self._terminal is not None and config.get_verbosity() < 0
 
     def show(self, progress: Any) -> None:
         """Redraw the line, at most ten times a second; without a terminal see `_report`."""

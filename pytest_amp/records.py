@@ -42,8 +42,8 @@ class OpRow:
     pass repeats, "update" an optimizer's step. `dtype` and `out`: of the first floating point
     tensor that goes in and comes out. `autocast`: whether it was in force where the step called.
     `chosen`: whether the step itself asked for float32, by a region that is switched off within one
-    that is not, or by casting up what no weight then meets. `function`: the custom autograd
-    function that it is part of. `flops`, `bytes` (made) and
+    that is not, by a cast up that it calls, or by one whose result no weight then meets.
+    `function`: the custom autograd function that it is part of. `flops`, `bytes` (made) and
     `largest` (bytes of the largest output): of all `count` calls. `stretch`: how many times its
     memory the most expanded input is large. `dims`: the dimensions of matrix products.
     `location`: the user's line that made the first call, as file:line.

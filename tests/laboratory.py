@@ -17,6 +17,7 @@ from pytest_amp.run.device import Device
 from pytest_amp.run.progress import Progress
 
 CPU = torch.device("cpu")
+TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 
 
 class SimulatedDevice(Device):

@@ -772,7 +772,8 @@ def test_no_rule_speaks_on_a_healthy_rnn_where_the_dtype_has_a_kernel(kind) -> N
         return train(arm, optimizer, lambda: F.cross_entropy(head(layer(x)[0][:, -1]), y))
 
     try:
-        kind(2, 2).to(BF16)(torch.ones(1, 1, 2, dtype=BF16))[0].sum().backward()
+        with torch.autocast("cpu", BF16):
+            kind(8, 16, batch_first=True)(torch.ones(16, 5, 8))[0].sum().backward()
     except RuntimeError:
         pytest.skip(f"no {kind.__name__} kernel for bfloat16 on this CPU")
     assert codes(measure(setup, dtype="bfloat16")) == []

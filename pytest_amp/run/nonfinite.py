@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import Origin
 from pytest_amp.run.arm import Workbench
+from pytest_amp.run.dispatch import DispatchMode
 from pytest_amp.run.flops import operator_name
 from pytest_amp.run.modules import ModuleStack
 from pytest_amp.run.tensors import floating, is_finite
@@ -20,14 +20,12 @@ from pytest_amp.run.tensors import floating, is_finite
 __tracebackhide__ = none_of_ours
 
 
-class _FirstNonfinite(TorchDispatchMode):
+class _FirstNonfinite(DispatchMode):
     """Stops looking at the first operator whose output is further from finite than its inputs.
 
     So NaN made of infinities counts, and a mask that is filled with a given -inf does not. Backward
     passes are left out: gradients that overflow are the GradScaler's daily bread.
     """
-
-    supports_higher_order_operators = True
 
     def __init__(self, modules: ModuleStack) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

@@ -14,10 +14,10 @@ import torch
 from torch.amp.autocast_mode import autocast
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.records import FRAMEWORKS, REDUCED, Operators, OpRow, Phase
+from pytest_amp.run.dispatch import DispatchMode
 from pytest_amp.run.fingerprint import digest_in_any_dtype
 from pytest_amp.run.flops import flops, is_heavy, operator_name
 from pytest_amp.run.modules import ModuleStack
@@ -44,16 +44,17 @@ _OUT_OF_SIGHT = (
     ("a Triton kernel", "triton.runtime.jit", "JITFunction", "run"),
 )
 
+# What a step calls to cast by itself, where autocast does it unasked.
+_CASTS = ("to", "float", "double", "type", "type_as")
 
-class OpRecord(TorchDispatchMode):
+
+class OpRecord(DispatchMode):
     """Records one step, and looks for stale casts in those after it. Then read `operators()`.
 
     Compiled code is run eagerly meanwhile, since fused kernels are not seen, and since a dispatch
     mode would switch the compiling of what runs under it off for good.
     `trained` are parameters that are known beforehand; those of the modules that run are found.
     """
-
-    supports_higher_order_operators = True
 
     def __init__(self, trained: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -75,6 +76,7 @@ class OpRecord(TorchDispatchMode):
         self._regions: list[tuple[bool, bool]] = []
         self._island = False  # a region that is switched off inside of one that is not
         self._widened: set[int] = set()
+        self._casting = 0
         self._autocast_entered = 0
         self._autocast_devices: dict[str, None] = {}
         self._framework: str | None = None
@@ -124,6 +126,8 @@ class OpRecord(TorchDispatchMode):
             stack.enter_context(patched(autocast, "__exit__", self._around_exit))
             backward = torch.autograd
             stack.enter_context(patched(backward, "_engine_run_backward", self._around_backward))
+            for name in _CASTS:
+                stack.enter_context(patched(torch.Tensor, name, self._around_cast))
             stack.enter_context(custom_functions(self._around_function))
             stack.enter_context(self._optimizers)
             for what, module, cls, method in _OUT_OF_SIGHT:
@@ -176,7 +180,11 @@ class OpRecord(TorchDispatchMode):
         known = {storage(tensor) for tensor in inputs}
         sizes = [size(each) for each in outputs if storage(each) not in known]
         module, phase, in_autocast, function = self._caller()
-        chosen = phase == "forward" and not in_autocast and (self._island or self._is_wide(inputs))
+        chosen = phase == "forward" and (
+            self._island or self._is_wide(inputs)
+            if not in_autocast
+            else self._casting > 0 and _casts_up(func, inputs, outputs)
+        )
         dtype = dtype_name((inputs or outputs)[0].dtype)
         made = dtype_name(outputs[0].dtype) if outputs else None
         key = (name, dtype, made, module, phase, in_autocast, function, chosen)
@@ -246,12 +254,7 @@ class OpRecord(TorchDispatchMode):
 
     def _note_wide(self, func: Any, inputs: Tensors, outputs: Tensors) -> None:
         """Follow what was cast up through the operators that are given it."""
-        casts_up = (
-            func is torch.ops.aten._to_copy.default
-            and any(map(is_reduced, inputs))
-            and not any(map(is_reduced, outputs))
-        )
-        is_wide = casts_up or self._is_wide(inputs)
+        is_wide = _casts_up(func, inputs, outputs) or self._is_wide(inputs)
         for tensor in outputs:
             note = (
                 self._widened.add if is_wide and not is_reduced(tensor) else self._widened.discard
@@ -285,6 +288,13 @@ class OpRecord(TorchDispatchMode):
         self._autocast, self._island = self._regions.pop() if self._regions else (False, False)
         return original(region, *args)
 
+    def _around_cast(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        self._casting += 1
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._casting -= 1
+
     def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         if self._recording:
             self._backward_under_autocast += self._autocast
@@ -316,6 +326,14 @@ class OpRecord(TorchDispatchMode):
 
 
 Tensors = list[torch.Tensor]
+
+
+def _casts_up(func: Any, inputs: Tensors, outputs: Tensors) -> bool:
+    return (
+        func is torch.ops.aten._to_copy.default
+        and any(map(is_reduced, inputs))
+        and not any(map(is_reduced, outputs))
+    )
 
 
 class _Tally:

@@ -24,7 +24,7 @@ __tracebackhide__ = none_of_ours
 @contextmanager
 def patched(owner: Any, name: str, around: Callable[..., Any]) -> Iterator[None]:
     """Call `around(original, *args)` in its place."""
-    original = getattr(owner, name)
+    original, is_its_own = getattr(owner, name), name in vars(owner)
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return around(original, *args, **kwargs)
@@ -33,7 +33,10 @@ def patched(owner: Any, name: str, around: Callable[..., Any]) -> Iterator[None]
     try:
         yield
     finally:
-        setattr(owner, name, original)
+        if is_its_own:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)
 
 
 Closure = Callable[..., Any]

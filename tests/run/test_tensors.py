@@ -19,7 +19,7 @@ from pytest_amp.run.numerics import seen_by
 from pytest_amp.run.parity import _nudge
 from pytest_amp.run.tensors import floating, plain, size, storage, values
 from pytest_amp.run.trained import Trained
-from tests.laboratory import codes, measure, train
+from tests.laboratory import TORCH, codes, measure, train
 
 INF = float("inf")
 
@@ -354,6 +354,9 @@ def mesh():
 
 
 def sharded(mesh, wrong=False, mixed=False, tensor_parallel=False):
+    if TORCH < (2, 7) and not tensor_parallel:
+        pytest.skip("fully_shard runs on no CPU before torch 2.7")
+
     def setup(arm):
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
         from torch.distributed.tensor.parallel import (

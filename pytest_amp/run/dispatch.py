@@ -1,0 +1,31 @@
+"""Dispatch modes that are given every operator, higher-order ones too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pytest_amp.errors import none_of_ours
+
+__tracebackhide__ = none_of_ours
+
+
+class DispatchMode(TorchDispatchMode):
+    """A mode that is given higher-order operators, such as flex_attention, in every torch.
+
+    Up to 2.6, torch looks each of them up by the mode's class, and raises where it finds nothing.
+    """
+
+    supports_higher_order_operators = True
+
+    def __enter__(self) -> Any:
+        if not hasattr(TorchDispatchMode, "supports_higher_order_operators"):
+            for operator in vars(torch._ops)["_higher_order_ops"].values():
+                operator.python_key_table.setdefault(type(self), _given_to_the_mode(operator))
+        return super().__enter__()  # type: ignore[no-untyped-call]
+
+
+def _given_to_the_mode(operator: Any) -> Any:
+    return lambda mode, *args, **kwargs: mode.__torch_dispatch__(operator, (), args, kwargs)
