@@ -14,7 +14,7 @@ from pytest_amp import units
 from pytest_amp.confirmation import confirmed, look_for_idling, try_remedies
 from pytest_amp.errors import AmpError, none_of_ours
 from pytest_amp.job import Job, arms_of, blank_report, environment_of, phases_of
-from pytest_amp.judge import dtype_map, gates, parity, rules, sequential
+from pytest_amp.judge import dtype_map, gates, kernels, parity, rules, sequential
 from pytest_amp.judge.gates import Limits
 from pytest_amp.judge.rules.base import Case
 from pytest_amp.records import Observations
@@ -132,6 +132,9 @@ def _observe(
         amp=amp,
         floor=parity_run.floor(bench, settings.steps, skipped, gates.draws_differ(fp32, amp)),
     )
+    bench.progress.why_slow = kernels.without_fast_ones(seen)
+    if bench.progress.why_slow is not None:
+        notes.append(bench.progress.why_slow)
     if amp.scaler.live:
         steps, optimizers = settings.steps, len(amp.scaler.optimizers)
         begin = max(amp.scaler.first_moves.values(), default=0)  # its schedulers are there by then

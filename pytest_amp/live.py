@@ -66,7 +66,8 @@ class LiveLine:
         each = f"{units.duration(progress.step_s)} a step" if progress.step_s else None
         after = f"after {units.duration(elapsed_s)}"
         parts = (progress.phase, progress.arm, of, each, progress.estimate, after)
-        self.say(", ".join(part for part in parts if part))
+        line = ", ".join(part for part in parts if part)
+        self.say(f"{line}; {progress.why_slow}" if progress.why_slow else line)
 
     def say(self, text: str) -> None:
         """Print a sentence that the user must have before the test is over."""

@@ -46,7 +46,8 @@ class OpRow:
     `function`: the custom autograd function that it is part of. `flops`, `bytes` (made) and
     `largest` (bytes of the largest output): of all `count` calls. `stretch`: how many times its
     memory the most expanded input is large. `dims`: the dimensions of matrix products.
-    `location`: the user's line that made the first call, as file:line.
+    `location`: the user's line that made the first call, as file:line. `seconds`: of all calls,
+    where the device is done when they return.
     """
 
     op: str
@@ -64,6 +65,7 @@ class OpRow:
     dims: tuple[int, ...] = ()
     location: str | None = None
     chosen: bool = False
+    seconds: float = field(default=0.0, compare=False)
 
     @property
     def is_cast(self) -> bool:

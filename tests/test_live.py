@@ -74,12 +74,19 @@ class Log:
             pluginmanager=SimpleNamespace(get_plugin=plugins.get), get_verbosity=lambda: 0
         )
         self.live = LiveLine(config, "test_it.py::test_slow", lambda: self.now)
+        self.why_slow: str | None = None
 
     def at(self, seconds: float, step: int, step_s: float = 1.5) -> None:
         self.now = seconds
         self.live.show(
             SimpleNamespace(
-                phase="parity", arm="amp", step=step, total=20, estimate=None, step_s=step_s
+                phase="parity",
+                arm="amp",
+                step=step,
+                total=20,
+                estimate=None,
+                step_s=step_s,
+                why_slow=self.why_slow,
             )
         )
 
@@ -95,6 +102,14 @@ def test_a_log_is_told_after_thirty_seconds_where_the_test_is() -> None:
     assert log.lines() == [
         "test_it.py::test_slow: parity, amp, step 20 of 20, 1.50 s a step, after 30.1 s"
     ]
+
+
+def test_a_log_is_told_why_a_step_takes_long_where_that_is_known() -> None:
+    log = Log()
+    log.why_slow = "this CPU has no fast kernel for aten::mm"
+    log.at(31, 3)
+    (line,) = log.lines()
+    assert line.endswith("after 31.0 s; this CPU has no fast kernel for aten::mm")
 
 
 def test_a_log_is_told_ever_more_rarely() -> None:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 from weakref import ref
 
@@ -142,10 +143,12 @@ class OpRecord(DispatchMode):
         kwargs = kwargs or {}
         inputs = floats((args, kwargs))
         self._look_for_stale(inputs)
+        began = perf_counter()
         out = func(*args, **kwargs)
+        seconds = perf_counter() - began
         outputs = floats(out)
         if self._recording:
-            self._record(func, args, kwargs, inputs, outputs, out)
+            self._record(func, args, kwargs, inputs, outputs, out, seconds)
         self._note_wide(func, inputs, outputs)
         known = {storage(tensor) for tensor in inputs}
         for tensor in outputs:
@@ -162,7 +165,14 @@ class OpRecord(DispatchMode):
         return out
 
     def _record(
-        self, func: Any, args: Any, kwargs: Any, inputs: Tensors, outputs: Tensors, out: Any
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        inputs: Tensors,
+        outputs: Tensors,
+        out: Any,
+        seconds: float,
     ) -> None:
         is_update = self._optimizers.at_work  # what an optimizer computes is its own
         if _draws(func, args, kwargs) and not is_update:
@@ -197,6 +207,7 @@ class OpRecord(DispatchMode):
             )  # fmt: skip
             tally = self._rows[key] = _Tally(row)
         tally.count += 1
+        tally.seconds += seconds
         tally.flops += count or 0
         tally.bytes += sum(sizes)
         tally.largest = max(tally.largest, *sizes, 0)
@@ -343,6 +354,7 @@ class _Tally:
         self._row = row
         self.count = self.flops = self.bytes = self.largest = 0
         self.stretch = 1
+        self.seconds = 0.0
         self.dims: set[int] = set()
 
     def row(self) -> OpRow:
@@ -353,6 +365,7 @@ class _Tally:
             bytes=self.bytes,
             largest=self.largest,
             stretch=self.stretch,
+            seconds=self.seconds,
             dims=tuple(sorted(self.dims)),
         )
 

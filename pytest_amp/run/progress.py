@@ -15,8 +15,9 @@ def _nothing(_: object) -> None: ...
 class Progress:
     """The one mutable thing that all phases share; `show` is called after each change.
 
-    `step` counts from 1. `estimate` is the running estimate as text, while timing. `seconds` is
-    what each phase took so far, `began` when all of it did, by the same clock.
+    `step` counts from 1. `estimate` is the running estimate as text, while timing. `why_slow` is
+    what is known of a step that takes long. `seconds` is what each phase took so far, `began` when
+    all of it did, by the same clock.
     """
 
     show: Callable[[Progress], None] = _nothing
@@ -26,6 +27,7 @@ class Progress:
     step: int | None = None
     total: int | None = None
     estimate: str | None = None
+    why_slow: str | None = None
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     began: float = field(default_factory=time.perf_counter)
     _since: float = field(default_factory=time.perf_counter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from pytest_amp import Arm
+from pytest_amp.run import ops
 from pytest_amp.run.ops import OpRecord
 from tests.laboratory import active, codes, measure, train, workbench
 
@@ -679,3 +682,38 @@ def test_a_framework_s_loop_is_known_by_its_code(package: str) -> None:
         library["train"](lambda: weight.square().sum())
     expected = None if package == "my.own" else package.partition(".")[0]
     assert record.operators().framework == expected
+
+
+class Clock:
+    """Moves by what the operators that are called take: a product in half takes a second."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_an_operator_that_is_slow_in_one_dtype_is_named_in_a_note(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(ops, "perf_counter", clock)
+
+    @torch.library.custom_op("pytest_amp_tests::product", mutates_args=())
+    def product(x: torch.Tensor) -> torch.Tensor:
+        clock.now_s += 1.0 if x.dtype is torch.float16 else 0.01
+        return x.clone()
+
+    product.register_autograd(lambda _, grad: grad)
+
+    def setup(arm: Arm) -> Callable[[], Any]:
+        layer = nn.Linear(8, 8)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+        x = torch.randn(4, 8)
+        return train(arm, optimizer, lambda: product(layer(x)).float().square().mean())
+
+    (note,) = measure(setup, dtype="float16").notes
+    assert "an amp step takes 100 times as long as the other arm's here (1.00 s)" in note
+    assert "no fast kernel for pytest_amp_tests::product in float16;" in note
+    assert measure(setup, dtype="bfloat16").notes == ()
