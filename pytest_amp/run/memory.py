@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch.autograd.profiler as autograd_profiler
-from torch._C._profiler import RecordScope
+from torch._C._profiler import RecordScope, _EventType
 from torch.profiler import ProfilerActivity
 
 from pytest_amp.run.device import Device
@@ -156,7 +156,7 @@ class _CpuPeak:
         levels: list[int] = []
         # A block that is older than the profiler is freed under a size that torch may remember
         # from an earlier profile of another block: only what was seen to come is seen to go.
-        for event in profiler.kineto_results.experimental_event_tree():
+        for event in _allocations_on_the_cpu(profiler.kineto_results.experimental_event_tree()):
             while len(levels) < len(self._marks_ns) and (
                 event.start_time_ns > self._marks_ns[len(levels)]
             ):
@@ -174,6 +174,17 @@ class _CpuPeak:
 
     def less_kept(self, peak: Peak) -> Peak:
         return peak
+
+
+def _allocations_on_the_cpu(events: Iterable[Any]) -> list[Any]:
+    """In the order of time. Beside a GPU there are its allocations, and events of its runtime."""
+    found, waiting = [], list(events)[::-1]
+    while waiting:
+        event = waiting.pop()
+        waiting += event.children[::-1]
+        if event.tag == _EventType.Allocation and event.extra_fields.device.type == "cpu":
+            found.append(event)
+    return sorted(found, key=lambda event: event.start_time_ns)
 
 
 @contextmanager
