@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 # A run inside this process forgets the modules that it imported, and torch can't be imported
 # twice: whatever an inner run may import of it is imported here first.
 import numpy  # noqa: F401
@@ -12,6 +14,8 @@ import torch._inductor.compile_fx
 import pytest_amp.experiment
 import pytest_amp.live  # noqa: F401
 from tests.project import CONFTEST
+
+TESTS = Path(__file__).parent
 
 
 @pytest.fixture
@@ -40,8 +44,12 @@ def _no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _built_for_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is no GPU, torch is one that was built without: --amp-strict asks for it."""
-    if not torch.cuda.is_available():
+def _without_a_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tests but those that ask for a GPU run as on a machine, and with a torch, without one."""
+    asks_for_one = (TESTS / "gpu", TESTS / "catalogue")
+    if not any(map(request.path.is_relative_to, asks_for_one)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # for processes of their own
+        for module in (torch.cuda, torch.xpu, torch.backends.mps):
+            monkeypatch.setattr(module, "is_available", lambda: False)
         monkeypatch.setattr(torch.version, "cuda", None)
         monkeypatch.setattr(torch.version, "hip", None)

@@ -20,10 +20,6 @@ GATED = STEP.replace("amp\n", "amp(min_memory_reduction={})\n")
 PLAIN = "def test_plain(): pass"
 ANOTHERS = GATED.format('{"*H100*": 0.2, "*MI300X*": 0.1}')
 
-pytestmark = pytest.mark.skipif(
-    torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU"
-)
-
 
 @pytest.fixture
 def timed(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:

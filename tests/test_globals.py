@@ -19,9 +19,10 @@ from torch.optim import optimizer as optim_module
 from torch.overrides import BaseTorchFunctionMode
 
 from pytest_amp import Arm
+from pytest_amp.run import timing
 from pytest_amp.run.globals import _queues
 from pytest_amp.run.state import remembered
-from tests.laboratory import measure
+from tests.laboratory import SimulatedDevice, measure, workbench
 
 MATMUL = torch.backends.cuda.matmul
 OPEN: list[torch.inference_mode] = []  # one that nobody holds is over
@@ -548,3 +549,58 @@ def test_a_device_that_nobody_has_used_is_not_asked(monkeypatch: pytest.MonkeyPa
     for each, value in zip(kept, before, strict=True):
         each.write(value)
     assert queues.device == 1
+
+
+class Watched(Queues):
+    """And the rest of what an experiment asks of it."""
+
+    def __init__(self) -> None:
+        super().__init__(used=True)
+        self.real = torch.cuda
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+    def init(self) -> None: ...
+
+    def get_rng_state_all(self) -> list[Any]:
+        return []
+
+    def set_rng_state_all(self, _: list[Any]) -> None: ...
+
+
+class WatchedDevice(SimulatedDevice):
+    type = "cuda"
+
+    @property
+    def module(self) -> Any:
+        return torch.cuda
+
+
+def test_the_watch_for_waiting_is_in_force_where_we_read_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step that must not wait for the device is held to it; our own reads of it do wait."""
+    cuda = Watched()
+    monkeypatch.setattr(torch, "cuda", cuda)
+    seen: dict[str, list[int]] = {"setup": [], "warm-up": [], "timing": [], "calibration": []}
+    device = WatchedDevice()
+
+    def setup(arm: Arm) -> Callable[[], float]:
+        seen["setup"].append(cuda.mode)
+        cuda.set_sync_debug_mode(2)
+
+        def step() -> float:
+            seen[str(bench.progress.phase)].append(cuda.mode)
+            device.time_s += 0.02
+            return 1.0
+
+        return step
+
+    bench = workbench(setup, device=device)
+    plan = timing.Plan(3, lambda ratios, _: "enough" if len(ratios) >= 2 else None)
+    assert len(timing.run(bench, plan).ratios) == 2
+    assert seen["setup"] == [0, 0]
+    assert seen["warm-up"] == [0] * 6
+    assert seen["timing"] == [0, 2] * 4  # the first step of a block is not timed
+    assert cuda.mode == 0

@@ -129,16 +129,25 @@ class Resident:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Put this arm's globals in force, and the caller's back afterwards."""
+        """Put this arm's globals in force, and the caller's back afterwards.
+
+        All but what it asked for with ``set_sync_debug_mode``, which our own reads would meet; that
+        is for `as_asked`.
+        """
         bench = self._bench
         outer = bench.globals.capture()
         bench.globals.apply(self._state)
         try:
-            with bench.lending(self.arm.scaler):
+            with bench.lending(self.arm.scaler), bench.device.sync_debug_mode(0):
                 yield
         finally:
             self._state = bench.globals.capture()
             bench.globals.apply(outer)
+
+    def as_asked(self) -> AbstractContextManager[None]:
+        """Steps in which we read nothing tell of waiting for the device as the arm asked."""
+        device = self._bench.device
+        return device.sync_debug_mode(self._state.get(f"{device.type}.sync_debug_mode"))
 
     def close(self) -> list[Exception]:
         """Run what `on_teardown` asked for, all of it, and let the arm go; what was raised."""

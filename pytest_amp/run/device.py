@@ -156,6 +156,25 @@ class Device:
         finally:
             self.module.set_device(former)
 
+    @contextmanager
+    def sync_debug_mode(self, mode: int | None) -> Iterator[None]:
+        """Within it, waiting for the device is told of as asked; None changes nothing.
+
+        A mode that is set inside stays.
+        """
+        setter = getattr(self.module, "set_sync_debug_mode", None)
+        if mode is None or setter is None or not self.is_accelerator:
+            yield
+            return
+        read = self.module.get_sync_debug_mode
+        former = read()
+        setter(mode)
+        try:
+            yield
+        finally:
+            if read() == mode:
+                setter(former)
+
     def lock_name(self) -> str:
         """Measurements under the same name take turns, across processes.
 

@@ -156,9 +156,10 @@ def _timed(bench: Workbench, resident: Resident, steps: int, skips: SkipCheck) -
     resident.step()
     device.synchronize()
     before = skips.look()
-    start = device.now()
-    for _ in range(steps):
-        resident.step()
+    with resident.as_asked():
+        start = device.now()
+        for _ in range(steps):
+            resident.step()
     device.synchronize()
     step_s = (device.now() - start) / steps
     return Block(step_s, skips.skipped_since(before))

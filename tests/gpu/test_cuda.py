@@ -96,9 +96,14 @@ def by_events(step: Step) -> float:
     return statistics.median(blocks)
 
 
+def wide(arm: Arm) -> Step:
+    """So wide that the device, not the host, sets the pace of the amp arm, too."""
+    return matmul_heavy(arm, width=4096)
+
+
 def test_the_step_time_is_what_cuda_events_see() -> None:
-    report = measured(matmul_heavy, max_time=10)
-    step = matmul_heavy(Arm("fp32", device.choose("cuda"), torch.float16))
+    report = measured(wide, max_time=10)
+    step = wide(Arm("fp32", device.choose("cuda"), torch.float16))
     assert report.fp32.step_time_s == pytest.approx(by_events(step), rel=0.05)
 
 
@@ -213,6 +218,8 @@ def test_a_compiled_model_is_timed_compiled() -> None:
     assert graphs.count("fp32") > least
 
 
+# torch captures one, to have a pool.
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
 def test_a_model_compiled_into_cuda_graphs_is_measured_and_its_coverage_known() -> None:
     def setup(arm: Arm) -> Step:
         model = torch.nn.Sequential(*(torch.nn.Linear(512, 512) for _ in range(3))).to(arm.device)
@@ -228,6 +235,78 @@ def test_a_model_compiled_into_cuda_graphs_is_measured_and_its_coverage_known() 
     assert report.notes == ()
 
 
+@pytest.mark.filterwarnings("ignore:The CUDA Graph is empty")
+def test_a_loss_that_is_read_a_step_late_is_still_there_in_both_arms() -> None:
+    """Alone it is: a run of the other arm's graphs must not free it."""
+
+    def setup(arm: Arm) -> Step:
+        model = torch.nn.Linear(256, 256).to(arm.device)
+        x = torch.randn(64, 256, device=arm.device)
+        forward = torch.compile(lambda: model(x).float().square().mean(), mode="reduce-overhead")
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        late: list[torch.Tensor] = []
+
+        def step() -> torch.Tensor:
+            if late:
+                late.pop().item()
+            optimizer.zero_grad(set_to_none=True)
+            with arm.autocast():
+                loss: torch.Tensor = forward()
+            loss.backward()
+            optimizer.step()
+            late.append(loss.detach())
+            return loss
+
+        return step
+
+    assert measured(setup, dtype="bfloat16", min_speedup=0.01, max_time=6).verdict == "pass"
+
+
+def test_a_step_that_must_not_wait_for_the_device_is_measured() -> None:
+    def setup(arm: Arm) -> Step:
+        step = matmul_heavy(arm, width=256)
+        torch.cuda.set_sync_debug_mode("error")
+        return step
+
+    report = measured(setup, dtype="bfloat16", min_speedup=0.01, max_time=4)
+    assert report.verdict == "pass"
+    assert torch.cuda.get_sync_debug_mode() == 0
+
+
+def test_an_arm_on_the_cpu_is_measured_beside_a_gpu() -> None:
+    """Its memory is counted by torch's profiler, which tells of the GPU's runtime, too."""
+    matmul_heavy(Arm("fp32", device.choose("cuda"), torch.bfloat16), width=256)()
+    report = measure(lambda arm: matmul_heavy(arm, width=64), device.choose("cpu"), steps=5)
+    assert report.verdict == "pass"
+    assert report.fp32.peak_bytes
+
+
+def test_a_fresh_process_draws_the_same_behind_an_amp_test(pytester: pytest.Pytester) -> None:
+    """CUDA is first used by the amp test, and a seed has been waiting for that."""
+    pytester.makeconftest("import torch\ntorch.manual_seed(7)")
+    pytester.makepyfile(
+        test_a="""
+        import torch
+
+        def test_amp(amp_benchmark):
+            amp_benchmark(lambda arm: lambda: torch.randn(3, device=arm.device).mean())
+        """,
+        test_b="""
+        import torch
+
+        def test_behind():
+            print("DRAWN", torch.randn(3, device="cuda").tolist())
+        """,
+    )
+    drawn = set()
+    for tests in (("test_a.py", "test_b.py"), ("test_b.py",)):
+        result = pytester.runpytest_subprocess("-s", "--amp-static", *tests)
+        drawn.add(next(line for line in result.outlines if "DRAWN" in line).partition("DRAWN")[2])
+    assert len(drawn) == 1
+
+
+# Autograd warns of the stream on which the graph is captured.
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")
 def test_coverage_of_a_graph_that_the_user_captured_is_unknown() -> None:
     def setup(arm: Arm) -> Step:
         model = torch.nn.Linear(256, 256).to(arm.device)
@@ -244,8 +323,8 @@ def test_coverage_of_a_graph_that_the_user_captured_is_unknown() -> None:
 
 
 def test_the_amp_arms_step_time_is_what_cuda_events_see_of_it_with_its_scaler() -> None:
-    report = measured(matmul_heavy, dtype="float16", max_time=10)
-    step = matmul_heavy(Arm("amp", device.choose("cuda"), torch.float16))
+    report = measured(wide, dtype="float16", max_time=10)
+    step = wide(Arm("amp", device.choose("cuda"), torch.float16))
     assert report.amp.step_time_s == pytest.approx(by_events(step), rel=0.05)
 
 

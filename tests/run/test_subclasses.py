@@ -139,13 +139,14 @@ def one_rank() -> Iterator[None]:
 
 
 def sharded(arm: Arm, load: torch.dtype = torch.float32) -> tuple[nn.Module, Any, Any]:
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 1)).to(load)
     policy = MixedPrecisionPolicy(
         param_dtype=arm.dtype if arm.enabled else None, reduce_dtype=torch.float32
     )
-    fully_shard(model, mp_policy=policy)
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)), mp_policy=policy)
     x = torch.randn(64, 32)
     return model, x, x.mean(1, keepdim=True)
 
