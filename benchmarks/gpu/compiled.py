@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from benchmarks.gpu.checks import check
-from benchmarks.gpu.lab import ON_CUDA, Pretend, by_hand, measure, peak, said, secs, sgd, train
+from benchmarks.gpu.lab import ON_CUDA, Pretend, by_hand, measure, peak, said, secs, sgd
+from tests.laboratory import train
 
 
 def block(mode=None, width=512, layers=3):

@@ -20,6 +20,7 @@ from pytest_amp.run import parity, timing
 from pytest_amp.run.arm import Workbench
 from pytest_amp.run.progress import Progress
 from pytest_amp.run.timing import Plan
+from tests.laboratory import train
 
 DEVICE = os.environ["GPU_CHECK_DEVICE"]
 ON_CUDA = DEVICE == "cuda"
@@ -35,19 +36,6 @@ def measure(setup, **given):
 
 def workbench(setup, dtype):
     return Workbench(setup, WHERE, dtype, 0, Progress())
-
-
-def train(arm, optimizer, loss_of):
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        with arm.autocast():
-            loss = loss_of()
-        arm.scaler.scale(loss).backward()
-        arm.scaler.step(optimizer)
-        arm.scaler.update()
-        return loss
-
-    return step
 
 
 def sgd(*models, lr=1e-3):

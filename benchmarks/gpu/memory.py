@@ -20,8 +20,8 @@ from benchmarks.gpu.lab import (
     peak,
     said,
     sgd,
-    train,
 )
+from tests.laboratory import train
 
 
 def conv(channels=64, size=64, batch=16, benchmark=False):

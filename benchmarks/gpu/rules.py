@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks.gpu.checks import check
-from benchmarks.gpu.lab import ON_CUDA, heavy, measure, said, sgd, tiny, train
+from benchmarks.gpu.lab import ON_CUDA, heavy, measure, said, sgd, tiny
+from tests.laboratory import train
 
 
 @check("rules", seconds=20)

@@ -21,9 +21,9 @@ from benchmarks.gpu.lab import (
     said,
     sgd,
     tiny,
-    train,
 )
 from pytest_amp.run.state import GlobalState
+from tests.laboratory import train
 
 
 @check("globals", seconds=30)

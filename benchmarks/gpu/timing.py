@@ -23,13 +23,13 @@ from benchmarks.gpu.lab import (
     sgd,
     sync,
     tiny,
-    train,
     workbench,
 )
 from pytest_amp.run.arm import Arm
 from pytest_amp.run.busy import busy_s
 from pytest_amp.run.fingerprint import digest, sample
 from pytest_amp.run.skip_check import SkipCheck
+from tests.laboratory import train
 
 
 @check("timing", needs_cuda=False, seconds=40)
