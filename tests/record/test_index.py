@@ -128,7 +128,11 @@ def test_what_can_t_be_read_is_a_warning_that_names_it(tmp_path: Path) -> None:
     assert passing(tmp_path) == ["0002"]
 
 
-@pytest.mark.parametrize("damage", [b"", b"no database at all", os.urandom(5000)])
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"no database at all", random.Random(0).randbytes(5000)],
+    ids=["empty", "a text", "noise"],
+)
 def test_an_index_that_is_damaged_is_made_anew(tmp_path: Path, damage: bytes) -> None:
     save(tmp_path, 1, document(report()))
     Index(tmp_path).close()
