@@ -6,7 +6,7 @@ import argparse
 
 import numpy
 
-from pytest_amp.record.change_points import change_points
+from pytest_amp.storage.change_points import change_points
 
 LENGTH = 100
 

@@ -12,11 +12,12 @@ from collections import Counter
 import torch
 from steps import STEPS
 
-from pytest_amp import experiment, settings
-from pytest_amp.job import Job
-from pytest_amp.run.arm import Arm
-from pytest_amp.run.device import choose
-from pytest_amp.run.progress import Progress
+from pytest_amp.experiment import run as experiment
+from pytest_amp.experiment.job import Job
+from pytest_amp.lab.arm import Arm
+from pytest_amp.lab.machine.device import choose
+from pytest_amp.progress import Progress
+from pytest_amp.settings import table as settings
 
 
 def counted(setup, builds, steps):

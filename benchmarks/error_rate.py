@@ -1,8 +1,8 @@
 """How often a timing gate decides wrongly, over simulated tests, and after how many pairs.
 
 Every simulated test asks `judge.sequential.decide` after each pair, up to a budget of pairs, as the
-experiment does. A pair is two blocks in random order, as in run/timing.py; the noise is a factor on
-a block's time, and acts on the blocks in the order in which they ran. The true speedup, the median
+experiment does. A pair is two blocks in random order, as in lab/phases/timing.py; the noise is a
+factor on a block's time, and acts on the blocks in the order in which they ran. The true speedup, the median
 of the pairs' ratios, is exactly the threshold (both decisions are counted as wrong), 2% below it (a
 pass is wrong) or 2% above it (a fail is wrong). Wanted, with noise that is common to both arms:
 each wrong decision in at most `error_rate` of the tests.
@@ -23,7 +23,7 @@ from functools import partial
 import numpy as np
 
 from pytest_amp.judge import sequential
-from pytest_amp.judge.rules.measurement import serial
+from pytest_amp.rules.measurement import serial
 
 TRUTHS = (0.98, 1.0, 1.02)
 CHECKED = 20  # tests of each kind whose decisions are compared with sequential.decide itself

@@ -12,10 +12,10 @@ import time
 import torch
 from steps import STEPS
 
-from pytest_amp.run import timing
-from pytest_amp.run.arm import Arm, Workbench
-from pytest_amp.run.device import choose
-from pytest_amp.run.progress import Progress
+from pytest_amp.lab.arm import Arm, Workbench
+from pytest_amp.lab.machine.device import choose
+from pytest_amp.lab.phases import timing
+from pytest_amp.progress import Progress
 
 
 class ByHand:

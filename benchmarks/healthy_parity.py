@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from steps import training_step
 from torch import nn
 
-from pytest_amp import experiment, settings
-from pytest_amp.job import Job
-from pytest_amp.run.device import choose
-from pytest_amp.run.progress import Progress
+from pytest_amp.experiment import run as experiment
+from pytest_amp.experiment.job import Job
+from pytest_amp.lab.machine.device import choose
+from pytest_amp.progress import Progress
+from pytest_amp.settings import table as settings
 
 BATCH, CLASSES = 32, 10
 

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from steps import training_step
 from torch import nn
 
-from pytest_amp.run.arm import Workbench
-from pytest_amp.run.device import choose
-from pytest_amp.run.ops import OpRecord
-from pytest_amp.run.progress import Progress
+from pytest_amp.lab.arm import Workbench
+from pytest_amp.lab.machine.device import choose
+from pytest_amp.lab.watch.operators import OpRecord
+from pytest_amp.progress import Progress
 
 
 def transformer(arm):

@@ -10,10 +10,10 @@ import torch
 from steps import STEPS
 
 from pytest_amp import units
-from pytest_amp.run import parity
-from pytest_amp.run.arm import Workbench
-from pytest_amp.run.device import choose
-from pytest_amp.run.progress import Progress
+from pytest_amp.lab.arm import Workbench
+from pytest_amp.lab.machine.device import choose
+from pytest_amp.lab.phases import parity
+from pytest_amp.progress import Progress
 
 
 def main():

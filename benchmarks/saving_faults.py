@@ -21,9 +21,9 @@ from types import SimpleNamespace
 from history import saved
 from pytest_benchmark.storage.file import FileStorage
 
-from pytest_amp.record.benchmark import Keeper
-from pytest_amp.record.index import Index
-from pytest_amp.record.saving import NUMBERED
+from pytest_amp.plugin.benchmark import Keeper
+from pytest_amp.storage.index import Index
+from pytest_amp.storage.saving import NUMBERED
 
 NAME = "unversioned_20260101_120000"  # a second that all of them share
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_amp.errors import AmpError, AmpInconclusive, AmpRegression
-    from pytest_amp.record.frame import history
-    from pytest_amp.results import AmpReport, ArmRun, Environment, Estimate, Finding, Gate
-    from pytest_amp.run.arm import Arm
-    from pytest_amp.run.scaler import AmpScaler
+    from pytest_amp.lab.arm import Arm
+    from pytest_amp.lab.scaling.scaler import AmpScaler
+    from pytest_amp.results.values import AmpReport, ArmRun, Environment, Estimate, Finding, Gate
+    from pytest_amp.storage.frame import history
 
 __version__ = "0.1.0"
 
@@ -35,10 +35,10 @@ __all__ = [
 
 _ROOMS = {
     "errors": ("AmpError", "AmpInconclusive", "AmpRegression"),
-    "record.frame": ("history",),
-    "results": ("AmpReport", "ArmRun", "Environment", "Estimate", "Finding", "Gate"),
-    "run.arm": ("Arm",),
-    "run.scaler": ("AmpScaler",),
+    "storage.frame": ("history",),
+    "results.values": ("AmpReport", "ArmRun", "Environment", "Estimate", "Finding", "Gate"),
+    "lab.arm": ("Arm",),
+    "lab.scaling.scaler": ("AmpScaler",),
 }
 
 

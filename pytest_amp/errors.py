@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_amp.results import AmpReport
+    from pytest_amp.results.values import AmpReport
 
 
 class AmpError(Exception):

@@ -11,8 +11,8 @@ import pytest
 import torch._dynamo
 import torch._inductor.compile_fx
 
-import pytest_amp.experiment
-import pytest_amp.live  # noqa: F401
+import pytest_amp.experiment.run
+import pytest_amp.plugin.live_line  # noqa: F401
 from tests.project import CONFTEST
 
 TESTS = Path(__file__).parent

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from pytest_amp import experiment, settings
-from pytest_amp.job import Job, failed
-from pytest_amp.results import AmpReport
-from pytest_amp.run.arm import Arm, Resident, Setup, Workbench
-from pytest_amp.run.device import Device
-from pytest_amp.run.progress import Progress
+from pytest_amp.experiment import run as experiment
+from pytest_amp.experiment.job import Job, failed
+from pytest_amp.lab.arm import Arm, Resident, Setup, Workbench
+from pytest_amp.lab.machine.device import Device
+from pytest_amp.progress import Progress
+from pytest_amp.results.values import AmpReport
+from pytest_amp.settings import table as settings
 
 CPU = torch.device("cpu")
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))

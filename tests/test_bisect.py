@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_amp import bisect
+from pytest_amp.cli import bisect
 
 NET = """
 import pytest, torch

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pytest_amp import bisect, cli
+from pytest_amp.cli import bisect
+from pytest_amp.cli import main as cli
 from pytest_amp.codes import CODES
 
 COMMAND = [sys.executable, "-m", "pytest_amp.cli"]
@@ -114,7 +115,7 @@ def test_texts_need_no_torch_and_no_pytest() -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="pipes end differently there")
 def test_a_pipe_that_ends_early_is_no_error() -> None:
-    line = f"{sys.executable} -m pytest_amp.cli explain AMP203 | true"
+    line = f"{sys.executable} -m pytest_amp.cli.main explain AMP203 | true"
     ended = subprocess.run(
         ["bash", "-o", "pipefail", "-c", line], capture_output=True, text=True, check=False
     )

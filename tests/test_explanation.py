@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pytest_amp import AmpRegression, Arm, Finding
-from pytest_amp.results import AmpReport, ArmRun, Environment, Estimate, Gate, Setting
+from pytest_amp.results.values import AmpReport, ArmRun, Environment, Estimate, Gate, Setting
 from tests.laboratory import measure, train
 
 GATES = (

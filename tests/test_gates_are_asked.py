@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_amp import experiment
-from pytest_amp.run import device
+from pytest_amp.experiment import run as experiment
+from pytest_amp.lab.machine import device
 from tests.project import QUICK, STEP, gate, read
 
 GATED = STEP.replace("amp\n", "amp(min_memory_reduction={})\n")
@@ -24,7 +24,7 @@ ANOTHERS = GATED.format('{"*H100*": 0.2, "*MI300X*": 0.1}')
 @pytest.fixture
 def timed(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A project whose runs are timed, and spend no time on it."""
-    monkeypatch.setattr("pytest_amp.experiment.UNGATED_SHARE_OF_TIME", 0.0)
+    monkeypatch.setattr("pytest_amp.experiment.run.UNGATED_SHARE_OF_TIME", 0.0)
     return project
 
 

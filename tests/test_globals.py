@@ -19,9 +19,9 @@ from torch.optim import optimizer as optim_module
 from torch.overrides import BaseTorchFunctionMode
 
 from pytest_amp import Arm
-from pytest_amp.run import timing
-from pytest_amp.run.globals import _queues
-from pytest_amp.run.state import remembered
+from pytest_amp.lab.machine.global_state import remembered
+from pytest_amp.lab.machine.torch_globals import _queues
+from pytest_amp.lab.phases import timing
 from tests.laboratory import SimulatedDevice, measure, workbench
 
 MATMUL = torch.backends.cuda.matmul

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_amp.report import html
+from pytest_amp.render import html
 from tests.project import CONFTEST, QUICK, STEP
 from tests.record.project import TIMED, sleeping
 
@@ -63,11 +63,11 @@ def test_it_is_written_by_the_controller_alone(project: pytest.Pytester) -> None
 def test_an_elasticsearch_storage_has_no_history_and_a_page_all_the_same(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pytest_amp.record import comparing
+    from pytest_amp.plugin import compare
 
     def no_folder(_: object) -> Path:
         raise ValueError("no folder")
 
-    monkeypatch.setattr(comparing, "storage_of", no_folder)
+    monkeypatch.setattr(compare, "storage_of", no_folder)
     project.runpytest(*QUICK, "--amp-html=amp.html").assert_outcomes(passed=1)
     assert (project.path / "amp.html").exists()

@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from pytest_amp.report.json import schema
+from pytest_amp.render.json import schema
 from tests.project import QUICK, STEP, measure, read
 
 EVERY_OUTCOME = """

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pytest_amp.live import LiveLine
-from pytest_amp.run.progress import Progress
+from pytest_amp.plugin.live_line import LiveLine
+from pytest_amp.progress import Progress
 
 SLOW = """
 import time
@@ -137,7 +137,7 @@ def test_a_short_test_says_nothing_in_a_log() -> None:
 
 def test_what_a_step_takes_is_of_its_phase_and_arm_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("pytest_amp.run.progress.time.perf_counter", lambda: now)
+    monkeypatch.setattr("pytest_amp.progress.time.perf_counter", lambda: now)
     progress = Progress()
     for arm, step_s in (("amp", 4.0), ("fp32", 1.0)):
         for step in (1, 2, 3):

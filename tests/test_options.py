@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from pytest_amp import options
-from pytest_amp.settings import TABLE
+from pytest_amp.plugin import options
+from pytest_amp.settings.table import TABLE
 from tests.project import STEP, measure
 
 OPTIONS = {entry.flag for entry in TABLE} | {"--amp-override", "--amp-json", "--amp-html"}

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_amp import options, settings
 from pytest_amp.codes import CODES
-from pytest_amp.judge.rules import RULES
+from pytest_amp.plugin import options
+from pytest_amp.rules.registry import RULES
+from pytest_amp.settings import table as settings
 
 README = Path(__file__).parent.parent / "README.md"
 TABLE = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- /settings -->)", re.DOTALL)

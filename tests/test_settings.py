@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_amp import settings
-from pytest_amp.settings import BY_NAME, STRICT_KINDS, TABLE
-from pytest_amp.thresholds import DeviceNames
+from pytest_amp.settings import table as settings
+from pytest_amp.settings.table import BY_NAME, STRICT_KINDS, TABLE
+from pytest_amp.settings.thresholds import DeviceNames
 from tests.project import STEP, measure
 
 CPU = DeviceNames("a CPU", None, "cpu")
@@ -197,7 +197,7 @@ def test_what_concerns_the_whole_run_is_no_marker_keyword(name: str) -> None:
 
 @pytest.mark.parametrize("entry", TABLE, ids=lambda entry: entry.name)
 def test_every_default_is_valid_and_is_what_its_text_parses_to(entry: settings.Entry) -> None:
-    from pytest_amp.options import default_shown
+    from pytest_amp.plugin.options import default_shown
 
     default = getattr(settings.resolve([]), entry.name)
     assert settings.parse(entry, None if entry.default is None else entry.default) == default

@@ -8,7 +8,7 @@ import traceback
 
 import pytest
 
-from pytest_amp.tracebacks import empty
+from pytest_amp.plugin.tracebacks import empty
 from tests.project import QUICK, UNDECIDED
 
 # Every model, copies too, is counted; `alive` says how many are left once the session is over.

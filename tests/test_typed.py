@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pytest
 
-from pytest_amp.typed import typed
+from pytest_amp.results.typed import typed
 
 
 @dataclass(frozen=True)

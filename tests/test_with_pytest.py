@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 import torch
 
-from pytest_amp.report.json import schema
+from pytest_amp.render.json import schema
 from tests.project import QUICK, STEP, UNDECIDED, measure, read
 
 FAILING = """

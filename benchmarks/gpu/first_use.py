@@ -10,9 +10,9 @@ import torch
 
 from benchmarks.gpu.checks import check
 from benchmarks.gpu.lab import DEVICE
-from pytest_amp.cli import main
-from pytest_amp.run import device as devices
-from pytest_amp.run.state import remembered, seed_all
+from pytest_amp.cli.main import main
+from pytest_amp.lab.machine import device as devices
+from pytest_amp.lab.machine.global_state import remembered, seed_all
 
 
 @check("lazy", seconds=60)

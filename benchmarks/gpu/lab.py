@@ -12,14 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_amp import experiment, settings
-from pytest_amp.job import Job
+from pytest_amp.experiment import run as experiment
+from pytest_amp.experiment.job import Job
 from pytest_amp.judge import sequential
-from pytest_amp.run import device as devices
-from pytest_amp.run import parity, timing
-from pytest_amp.run.arm import Workbench
-from pytest_amp.run.progress import Progress
-from pytest_amp.run.timing import Plan
+from pytest_amp.lab.arm import Workbench
+from pytest_amp.lab.machine import device as devices
+from pytest_amp.lab.phases import parity, timing
+from pytest_amp.lab.phases.timing import Plan
+from pytest_amp.progress import Progress
+from pytest_amp.settings import table as settings
 from tests.laboratory import train
 
 DEVICE = os.environ["GPU_CHECK_DEVICE"]

@@ -22,7 +22,7 @@ from benchmarks.gpu.lab import (
     sgd,
     tiny,
 )
-from pytest_amp.run.state import GlobalState
+from pytest_amp.lab.machine.global_state import GlobalState
 from tests.laboratory import train
 
 
@@ -174,7 +174,7 @@ def device_rng_is_put_back():
 
 @check("globals", needs_cuda=False, seconds=40)
 def fsdp2_on_one_rank():
-    """DTensor parameters: run/fingerprint.py:73, then run/parity.py:139 (_nudge)."""
+    """DTensor parameters are digested and nudged by their local shards."""
     import torch.distributed as dist
 
     os.environ.update(

@@ -25,10 +25,10 @@ from benchmarks.gpu.lab import (
     tiny,
     workbench,
 )
-from pytest_amp.run.arm import Arm
-from pytest_amp.run.busy import busy_s
-from pytest_amp.run.fingerprint import digest, sample
-from pytest_amp.run.skip_check import SkipCheck
+from pytest_amp.lab.arm import Arm
+from pytest_amp.lab.scaling.skip_check import SkipCheck
+from pytest_amp.lab.watch.fingerprint import digest, sample
+from pytest_amp.lab.watch.kernel_time import busy_s
 from tests.laboratory import train
 
 

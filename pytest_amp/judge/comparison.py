@@ -11,8 +11,7 @@ from pytest_amp import units
 from pytest_amp.codes import CODES
 from pytest_amp.judge.gates import verdict_of
 from pytest_amp.judge.parity import tail_mean
-from pytest_amp.judge.rules import suppression
-from pytest_amp.results import (
+from pytest_amp.results.values import (
     COMPARED,
     AmpReport,
     ArmRun,
@@ -23,7 +22,8 @@ from pytest_amp.results import (
     Gate,
     GateVerdict,
 )
-from pytest_amp.settings import METRICS
+from pytest_amp.rules.registry import suppression
+from pytest_amp.settings.table import METRICS
 
 ROUNDING = 1e-9  # of 630 / 600 - 1
 VERSIONS = ("torch", "cuda", "cudnn", "driver")

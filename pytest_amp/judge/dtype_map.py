@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from pytest_amp import units
-from pytest_amp.judge.dtype_text import (
+from pytest_amp.judge.dtype_map_text import (
     OUTSIDE,
     Line,
     Lines,
@@ -24,8 +24,8 @@ from pytest_amp.judge.dtype_text import (
     folded,
     written,
 )
-from pytest_amp.records import Observations, Operators, OpRow
-from pytest_amp.results import DtypeMap, Gate, GateVerdict
+from pytest_amp.observations import Observations, Operators, OpRow
+from pytest_amp.results.values import DtypeMap, Gate, GateVerdict
 
 GATE = "compare:dtype_map"
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 from pytest_amp import units
 from pytest_amp.judge import parity, sequential
-from pytest_amp.records import REDUCED, Observations, ParityRun, Timing
-from pytest_amp.results import Estimate, Finding, Gate, GateVerdict, Verdict
+from pytest_amp.observations import REDUCED, Observations, ParityRun, Timing
+from pytest_amp.results.values import Estimate, Finding, Gate, GateVerdict, Verdict
 
 # Where the arms draw other random numbers, one run with another stream is a small sample of what
 # that does to a loss: up to this many times its size, a difference is not held against AMP.

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from pytest_amp import units
-from pytest_amp.records import Observations, OpRow
+from pytest_amp.observations import Observations, OpRow
 
 # How many times as long it takes without a fast kernel: emulated products take 10 to 70 times.
 SLOWER = 20.0

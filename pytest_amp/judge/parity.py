@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pytest_amp.records import Floor, Losses, ParityRun
-from pytest_amp.results import tail_start
+from pytest_amp.observations import Floor, Losses, ParityRun
+from pytest_amp.results.values import tail_start
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from pytest_amp.codes import CODES
-from pytest_amp.results import AmpReport
-from pytest_amp.run.device import choose
+from pytest_amp.lab.machine.device import choose
+from pytest_amp.results.values import AmpReport
 from tests.laboratory import attempt
 
 Setup = Callable[[Any], Callable[[], Any]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_amp.judge.rules import RULES
+from pytest_amp.rules.registry import RULES
 from tests.catalogue.__main__ import table
 from tests.catalogue.registry import Step, load
 from tests.laboratory import codes

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_amp import cli
-from pytest_amp.results import AmpReport, Estimate, Failure, Gate
+from pytest_amp.cli import main as cli
+from pytest_amp.results.values import AmpReport, Estimate, Failure, Gate
 from tests.record.runs import ENVIRONMENT, document, report, save
 
 Captured = pytest.CaptureFixture[str]
@@ -156,7 +156,15 @@ def test_what_a_run_itself_failed_is_told(runs: Path, capsys: Captured) -> None:
 
 
 def test_a_reader_that_has_seen_enough_changes_no_exit_code(runs: Path) -> None:
-    command = [sys.executable, "-m", "pytest_amp.cli", "compare", "1", "3", "--fail=speedup:10%"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest_amp.cli",
+        "compare",
+        "1",
+        "3",
+        "--fail=speedup:10%",
+    ]
     compared = subprocess.Popen([*command, f"--storage={runs}"], stdout=subprocess.PIPE)
     assert compared.stdout is not None
     compared.stdout.close()

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pytest_amp import cli
-from pytest_amp.commands import doctor
-from pytest_amp.run import device as devices
+from pytest_amp.cli import doctor
+from pytest_amp.cli import main as cli
+from pytest_amp.lab.machine import device as devices
 from tests.record.runs import document, report, save
 
 Captured = pytest.CaptureFixture[str]
@@ -70,7 +70,7 @@ def test_variables_that_only_matter_are_told_without_a_word(
 def test_a_device_without_a_fast_path_is_told(
     capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from pytest_amp.run.device import Device
+    from pytest_amp.lab.machine.device import Device
 
     monkeypatch.setattr(Device, "native_support", lambda *_: False)
     fact, remedy = told(capsys, f"--storage={tmp_path}")["bfloat16"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_amp import cli
+from pytest_amp.cli import main as cli
 from tests.record.runs import ENVIRONMENT, document, report, save
 
 Captured = pytest.CaptureFixture[str]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pytest_amp import cli
-from pytest_amp.report import html
+from pytest_amp.cli import main as cli
+from pytest_amp.render import html
 from tests.record.runs import document, report, save
 
 Captured = pytest.CaptureFixture[str]

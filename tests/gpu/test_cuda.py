@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pytest_amp import AmpRegression, Arm
-from pytest_amp.results import AmpReport
-from pytest_amp.run import device
-from pytest_amp.run.arm import Setup
+from pytest_amp.lab.arm import Setup
+from pytest_amp.lab.machine import device
+from pytest_amp.results.values import AmpReport
 from tests.gpu.steps import Step, matmul_heavy, with_dropout
 from tests.laboratory import measure, train
 

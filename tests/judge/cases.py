@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from pytest_amp.judge import gates, rules
+from pytest_amp.judge import gates
 from pytest_amp.judge.gates import Limits
-from pytest_amp.judge.rules.base import Case
-from pytest_amp.records import Floor, Losses, Observations, Operators, ParityRun, Start, Timing
-from pytest_amp.results import Finding, Gate
+from pytest_amp.observations import Floor, Losses, Observations, Operators, ParityRun, Start, Timing
+from pytest_amp.results.values import Finding, Gate
+from pytest_amp.rules import registry
+from pytest_amp.rules.base import Case
 
 STEPS = 8
 CURVE = (2.3, 2.2, 2.1, 2.05, 2.02, 2.01, 2.0, 2.0)
@@ -80,4 +81,4 @@ def findings(
     """What the rules say."""
     given = Limits(**limits)
     judged = {each.name: each for each in gates.judge(observed, given)}
-    return rules.findings(Case(observed, judged, given), select, ignore or {})
+    return registry.findings(Case(observed, judged, given), select, ignore or {})

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_amp.judge.bisection import smallest
+from pytest_amp.experiment.minimal_set import smallest
 
 NAMES = [f"layers.{number}" for number in range(60)]
 

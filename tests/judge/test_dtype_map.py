@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pytest_amp.judge import dtype_map
 from pytest_amp.judge.dtype_map import Snapshot, lines_of
-from pytest_amp.judge.dtype_text import (
+from pytest_amp.judge.dtype_map_text import (
     BrokenMapError,
     Line,
     Section,
@@ -19,7 +19,7 @@ from pytest_amp.judge.dtype_text import (
     section,
     written,
 )
-from pytest_amp.records import Operators, OpRow
+from pytest_amp.observations import Operators, OpRow
 from tests.judge.cases import seen
 
 TITLE = Title("test_step", "cpu", "bfloat16")

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_amp.judge.gates import Limits, coverage, draws_differ, estimate, judge
-from pytest_amp.records import Operators
+from pytest_amp.observations import Operators
 from tests.judge.cases import (
     AMP,
     CURVE,

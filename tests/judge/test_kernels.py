@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_amp.judge import kernels
-from pytest_amp.records import Observations, Operators, OpRow
+from pytest_amp.observations import Observations, Operators, OpRow
 from tests.judge.cases import seen
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_amp.records import Gradient, ModuleOutput, Numerics
+from pytest_amp.observations import Gradient, ModuleOutput, Numerics
 from tests.judge.cases import CURVE, FLOOR, IN_BF16, START, findings, losses, scaled, seen
 
 OTHER = replace(START, parameters=("torch.float32[4]:8",))

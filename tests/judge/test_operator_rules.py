@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_amp.records import OpRow, Parameter, ScalerUse
+from pytest_amp.observations import OpRow, Parameter, ScalerUse
 from tests.judge.cases import IN_BF16, findings, scaled, seen, timing
 
 MIB = 2**20

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pytest_amp.judge import parity
 from pytest_amp.judge.parity import TailComparison, compare, drift, noise_floor
-from pytest_amp.records import Floor, Start
-from pytest_amp.results import tail_start
+from pytest_amp.observations import Floor, Start
+from pytest_amp.results.values import tail_start
 from tests.judge.cases import losses
 
 NAN, INF = math.nan, math.inf

@@ -6,9 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_amp.judge import rules
-from pytest_amp.judge.rules.scaler import PROTOCOL, protocol_violated
-from pytest_amp.records import (
+from pytest_amp.observations import (
     GradientAtTwoScales,
     Operators,
     Overflow,
@@ -17,6 +15,8 @@ from pytest_amp.records import (
     ScalerUse,
     TwoScales,
 )
+from pytest_amp.rules import registry
+from pytest_amp.rules.scaler import PROTOCOL, protocol_violated
 from tests.judge.cases import CURVE, findings, losses, seen
 
 HIGH, LOW = 2.0**14, 2.0**10
@@ -162,8 +162,8 @@ def test_a_model_in_half_is_told_as_such() -> None:
 
 def test_what_is_not_selected_is_not_said_and_what_is_ignored_keeps_its_reason() -> None:
     message = RAISED[0]
-    assert rules.in_exception(message, None, ("AMP1",), {}) == ()
-    [finding] = rules.in_exception(message, None, ("AMP",), {"AMP204": "known"})
+    assert registry.in_exception(message, None, ("AMP1",), {}) == ()
+    [finding] = registry.in_exception(message, None, ("AMP",), {"AMP204": "known"})
     assert finding.suppressed == "known"
 
 

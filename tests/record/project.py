@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pytest_amp.run.device import Device
+from pytest_amp.lab.machine.device import Device
 
 
 class Clock:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from pytest_amp.judge.comparison import without_baseline
-from pytest_amp.record import store
-from pytest_amp.record.baseline import Baselines, NoBaseline
-from pytest_amp.record.index import Index
-from pytest_amp.report import json as json_report
-from pytest_amp.results import AmpReport, Setting
+from pytest_amp.render import json as json_report
+from pytest_amp.results.values import AmpReport, Setting
+from pytest_amp.storage import store
+from pytest_amp.storage.baseline import Baselines, NoBaseline
+from pytest_amp.storage.index import Index
 from tests.record.runs import ENVIRONMENT, MACHINE, SETTINGS, document, report, save
 
 NOW = report(day=31)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_amp.record.change_points import change_points, student, two_sided
+from pytest_amp.storage.change_points import change_points, student, two_sided
 
 DRAW = numpy.random.default_rng(7)
 NOISE = DRAW.normal(0, 0.01, 120)

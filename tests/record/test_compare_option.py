@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from pytest_amp.record import comparing
-from pytest_amp.record.baseline import Baselines
+from pytest_amp.plugin import compare
+from pytest_amp.storage.baseline import Baselines
 from tests.project import gate, read
 from tests.record.project import TIMED, sleeping, stored
 
@@ -241,7 +241,7 @@ def test_a_reference_to_files_needs_no_storage_that_is_a_folder(
     def no_folder(_: object) -> None:
         raise ValueError("is no folder")
 
-    monkeypatch.setattr(comparing, "storage_of", no_folder)
+    monkeypatch.setattr(compare, "storage_of", no_folder)
     saved.runpytest(*TIMED, "--amp-json=amp.json", "--amp-compare=before.json")
     assert read(saved)["tests"][0]["baseline"]["run"] == "before.json"
     result = saved.runpytest(*TIMED, "--amp-compare")

@@ -1,4 +1,4 @@
-"""What pytest_amp.record.benchmark relies on inside pytest-benchmark."""
+"""What pytest_amp.plugin.benchmark relies on inside pytest-benchmark."""
 
 from __future__ import annotations
 

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pytest_amp import cli
+from pytest_amp.cli import main as cli
 from pytest_amp.judge import comparison
-from pytest_amp.record.baseline import Baselines
-from pytest_amp.record.frame import history
-from pytest_amp.results import Failure, Finding, Gate, Setting
+from pytest_amp.results.values import Failure, Finding, Gate, Setting
+from pytest_amp.storage.baseline import Baselines
+from pytest_amp.storage.frame import history
 from tests.record.runs import ENVIRONMENT, SETTINGS, document, report, save
 
 STRANGE = st.sampled_from(

@@ -13,8 +13,8 @@ import pandas
 import pytest
 
 import pytest_amp
-from pytest_amp.record.columns import COLUMNS, page
-from pytest_amp.record.frame import BrokenHistory
+from pytest_amp.storage.columns import COLUMNS, page
+from pytest_amp.storage.frame import BrokenHistory
 from tests.record.runs import document, report, save
 
 NAMES = [column.name for column in COLUMNS]

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from pytest_amp import files
-from pytest_amp.record.index import NAME, Index
-from pytest_amp.record.key import key
+from pytest_amp.storage.index import NAME, Index
+from pytest_amp.storage.key import key
 from tests.record.runs import MACHINE, document, report, save
 
 STEP = "test_it.py::test_step"
@@ -53,7 +53,7 @@ def test_results_of_one_branch_only(tmp_path: Path) -> None:
 def test_another_device_dtype_or_setting_is_another_key(tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from pytest_amp.results import Setting
+    from pytest_amp.results.values import Setting
     from tests.record.runs import ENVIRONMENT, SETTINGS
 
     save(tmp_path, 1, document(report()))
@@ -84,7 +84,7 @@ def test_it_follows_files_that_come_change_and_go(tmp_path: Path) -> None:
 def test_a_file_that_goes_while_the_folder_is_read_was_never_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pytest_amp.record import store
+    from pytest_amp.storage import store
 
     save(tmp_path, 1, document(report()))
     save(tmp_path, 2, document(report(day=2)))
@@ -101,7 +101,7 @@ def test_a_file_that_goes_while_the_folder_is_read_was_never_there(
 
 
 def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pytest_amp.record import store
+    from pytest_amp.storage import store
 
     save(tmp_path, 1, document(report()))
     save(tmp_path, 2, "broken")

@@ -13,8 +13,8 @@ import pytest
 from pytest_benchmark.storage.file import FileStorage
 
 from pytest_amp import files
-from pytest_amp.record import saving
-from pytest_amp.record.benchmark import Keeper
+from pytest_amp.plugin.benchmark import Keeper
+from pytest_amp.storage import saving
 
 PROCESSES, ROUNDS = 4, 5
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pytest_amp.record import store
-from pytest_amp.record.key import key
-from pytest_amp.record.store import Broken, Run
-from pytest_amp.report import json as json_report
-from pytest_amp.results import AmpReport
+from pytest_amp.render import json as json_report
+from pytest_amp.results.values import AmpReport
+from pytest_amp.storage import store
+from pytest_amp.storage.key import key
+from pytest_amp.storage.store import Broken, Run
 from tests.record.runs import ENVIRONMENT, document, report, save
 
 NASTY = [

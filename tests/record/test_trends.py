@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_amp.record import trends
-from pytest_amp.record.key import key
-from pytest_amp.report.trends import METRICS
-from pytest_amp.results import Setting
+from pytest_amp.render.trend_plots import METRICS
+from pytest_amp.results.values import Setting
+from pytest_amp.storage import trends
+from pytest_amp.storage.key import key
 from tests.record.runs import ENVIRONMENT, SETTINGS, document, report, save
 
 THIS = {"id": "f" * 32, "started": "2026-02-01T12:00:00+00:00", "commit": "d" * 40,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pytest_amp.record import store
-from pytest_amp.results import AmpReport
+from pytest_amp.results.values import AmpReport
+from pytest_amp.storage import store
 from tests.project import read
 from tests.record.project import SLEEPING, TIMED, entries, sleeping, stored
 

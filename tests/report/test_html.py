@@ -10,10 +10,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pytest_amp.report import html, trends
-from pytest_amp.report.plots import figures
-from pytest_amp.report.trends import Point, Step, Trend
-from pytest_amp.results import (
+from pytest_amp.render import html, trend_plots
+from pytest_amp.render.plots import figures
+from pytest_amp.render.trend_plots import Point, Step, Trend
+from pytest_amp.results.values import (
     AmpReport,
     ArmRun,
     Baseline,
@@ -183,7 +183,7 @@ def point(run: int, torch: str = "2.13.0", speedup: float = 2.0, loss: float = 1
 
 
 def drawn(points: Sequence[Point], **steps: Sequence[Step]) -> dict[str, str]:
-    return trends.figures(Trend("t", points, steps))
+    return trend_plots.figures(Trend("t", points, steps))
 
 
 def test_history_is_drawn_from_two_results_on_and_marks_releases() -> None:

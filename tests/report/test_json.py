@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_amp.report import json as amp_json
-from pytest_amp.results import (
+from pytest_amp.render import json as amp_json
+from pytest_amp.results.values import (
     AmpReport,
     ArmRun,
     Environment,

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from pytest_amp.report import html
-from pytest_amp.report.trends import Point, Step, Trend
-from pytest_amp.results import Finding, Gate
+from pytest_amp.render import html
+from pytest_amp.render.trend_plots import Point, Step, Trend
+from pytest_amp.results.values import Finding, Gate
 from tests.record.runs import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pytest_amp.run.device import Device
-from pytest_amp.run.garbage import older_objects_set_aside
+from pytest_amp.lab.machine.device import Device
+from pytest_amp.lab.machine.garbage import older_objects_set_aside
 from tests.laboratory import CPU
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_amp.run.arm import Arm
-from pytest_amp.run.device import Device
+from pytest_amp.lab.arm import Arm
+from pytest_amp.lab.machine.device import Device
 from tests.laboratory import CPU, measure, train
 
 

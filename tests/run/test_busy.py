@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.profiler import profiler
 
-from pytest_amp.run import busy
-from pytest_amp.run.busy import busy_s, covered
-from pytest_amp.run.device import Device
+from pytest_amp.lab.machine.device import Device
+from pytest_amp.lab.watch import kernel_time
+from pytest_amp.lab.watch.kernel_time import busy_s, covered
 from tests.laboratory import CPU, SimulatedDevice, measure
 
 
@@ -92,7 +92,7 @@ def test_it_is_asked_where_a_speed_gate_is_not_passed(
     monkeypatch: pytest.MonkeyPatch, min_speedup: float | None, asked: bool
 ) -> None:
     device, calls = SimulatedDevice(), []
-    monkeypatch.setattr(busy, "of_amp", lambda bench, _: calls.append(bench.steps))
+    monkeypatch.setattr(kernel_time, "of_amp", lambda bench, _: calls.append(bench.steps))
     report = measure(
         device.steps(0.02, 0.01), device, static=False, min_speedup=min_speedup, max_loss_diff=None
     )

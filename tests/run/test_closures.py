@@ -12,10 +12,10 @@ from torch.amp import GradScaler
 from torch.optim import LBFGS, SGD, Adam, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from pytest_amp.run.ops import OpRecord
-from pytest_amp.run.overflow import overflow
-from pytest_amp.run.patches import OptimizerSteps
-from pytest_amp.run.skips import Replay, StepWatch
+from pytest_amp.lab.phases.overflow_drill import overflow
+from pytest_amp.lab.scaling.step_watch import Replay, StepWatch
+from pytest_amp.lab.watch.operators import OpRecord
+from pytest_amp.lab.watch.patches import OptimizerSteps
 from tests.laboratory import codes, measure, train, workbench
 from tests.run.scaling import parameter, sgd
 

@@ -12,7 +12,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import StepLR
 
 from pytest_amp.errors import AmpError
-from pytest_amp.run.copies import CopiedFixtures, form_one
+from pytest_amp.lab.body import CopiedFixtures, form_one
 from tests.laboratory import codes, measure
 
 

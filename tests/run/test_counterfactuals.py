@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_amp.run import counterfactuals
+from pytest_amp.lab.phases import counterfactuals
 from tests.laboratory import SimulatedDevice, active, measure, train, workbench
 
 HALF = torch.float16

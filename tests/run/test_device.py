@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from pytest_amp.errors import AmpError
-from pytest_amp.run import device
-from pytest_amp.run.device import Device, choose, world_size
-from pytest_amp.thresholds import DeviceNames
+from pytest_amp.lab.machine import device
+from pytest_amp.lab.machine.device import Device, choose, world_size
+from pytest_amp.settings.thresholds import DeviceNames
 
 CPU = torch.device("cpu")
 

@@ -25,10 +25,10 @@ from torch.optim.lr_scheduler import (
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils.checkpoint import checkpoint
 
-from pytest_amp.run.drills import NothingShown, attempted
-from pytest_amp.run.overflow import overflow
-from pytest_amp.run.scaler import AmpScaler
-from pytest_amp.run.two_scales import HIGH, LOW, two_scales
+from pytest_amp.lab.phases.drill import NothingShown, attempted
+from pytest_amp.lab.phases.overflow_drill import overflow
+from pytest_amp.lab.phases.scale_drill import HIGH, LOW, two_scales
+from pytest_amp.lab.scaling.scaler import AmpScaler
 from tests.laboratory import codes, measure, workbench
 
 HALF = torch.float16

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pytest_amp.run import fingerprint
-from pytest_amp.run.fingerprint import digest, pieces, sample
+from pytest_amp.lab.watch import fingerprint
+from pytest_amp.lab.watch.fingerprint import digest, pieces, sample
 
 
 def test_a_device_is_given_fewer_and_longer_pieces_than_a_cpu() -> None:

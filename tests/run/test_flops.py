@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pytest_amp.run.flops import flops, is_heavy
+from pytest_amp.lab.watch.flops import flops, is_heavy
 
 ATEN: Any = torch.ops.aten
 TIME, BATCH, WIDTH, HIDDEN = 5, 2, 6, 7

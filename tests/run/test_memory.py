@@ -13,8 +13,8 @@ from torch import nn
 from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profiler
 
-from pytest_amp.run import parity
-from pytest_amp.run.memory import _allocations_on_the_cpu, peak_memory
+from pytest_amp.lab.phases import parity
+from pytest_amp.lab.watch.memory import _allocations_on_the_cpu, peak_memory
 from tests.laboratory import CPU, Device, measure, train, workbench
 
 MIB = 2**20

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_amp.run import nonfinite
+from pytest_amp.lab.phases import nonfinite
 from tests.laboratory import measure, train, workbench
 
 FP16 = torch.float16

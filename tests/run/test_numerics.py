@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_amp.run.modules import Call, ModuleStack
-from pytest_amp.run.numerics import SAMPLE, Witness, seen_by
+from pytest_amp.lab.watch.modules import Call, ModuleStack
+from pytest_amp.lab.watch.numerics import SAMPLE, Witness, seen_by
 
 
 def witness(*gradients, start=1.0):

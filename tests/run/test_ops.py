@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_amp import Arm
-from pytest_amp.run import ops
-from pytest_amp.run.ops import OpRecord
+from pytest_amp.lab.watch import operators
+from pytest_amp.lab.watch.operators import OpRecord
 from tests.laboratory import active, codes, measure, train, workbench
 
 BF16 = torch.bfloat16
@@ -698,7 +698,7 @@ def test_an_operator_that_is_slow_in_one_dtype_is_named_in_a_note(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(ops, "perf_counter", clock)
+    monkeypatch.setattr(operators, "perf_counter", clock)
 
     @torch.library.custom_op("pytest_amp_tests::product", mutates_args=())
     def product(x: torch.Tensor) -> torch.Tensor:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from pytest_amp.run import parity
-from pytest_amp.run.device import Device
-from pytest_amp.run.fingerprint import digest, digest_in_any_dtype, first_inputs
-from pytest_amp.run.memory import peak_memory
+from pytest_amp.lab.machine.device import Device
+from pytest_amp.lab.phases import parity
+from pytest_amp.lab.watch.fingerprint import digest, digest_in_any_dtype, first_inputs
+from pytest_amp.lab.watch.memory import peak_memory
 from tests.laboratory import CPU, codes, measure, train, workbench
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.amp import GradScaler
 
-from pytest_amp.run.scaler import AmpScaler
+from pytest_amp.lab.scaling.scaler import AmpScaler
 from tests.run.scaling import INF, parameter, sgd, step
 
 

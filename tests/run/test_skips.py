@@ -12,10 +12,10 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, SequentialLR, StepLR
 
-from pytest_amp.run.fingerprint import digest
-from pytest_amp.run.scaler import AmpScaler
-from pytest_amp.run.skip_check import SkipCheck
-from pytest_amp.run.skips import Replay, StepWatch
+from pytest_amp.lab.scaling.scaler import AmpScaler
+from pytest_amp.lab.scaling.skip_check import SkipCheck
+from pytest_amp.lab.scaling.step_watch import Replay, StepWatch
+from pytest_amp.lab.watch.fingerprint import digest
 from tests.laboratory import codes, measure, train
 from tests.run.scaling import INF, parameter, sgd, step
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from pytest_amp.run.arm import Arm
+from pytest_amp.lab.arm import Arm
 from tests.laboratory import TORCH, codes, measure, train
 
 

@@ -10,9 +10,9 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_amp.run import parity
-from pytest_amp.run.losses import LossCurves
-from pytest_amp.run.tape import FIRST, Tape
+from pytest_amp.lab.phases import parity
+from pytest_amp.lab.watch.losses import LossCurves
+from pytest_amp.lab.watch.tape import FIRST, Tape
 from tests.laboratory import codes, measure, workbench
 
 

@@ -13,12 +13,12 @@ from torch.amp.grad_scaler import OptState
 from torch.func import functional_call, vmap
 from torch.optim import SGD
 
-from pytest_amp.run.fingerprint import digest, digest_in_any_dtype, sample
-from pytest_amp.run.nonfinite import _badness
-from pytest_amp.run.numerics import seen_by
-from pytest_amp.run.parity import _nudge
-from pytest_amp.run.tensors import floating, plain, size, storage, values
-from pytest_amp.run.trained import Trained
+from pytest_amp.lab.phases.nonfinite import _badness
+from pytest_amp.lab.phases.parity import _nudge
+from pytest_amp.lab.scaling.optimizers import Trained
+from pytest_amp.lab.watch.fingerprint import digest, digest_in_any_dtype, sample
+from pytest_amp.lab.watch.numerics import seen_by
+from pytest_amp.lab.watch.tensors import floating, plain, size, storage, values
 from tests.laboratory import TORCH, codes, measure, train
 
 INF = float("inf")

@@ -15,10 +15,10 @@ from torch.optim.optimizer import _global_optimizer_post_hooks as _post_hooks
 from torch.optim.optimizer import _global_optimizer_pre_hooks as _pre_hooks
 
 from pytest_amp.judge import sequential
-from pytest_amp.results import Estimate
-from pytest_amp.run import timing
-from pytest_amp.run.scaler import AmpScaler
-from pytest_amp.run.timing import LEAST_BLOCK_S, Plan
+from pytest_amp.lab.phases import timing
+from pytest_amp.lab.phases.timing import LEAST_BLOCK_S, Plan
+from pytest_amp.lab.scaling.scaler import AmpScaler
+from pytest_amp.results.values import Estimate
 from tests.laboratory import SimulatedDevice, measure, workbench
 
 TEN_TO_FIVE = (0.010, 0.005)
@@ -169,9 +169,10 @@ def test_too_short_a_budget_is_told_before_timing_with_the_one_that_would_do() -
     setup = device.steps(1.0, 0.5)
 
     def told(**given):
-        from pytest_amp import experiment, settings
-        from pytest_amp.job import Job
-        from pytest_amp.run.progress import Progress
+        from pytest_amp.experiment import run as experiment
+        from pytest_amp.experiment.job import Job
+        from pytest_amp.progress import Progress
+        from pytest_amp.settings import table as settings
 
         options = settings.resolve([("cli", {"steps": 4, "min_speedup": 1.5, **given})])
         progress = Progress(say=lambda text: said.append((text, device.events.count("fp32"))))

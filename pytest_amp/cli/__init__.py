@@ -1,0 +1,1 @@
+"""The command line: `pytest-amp` and its subcommands."""

@@ -1,0 +1,207 @@
+"""``pytest-amp doctor``: whether numbers from this machine can be trusted, on one screen."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pytest_amp import __version__, units
+from pytest_amp.cli.console import FINE, USAGE, beside, complain, show, take_storage
+from pytest_amp.settings import table as settings
+from pytest_amp.storage import store
+
+HELP = "whether numbers from this machine can be trusted, and what to change first"
+_WRITTEN_FOR = ("5.1", "5.2", "5.3")
+# Environment variables that move a baseline, and what to do about those that spoil it.
+_VARIABLES = {
+    "CUDA_LAUNCH_BLOCKING": "unset CUDA_LAUNCH_BLOCKING: every kernel is waited for",
+    "TORCH_SHOW_DISPATCH_TRACE": "unset TORCH_SHOW_DISPATCH_TRACE: it slows every operator",
+    "NVIDIA_TF32_OVERRIDE": "NVIDIA_TF32_OVERRIDE changes what fp32 means: unset it, or keep it "
+    "the same everywhere",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE changes what fp32 means: "
+    "unset it, or keep it the same everywhere",
+    "OMP_NUM_THREADS": "",
+    "MKL_NUM_THREADS": "",
+    "PYTORCH_CUDA_ALLOC_CONF": "",
+    "PYTORCH_ALLOC_CONF": "",
+    "CUBLAS_WORKSPACE_CONFIG": "",
+    "CUDA_VISIBLE_DEVICES": "",
+    "TORCHDYNAMO_DISABLE": "",
+}
+_GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+class Line(NamedTuple):
+    """A fact, and what to change before trusting a number; nothing where it is as it should be."""
+
+    name: str
+    fact: str
+    remedy: str = ""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    take_storage(parser)
+    parser.add_argument("--device", default="auto", help="as --amp-device (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        settings.parse(settings.entry_for("device"), options.device)
+    except ValueError as error:
+        complain(f"--device: {str(error).removeprefix('device: ')}")
+        return USAGE
+    lines = [*_software(), *_device(options.device), *_variables(), *_stored(options.storage)]
+    if options.json:
+        show(json.dumps([line._asdict() for line in lines], indent=1))
+        return FINE
+    width = max(len(line.name) for line in lines)
+    for line in lines:
+        show(beside(f"{'!' if line.remedy else ' '} {line.name:<{width}}  ", line.fact))
+    remedies = [line.remedy for line in lines if line.remedy]
+    show("\nbefore trusting a number:" if remedies else "\nnothing stands in the way of a number")
+    for remedy in remedies:
+        show(beside("  - ", remedy))
+    return FINE
+
+
+def _software() -> Iterator[Line]:
+    yield Line("pytest-amp", f"{__version__}, Python {platform.python_version()}")
+    try:
+        found = version("pytest-benchmark")
+    except PackageNotFoundError:
+        yield Line("pytest-benchmark", "not installed", "install pytest-benchmark: without it "
+                   "nothing is kept")  # fmt: skip
+        return
+    tried = found.startswith(tuple(f"{each}." for each in _WRITTEN_FOR)) or found in _WRITTEN_FOR
+    yield Line("pytest-benchmark", found, "" if tried else
+               f"pytest-benchmark {found} is not one that this pytest-amp was tried with "
+               f"({_WRITTEN_FOR[0]} to {_WRITTEN_FOR[-1]})")  # fmt: skip
+
+
+def _device(wanted: str) -> Iterator[Line]:
+    import torch
+
+    from pytest_amp.errors import AmpError
+    from pytest_amp.lab.machine import device as devices
+    from pytest_amp.lab.machine.global_state import GlobalState
+
+    unseen = devices.unseen()
+    if unseen is not None:
+        yield Line("accelerator", f"built for {unseen}, no GPU visible",
+                   f"torch is built for {unseen} and sees no GPU, and what is gated on one is not "
+                   "asked: see that nvidia-smi (or rocm-smi) lists it, that the container was "
+                   "given it, and that CUDA_VISIBLE_DEVICES does not hide it")  # fmt: skip
+    try:
+        device = devices.choose(wanted)
+    except AmpError as error:
+        yield Line("device", wanted, str(error).replace("--amp-device", "--device"))
+        return
+    versions = ", ".join(f"{name} {each}" for name, each in device.versions().items() if each)
+    yield Line("device", f"{device.name()} ({device})")
+    yield Line("versions", versions)
+    for dtype in (torch.float16, torch.bfloat16):
+        name, native = str(dtype).removeprefix("torch."), device.native_support(dtype)
+        usual = ", what autocast uses here" if dtype is device.default_dtype() else ""
+        yield Line(name, ("native" if native else "emulated, and slow") + usual, "" if native else
+                   f"{name} has no fast path here: gate no speed in it")  # fmt: skip
+    flags = GlobalState(device).flags()
+    yield Line("flags", ", ".join(f"{name} {value}" for name, value in flags.items()
+                                  if name in _SHIFTING))  # fmt: skip
+    yield from _gpu_clocks(device) if device.type == "cuda" else _cpu_clocks()
+
+
+_SHIFTING = (
+    "float32_matmul_precision", "cuda.matmul.allow_tf32", "cudnn.allow_tf32", "cudnn.benchmark",
+    "deterministic_algorithms", "num_threads",
+)  # fmt: skip
+
+
+def _cpu_clocks() -> Iterator[Line]:
+    cores = os.cpu_count() or 1
+    if hasattr(os, "getloadavg"):
+        load = os.getloadavg()[0]
+        yield Line("load", f"{load:.1f} on {units.plural(cores, 'core')}",
+                   "something else keeps the processor busy: stop it" if load > cores / 2 else
+                   "")  # fmt: skip
+    if _GOVERNOR.exists():
+        governor = _GOVERNOR.read_text().strip()
+        yield Line("governor", governor, "" if governor == "performance" else
+                   f"the frequency governor is {governor}: set performance "
+                   "(cpupower frequency-set -g performance)")  # fmt: skip
+
+
+# What NVML says holds the clocks back; it also says so of an idle GPU and of locked clocks.
+_BRAKES = {
+    "SwPowerCap": "its power cap", "HwSlowdown": "the hardware", "SyncBoost": "another GPU",
+    "SwThermalSlowdown": "its temperature", "HwThermalSlowdown": "its temperature",
+    "HwPowerBrakeSlowdown": "the power supply",
+}  # fmt: skip
+
+
+def _gpu_clocks(device: Any) -> Iterator[Line]:
+    """Clocks, temperature and throttling as NVML tells them, where its bindings are installed."""
+    try:
+        import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError:
+        yield Line("clocks", "not known: pip install nvidia-ml-py tells them")
+        return
+    try:
+        pynvml.nvmlInit()
+        gpu = pynvml.nvmlDeviceGetHandleByUUID(_uuid(device))
+        reasons = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)
+        now = pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)
+        most = pynvml.nvmlDeviceGetMaxClockInfo(gpu, pynvml.NVML_CLOCK_SM)
+        celsius = pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU)
+        busy = pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu
+    except Exception as error:  # noqa: BLE001 - NVML says no in many ways
+        yield Line("clocks", f"not known: NVML says {error}")
+        return
+    held = dict.fromkeys(
+        cause
+        for reason, cause in _BRAKES.items()
+        if reasons & getattr(pynvml, f"nvmlClocksThrottleReason{reason}", 0)
+    )
+    yield Line("clocks", f"{now} of {most} MHz, {celsius} C",
+               f"the clocks are held back by {' and '.join(held)}: cool it, give it power, or lock "
+               "lower ones with nvidia-smi -lgc" if held else "")  # fmt: skip
+    yield Line("use", f"{busy}% busy",
+               "something else keeps the GPU busy: stop it" if busy > 5 else "")  # fmt: skip
+
+
+def _uuid(device: Any) -> bytes:
+    unique = str(device.module.get_device_properties(device.torch).uuid)
+    return (unique if unique.startswith("GPU-") else f"GPU-{unique}").encode()
+
+
+def _variables() -> Iterator[Line]:
+    for name, remedy in _VARIABLES.items():
+        if name in os.environ:
+            yield Line(name, store.shown(os.environ[name]), remedy)
+
+
+def _stored(storage: str) -> Iterator[Line]:
+    from pytest_amp.storage.index import Index
+
+    try:
+        root = store.folder(storage)
+        with Index(root) as index:
+            (runs, results), broken = index.size(), index.warnings
+    except (ValueError, OSError) as error:
+        yield Line("storage", store.shown(storage), f"the storage can't be read: {error}")
+        return
+    fact = f"{store.shown(root)}: {units.plural(runs, 'run')}, {units.plural(results, 'result')}"
+    if root.exists() and not os.access(root, os.W_OK):
+        yield Line("storage", fact, f"{store.shown(root)} can't be written: nothing is saved")
+    elif broken:
+        yield Line("storage", fact, f"{units.plural(len(broken), 'thing')} in it can't be read, "
+                   f"the first: {broken[0]}")  # fmt: skip
+    else:
+        yield Line("storage", fact if runs else f"{store.shown(root)}: empty; keep results with "
+                   "--benchmark-autosave")  # fmt: skip

@@ -1,0 +1,97 @@
+"""The experiment's last phase: reruns that show whether a suspect is the cause of a failed gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from pytest_amp.errors import none_of_ours
+from pytest_amp.experiment import suspects
+from pytest_amp.lab.arm import Setup, Workbench
+from pytest_amp.lab.phases import counterfactuals, parity, timing
+from pytest_amp.lab.watch import kernel_time
+from pytest_amp.results.values import Finding
+from pytest_amp.rules.base import Case
+from pytest_amp.settings.table import Settings
+
+__tracebackhide__ = none_of_ours
+
+# Of max_time, for each remedy that is tried.
+_SHARE_OF_TIME = 1 / 6
+
+_CHANGES: Mapping[suspects.Remedy, Callable[[Setup], Setup]] = {
+    suspects.CHANNELS_LAST: counterfactuals.channels_last,
+    suspects.AUTOTUNED: counterfactuals.autotuned,
+}
+
+
+def confirmed(
+    bench: Workbench,
+    settings: Settings,
+    case: Case,
+    found: tuple[Finding, ...],
+    notes: list[str],
+) -> tuple[Finding, ...]:
+    """The findings, and of the first suspect of each failing gate, whether it is the cause."""
+    tried: set[str] = set()
+    for index, finding in enumerate(found):
+        suspect = suspects.suspect(finding, case)
+        if suspect is None or suspect.gate in tried:
+            continue
+        tried.add(suspect.gate)
+        bench.progress.at("confirming", "amp")
+        with _ending_early(finding.code, notes):
+            judged = suspects.judged(finding, suspect, _rerun(bench, settings, suspect, case))
+            found = (*found[:index], judged, *found[index + 1 :])
+    return found
+
+
+def _rerun(bench: Workbench, settings: Settings, suspect: suspects.Suspect, case: Case) -> Case:
+    """The case with the amp arm run again; the fp32 arm too where other steps were skipped."""
+    steps = settings.steps
+    if suspect.module is None:
+        amp, skipped = counterfactuals.without_cast_cache(bench, steps)
+    else:
+        amp, skipped = counterfactuals.in_float32(bench, steps, {suspect.module})
+    seen = replace(case.seen, amp=amp)
+    if amp.skipped_steps or case.seen.amp.skipped_steps:
+        seen = replace(seen, fp32=parity.run(bench, "fp32", steps, skipped)[0])
+    return replace(case, seen=seen)
+
+
+def try_remedies(bench: Workbench, settings: Settings, case: Case, notes: list[str]) -> None:
+    """Time amp steps as they are against amp steps with each remedy, and note what helps."""
+    rate, budget = settings.error_rate, settings.max_time * _SHARE_OF_TIME
+
+    def stop(ratios: Sequence[float], elapsed_s: float) -> str | None:
+        if suspects.is_settled(ratios, rate):
+            return "decided"
+        return "budget" if elapsed_s >= budget else None
+
+    for remedy in suspects.remedies(case):
+        sides = timing.Side("amp"), timing.Side("amp", _CHANGES[remedy])
+        with _ending_early(remedy.name, notes):
+            timed = timing.run(bench, timing.Plan(settings.warmup, stop), sides)
+            said = suspects.helped(remedy, timed, rate)
+            if said:
+                notes.append(said)
+
+
+def look_for_idling(bench: Workbench, settings: Settings, case: Case, notes: list[str]) -> Case:
+    """The case, with how long the accelerator works in a step where a speed gate is not passed."""
+    timed = case.seen.timing
+    if timed is None or case.gates["speedup"].verdict not in ("fail", "inconclusive"):
+        return case
+    with _ending_early("the accelerator's idle time", notes):
+        timed = replace(timed, busy_s=kernel_time.of_amp(bench, settings.warmup))
+    return replace(case, seen=replace(case.seen, timing=timed))
+
+
+@contextmanager
+def _ending_early(what: str, notes: list[str]) -> Iterator[None]:
+    """A step that does not bear a rerun shows nothing, and the verdict stands without it."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001
+        notes.append(f"the rerun for {what} ended early: {type(error).__name__}: {error}")

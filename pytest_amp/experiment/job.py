@@ -1,0 +1,138 @@
+"""What is to be measured, and its report: the parts of it that no judgement goes into."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from pytest_amp.errors import add_note
+from pytest_amp.judge import dtype_map
+from pytest_amp.lab.arm import Setup, Workbench
+from pytest_amp.lab.machine.device import Device, unseen
+from pytest_amp.lab.scaling.scaler import AmpScaler, raised_by_scaler
+from pytest_amp.lab.watch.source import location_of
+from pytest_amp.lab.watch.tensors import dtype_name
+from pytest_amp.observations import Observations, ParityRun
+from pytest_amp.progress import Progress
+from pytest_amp.results.plain import now
+from pytest_amp.results.values import AmpReport, ArmRun, Environment, Failure, Finding
+from pytest_amp.rules import registry
+from pytest_amp.settings.table import Settings
+
+_PHASES = {
+    "parity": "parity",
+    "noise floor": "parity",
+    "overflow drill": "inspection",
+    "scale drill": "inspection",
+    "inspection": "inspection",
+    "locating": "inspection",
+    "confirming": "inspection",
+    "profiling": "inspection",
+    "warm-up": "timing",
+    "calibration": "timing",
+    "timing": "timing",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be measured for one test, and where.
+
+    `fixture`: the test's amp_scaler, if it has one. `notes`: what the report is to tell besides.
+    `snapshot`: the dtype map that its own is held against.
+    """
+
+    nodeid: str
+    setup: Setup
+    device: Device
+    settings: Settings
+    fixture: AmpScaler | None = None
+    attempt: int = 1
+    worker: str | None = None
+    rank: int | None = None
+    notes: tuple[str, ...] = ()
+    snapshot: dtype_map.Snapshot | None = None
+
+
+def failed(job: Job, progress: Progress, error: BaseException) -> AmpReport:
+    """The report of a test whose own code, or whose machine, ended the experiment."""
+    progress.count()
+    failure = Failure(progress.arm, progress.phase, progress.step, type(error).__name__, str(error))
+    found: tuple[Finding, ...] = ()
+    if raised_by_scaler(error):
+        where, settings = location_of(error), job.settings
+        found = registry.in_exception(str(error), where, settings.select, settings.ignore)
+    for finding in found:
+        add_note(error, str(finding))
+    return replace(
+        blank_report(job),
+        verdict="error",
+        duration_s=time.perf_counter() - progress.began,
+        error=failure,
+        findings=found,
+        phases_s=phases_of(progress),
+    )
+
+
+def nothing_measured(job: Job) -> AmpReport:
+    """The report of a test that never called amp_benchmark."""
+    return replace(blank_report(job), verdict="fail", findings=(registry.NOTHING_MEASURED,))
+
+
+def blank_report(job: Job) -> AmpReport:
+    return AmpReport(
+        nodeid=job.nodeid,
+        verdict="error",
+        started=now(),
+        attempt=job.attempt,
+        worker=job.worker,
+        rank=job.rank,
+        settings=job.settings.described(),
+    )
+
+
+def environment_of(bench: Workbench) -> Environment:
+    device, versions = bench.device, bench.device.versions()
+    return Environment(
+        device=device.name(),
+        device_type=device.type,
+        torch=torch.__version__,
+        cuda=versions["cuda"],
+        cudnn=versions["cudnn"],
+        driver=versions["driver"],
+        dtype=dtype_name(bench.dtype),
+        native_support=device.native_support(bench.dtype),
+        flags=bench.globals.flags(),
+        unseen=unseen(),
+    )
+
+
+def arms_of(seen: Observations) -> dict[str, ArmRun]:
+    def arm(run: ParityRun, times: tuple[float, ...]) -> ArmRun:
+        return ArmRun(
+            step_times_s=times,
+            losses_by_key=run.losses,
+            peak_bytes=run.peak_bytes,
+            reserved_bytes=run.reserved_bytes,
+            flops_by_dtype=run.operators.flops_by_dtype if run.operators else {},
+            operators=dtype_map.calls(run.operators),
+            scales=run.scales,
+            skipped_steps=run.skipped_steps,
+            held_bytes=run.held,
+        )
+
+    timed = seen.timing
+    return {
+        "fp32": arm(seen.fp32, timed.fp32_step_s if timed else ()),
+        "amp": arm(seen.amp, timed.amp_step_s if timed else ()),
+    }
+
+
+def phases_of(progress: Progress) -> dict[str, float]:
+    totals = dict.fromkeys(("parity", "inspection", "timing"), 0.0)
+    for phase, seconds in progress.seconds.items():
+        if phase in _PHASES:
+            totals[_PHASES[phase]] += seconds
+    return totals

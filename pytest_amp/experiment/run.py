@@ -1,0 +1,263 @@
+"""One test's experiment, the phases in order: where lab/ meets judge/."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+
+import torch
+
+from pytest_amp import units
+from pytest_amp.errors import AmpError, none_of_ours
+from pytest_amp.experiment.confirm import confirmed, look_for_idling, try_remedies
+from pytest_amp.experiment.job import Job, arms_of, blank_report, environment_of, phases_of
+from pytest_amp.judge import dtype_map, gates, kernels, parity, sequential
+from pytest_amp.judge.gates import Limits
+from pytest_amp.lab.arm import Workbench
+from pytest_amp.lab.machine.device import Device, world_size
+from pytest_amp.lab.machine.garbage import older_objects_set_aside
+from pytest_amp.lab.machine.lock import turn
+from pytest_amp.lab.phases import drill, nonfinite, timing
+from pytest_amp.lab.phases import parity as parity_run
+from pytest_amp.lab.phases.inspection import inspect
+from pytest_amp.lab.phases.overflow_drill import overflow
+from pytest_amp.lab.phases.scale_drill import two_scales
+from pytest_amp.lab.watch.tensors import dtype_name
+from pytest_amp.observations import Observations
+from pytest_amp.progress import Progress
+from pytest_amp.results.values import AmpReport
+from pytest_amp.rules import registry
+from pytest_amp.rules.base import Case
+from pytest_amp.settings.table import GATES, Settings
+from pytest_amp.settings.thresholds import DeviceNames, Threshold
+
+__tracebackhide__ = none_of_ours
+
+# How far a speedup's interval may reach to either side where no threshold has to be decided.
+PRECISE_HALF_WIDTH = 0.02
+# The same as a share of the drop that --amp-compare-fail allows: together with the baseline's it
+# then blurs half of that drop.
+SHARE_OF_DROP = 1 / 4
+UNGATED_SHARE_OF_TIME = 1 / 3
+
+
+def run(job: Job, progress: Progress) -> AmpReport:
+    """Measure both arms, judge them, and report. Raises what the test's own code raises."""
+    settings = job.settings
+    if not settings.static:
+        _refuse_several_ranks()
+    blank = blank_report(job)
+    limits = limits_of(settings, job.device.names())
+    notes = list(job.notes)
+    with laboratory(job, progress) as bench:
+        began = time.perf_counter()  # with the device to itself
+        environment = environment_of(bench)
+        seen = _observe(bench, settings, limits, notes)
+        gated, mapped = gates.judge(seen, limits), None
+        if job.snapshot is not None:
+            mapped, gate = dtype_map.judge(job.snapshot, seen)
+            gated = (*gated, gate)
+        case = Case(seen, {gate.name: gate for gate in gated}, limits)
+        if not settings.static:
+            try_remedies(bench, settings, case, notes)
+            case = look_for_idling(bench, settings, case, notes)
+        found = registry.findings(case, settings.select, settings.ignore)
+        found = confirmed(bench, settings, case, found, notes)
+    loss = case.gates["loss_diff"]
+    return replace(
+        blank,
+        verdict=gates.verdict_of(gated, found),
+        duration_s=time.perf_counter() - began,
+        environment=environment,
+        gates=gated,
+        arms=arms_of(seen),
+        speedup=gates.estimate(seen.timing, limits.error_rate),
+        loss_diff=loss.value,
+        noise_floor=max(
+            parity.noise_floor(seen.fp32.losses, seen.floor, key) for key in seen.fp32.losses
+        ),
+        coverage=gates.coverage(seen),
+        findings=found,
+        notes=tuple(notes),
+        phases_s=phases_of(progress),
+        dtype_map=mapped,
+    )
+
+
+@contextmanager
+def laboratory(job: Job, progress: Progress) -> Iterator[Workbench]:
+    """The workbench of a job; it has the device to itself, and leaves no global behind."""
+    settings, device = job.settings, job.device
+    dtype = _dtype(settings, device)
+    bench = Workbench(job.setup, device, dtype, settings.seed, progress, job.fixture)
+    with (
+        nullcontext() if settings.static else turn(device, progress),
+        device.activated(),
+        bench.globals.preserved(),
+        older_objects_set_aside(device),
+    ):
+        yield bench
+
+
+def _refuse_several_ranks() -> None:
+    ranks = world_size()
+    if ranks > 1:
+        raise AmpError(
+            f"timed runs on several ranks (there are {ranks}) are not supported yet: each rank "
+            "would time as many steps as it likes, and wait for the others for ever; run on one "
+            "rank, or with --amp-static, which runs as many steps on all of them"
+        )
+
+
+def _observe(
+    bench: Workbench, settings: Settings, limits: Limits, notes: list[str]
+) -> Observations:
+    amp, skipped = parity_run.run(bench, "amp", settings.steps)
+    fp32, _ = parity_run.run(bench, "fp32", settings.steps, skipped)
+    if set(fp32.losses) != set(amp.losses):
+        raise AmpError(
+            f"the fp32 arm's step returned the losses {sorted(fp32.losses)}, the amp arm's "
+            f"{sorted(amp.losses)}: both must return the same keys"
+        )
+    fp32, amp, numerics = inspect(bench, fp32, amp, settings.steps)
+    seen = Observations(
+        device=bench.device.name(),
+        dtype=dtype_name(bench.dtype),
+        native_support=bench.device.native_support(bench.dtype),
+        device_type=bench.device.type,
+        numerics=numerics,
+        fp32=fp32,
+        amp=amp,
+        floor=parity_run.floor(bench, settings.steps, skipped, gates.draws_differ(fp32, amp)),
+    )
+    bench.progress.why_slow = kernels.without_fast_ones(seen)
+    if bench.progress.why_slow is not None:
+        notes.append(bench.progress.why_slow)
+    if amp.scaler.live:
+        steps, optimizers = settings.steps, len(amp.scaler.optimizers)
+        begin = max(amp.scaler.first_moves.values(), default=0)  # its schedulers are there by then
+        seen = replace(
+            seen,
+            overflow=drill.attempted(
+                "overflow drill", lambda: overflow(bench, steps, begin), notes
+            ),
+            two_scales=drill.attempted(
+                "scale drill", lambda: two_scales(bench, steps, optimizers), notes
+            ),
+        )
+    trained_on = amp.start.devices
+    if trained_on and not any(_is(bench.device, name) for name in trained_on):
+        note = (
+            f"the trained parameters are on {', '.join(trained_on)}, and {bench.device} was "
+            "measured: build on arm.device, or choose another with --amp-device"
+        )
+        if "device" in settings.strict:
+            raise AmpError(note)
+        notes.append(note)
+    elif sum(name.startswith(bench.device.type) for name in trained_on) > 1:
+        notes.append(
+            f"the trained parameters are on {', '.join(trained_on)}: {bench.device} alone was "
+            "waited for and its memory counted"
+        )
+    bad = parity.first_nonfinite(parity.once_scaled(amp), fp32.losses)
+    if bad is not None:
+        seen = replace(seen, nonfinite_origin=nonfinite.locate(bench, bad))
+    if settings.static:
+        return seen
+    _refuse_several_ranks()  # setup may have joined a process group
+    bench.progress.at("timing", None)
+    timed = timing.run(bench, _plan(bench, settings, limits, notes))
+    if timed.skipping_pairs:
+        notes.append(
+            f"{units.plural(timed.skipping_pairs, 'pair')} of blocks left out, because the "
+            "GradScaler skipped steps in them"
+        )
+    if timed.one_resident:
+        notes.append(
+            "both arms did not fit in memory together: each was rebuilt for every timed block"
+        )
+    bench.progress.at("done", None)
+    return replace(seen, timing=timed)
+
+
+def _is(device: Device, name: str) -> bool:
+    kind, _, index = name.partition(":")
+    ours = device.torch.index
+    return kind == device.type and (not index or ours is None or int(index) == ours)
+
+
+def _plan(bench: Workbench, settings: Settings, limits: Limits, notes: list[str]) -> timing.Plan:
+    wanted, rate, budget = limits.min_speedup, limits.error_rate, settings.max_time
+    drop = settings.compare_fail.get("speedup")
+    half_width = drop * SHARE_OF_DROP if drop else PRECISE_HALF_WIDTH
+    gated = wanted is not None or drop is not None
+    decided = False
+
+    def stop(ratios: Sequence[float], elapsed_s: float) -> str | None:
+        nonlocal decided  # what came later can't take an answer back
+        if wanted is not None and not decided:
+            decided = gates.decision(ratios, wanted, rate) is not None
+        if decided and drop is None:
+            return "decided"
+        bounds = sequential.interval(ratios, rate)
+        if (
+            bounds
+            and (bounds[1] - bounds[0]) / 2 <= half_width * bounds[0]
+            and (decided or wanted is None)
+        ):
+            return "precise"
+        return "budget" if elapsed_s >= budget * (1 if gated else UNGATED_SHARE_OF_TIME) else None
+
+    def foresee(pair_s: float) -> None:
+        fewest = sequential.fewest_pairs(rate)
+        if gated and pair_s * fewest > budget:
+            needed = math.ceil(1.1 * pair_s * fewest)
+            note = (
+                f"max_time={budget:g} s is too short: the fewest pairs that can decide "
+                f"({fewest} of {units.duration(pair_s)}) need max_time={needed}"
+            )
+            notes.append(note)
+            bench.progress.say(note)
+
+    def show(ratios: Sequence[float]) -> str:
+        if not ratios:
+            return ""
+        low, high = sequential.interval(ratios, rate) or (None, None)
+        middle = sorted(ratios)[len(ratios) // 2]
+        return f"{units.ratio(middle)} {units.interval(low, high)}".rstrip()
+
+    return timing.Plan(settings.warmup, stop, foresee, show)
+
+
+def limits_of(settings: Settings, names: DeviceNames) -> Limits:
+    """The thresholds that a test's settings put in force on such a device."""
+
+    def on(threshold: Threshold | None) -> float | None:
+        return None if threshold is None else threshold.on(names)
+
+    return Limits(
+        min_speedup=None if settings.static else on(settings.min_speedup),
+        min_memory_reduction=on(settings.min_memory_reduction),
+        max_loss_diff=on(settings.max_loss_diff),
+        loss_atol=settings.loss_atol,
+        min_coverage=on(settings.min_coverage),
+        max_skipped_steps=on(settings.max_skipped_steps),
+        error_rate=settings.error_rate,
+        max_time=settings.max_time,
+        static=settings.static,
+        elsewhere={
+            GATES[name]: threshold.gated
+            for name, threshold in settings.thresholds.items()
+            if not threshold.names(names)
+        },
+    )
+
+
+def _dtype(settings: Settings, device: Device) -> torch.dtype:
+    if settings.dtype is None:
+        return device.default_dtype()
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    return dtype

@@ -1,0 +1,116 @@
+"""Which suspect of a failing gate a rerun can try, and what the rerun shows.
+
+A suspect comes from a finding. A remedy has none: it is tried where a step is too slow.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pytest_amp import units
+from pytest_amp.judge import gates, sequential
+from pytest_amp.observations import Timing
+from pytest_amp.results.values import Finding
+from pytest_amp.rules.base import Case
+
+_LEAVING_FLOAT32 = ("AMP301", "AMP303", "AMP304")
+_CASTS = ("AMP501", "AMP503")
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """What to change: the module to keep in float32, or, without one, autocast's cast cache."""
+
+    gate: str
+    module: str | None = None
+
+
+def suspect(finding: Finding, case: Case) -> Suspect | None:
+    """What a rerun changes to clear the gate that failed; None where there is no such rerun."""
+    if finding.suppressed is not None:
+        return None
+    module = _module(finding)
+    if _failed(case, "loss_diff") and finding.code in _LEAVING_FLOAT32 and module:
+        return Suspect("loss_diff", module)
+    if _failed(case, "memory_reduction") and finding.code in _CASTS:
+        return Suspect("memory_reduction")
+    return None
+
+
+def judged(finding: Finding, suspect: Suspect, rerun: Case) -> Finding:
+    """The finding, confirmed if the gate passes in the rerun, and what the rerun showed."""
+    every = gates.judge(rerun.seen, rerun.limits)
+    again = next(gate for gate in every if gate.name == suspect.gate)
+    passed = again.verdict == "pass"
+    what = f"{suspect.module} kept in float32" if suspect.module else "autocast's cast cache off"
+    verdict = "passes" if passed else "fails all the same"
+    shown = f" ({units.share(again.value)})" if again.value is not None else ""
+    return replace(
+        finding,
+        confirmed=passed,
+        message=f"{finding.message}; with {what}, {suspect.gate} {verdict}{shown}",
+        evidence={**finding.evidence, "counterfactual": what, "value": again.value},
+    )
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What may make amp steps faster: with what, and the line that does it."""
+
+    name: str
+    line: str
+
+
+CHANNELS_LAST = Remedy(
+    "channels_last weights", "model.to(memory_format=torch.channels_last), and batches alike"
+)
+AUTOTUNED = Remedy("cudnn.benchmark", "torch.backends.cudnn.benchmark = True")
+# Of the forward FLOPs, for convolutions to be what a step's speed depends on.
+_CONVOLUTIONS = 0.2
+# What a remedy has to gain to be told.
+_GAINS = 1.05
+
+
+def remedies(case: Case) -> tuple[Remedy, ...]:
+    """What to try where the speed gate failed."""
+    operators = case.seen.amp.operators
+    if not _failed(case, "speedup") or operators is None:
+        return ()
+    forward = [row for row in operators.rows if row.phase == "forward" and row.flops]
+    convolutions = sum(row.flops for row in forward if "conv" in row.op)
+    if convolutions <= _CONVOLUTIONS * sum(row.flops for row in forward):
+        return ()
+    tuned = case.seen.device_type != "cuda" or case.seen.amp.flags.get("cudnn.benchmark")
+    return (CHANNELS_LAST,) if tuned else (CHANNELS_LAST, AUTOTUNED)
+
+
+def is_settled(ratios: Sequence[float], error_rate: float) -> bool:
+    """Whether pairs of blocks, as it is and with a remedy, tell that it helps or does not."""
+    bounds = sequential.interval(ratios, error_rate)
+    return bounds is not None and not bounds[0] <= _GAINS <= bounds[1]
+
+
+def helped(remedy: Remedy, timed: Timing, error_rate: float) -> str | None:
+    """What to say of a remedy that makes amp steps faster; None of another."""
+    low, high = sequential.interval(timed.ratios, error_rate) or (0.0, 0.0)
+    if low <= _GAINS:
+        return None
+    before, after = (statistics.median(s) for s in (timed.fp32_step_s, timed.amp_step_s))
+    ratio = statistics.median(timed.ratios)
+    return (
+        f"confirmed by a rerun: with {remedy.name} an amp step takes {units.duration(after)}, and "
+        f"{units.duration(before)} without ({units.ratio(ratio)} {units.interval(low, high)}): "
+        f"{remedy.line}"
+    )
+
+
+def _failed(case: Case, name: str) -> bool:
+    return case.gates[name].verdict == "fail"
+
+
+def _module(finding: Finding) -> str | None:
+    """The module that the numbers leave float32 in, which may be another than the finding's."""
+    first = finding.evidence.get("first_to_leave")
+    return first if isinstance(first, str) else finding.module

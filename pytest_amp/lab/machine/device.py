@@ -1,0 +1,305 @@
+"""The one place that knows device types; all others ask a `Device`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from pytest_amp.errors import AmpError
+from pytest_amp.settings.thresholds import DeviceNames
+
+_PREFERRED = ("cuda", "xpu", "mps")
+# What libraries below torch say instead of raising its OutOfMemoryError.
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "_ALLOC_FAILED", "out of memory")
+
+
+class Device:
+    """A torch device with a clock, a memory counter and a name.
+
+    Tests replace it by one with a simulated clock: subclass and override `now` and `synchronize`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.torch = device
+
+    def __str__(self) -> str:
+        return str(self.torch)
+
+    @property
+    def type(self) -> str:
+        return self.torch.type
+
+    @property
+    def module(self) -> ModuleType:
+        """torch.cuda, torch.xpu, torch.mps or torch.cpu."""
+        module: ModuleType = torch.get_device_module(self.torch)
+        return module
+
+    @property
+    def is_accelerator(self) -> bool:
+        return self.type != "cpu"
+
+    def initialize(self) -> None:
+        """Start the device's runtime, without which it has no streams and no generators."""
+        start = getattr(self.module, "init", None)
+        if self.is_accelerator and start is not None:
+            start()
+
+    def now(self) -> float:
+        """Seconds on a monotonic clock."""
+        return time.perf_counter()
+
+    def synchronize(self) -> None:
+        """Wait until all work that was queued on the device is done."""
+        if not self.is_accelerator:
+            return
+        if self.type == "mps":  # there is one, and nothing to name
+            self.module.synchronize()
+        else:
+            self.module.synchronize(self.torch)
+
+    def names(self) -> DeviceNames:
+        """What thresholds by device are matched against."""
+        if self.type == "cuda":
+            major, minor = torch.cuda.get_device_capability(self.torch)
+            rocm = torch.version.hip is not None
+            arch = None if rocm else f"sm{major}{minor}"
+            kind = "rocm" if rocm else "cuda"
+            return DeviceNames(torch.cuda.get_device_name(self.torch), arch, kind)
+        return DeviceNames(self.name(), None, self.type)
+
+    def name(self) -> str:
+        """``NVIDIA H100 80GB HBM3`` or the processor's model."""
+        describe = getattr(self.module, "get_device_name", None)
+        if self.is_accelerator and describe is not None:
+            return str(describe(self.torch))
+        return _processor()
+
+    def default_dtype(self) -> torch.dtype:
+        """What ``torch.autocast`` uses on this device unless it is told otherwise."""
+        return torch.get_autocast_dtype(self.type)
+
+    def native_support(self, dtype: torch.dtype) -> bool:
+        """Whether the device has a fast path for matrix products in `dtype`."""
+        if self.type == "cuda" and torch.version.hip is None:
+            capability = torch.cuda.get_device_capability(self.torch)
+            return capability >= ((8, 0) if dtype is torch.bfloat16 else (7, 0))
+        if self.type == "cpu":
+            return _cpu_has(dtype)
+        return True
+
+    def is_oom(self, error: BaseException) -> bool:
+        """Whether `error` says that memory ran out."""
+        return isinstance(error, torch.OutOfMemoryError) or (
+            isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+        )
+
+    def allocation_retries(self) -> int:
+        """How often the allocator gave its cache back to find room; 0 where it does not tell."""
+        stats = getattr(self.module, "memory_stats", None)
+        if not self.is_accelerator or stats is None:
+            return 0
+        return int(stats(self.torch).get("num_alloc_retries", 0))
+
+    def empty_cache(self) -> None:
+        """Give cached blocks back, so that the next arm starts from the same level.
+
+        cuBLAS keeps its workspaces among them: the first arm would pay for both.
+        """
+        if self.type == "cuda":
+            torch._C._cuda_clearCublasWorkspaces()
+        empty = getattr(self.module, "empty_cache", None)
+        if self.is_accelerator and empty is not None:
+            empty()
+
+    def rng_state(self) -> Any:
+        """The states of all generators of this kind; None on the CPU, whose one is torch's own."""
+        if not self.is_accelerator:
+            return None
+        every = getattr(self.module, "get_rng_state_all", None)
+        return self.module.get_rng_state() if every is None else every()
+
+    def set_rng_state(self, state: Any) -> None:
+        """Put back what `rng_state` gave."""
+        if isinstance(state, torch.Tensor):
+            self.module.set_rng_state(state)
+        elif state is not None:
+            self.module.set_rng_state_all(state)
+
+    def manual_seed(self, seed: int) -> None:
+        """Seed the generator that draws on this device."""
+        if self.is_accelerator:
+            self.module.manual_seed(seed)
+        else:
+            torch.manual_seed(seed)
+
+    @contextmanager
+    def activated(self) -> Iterator[None]:
+        """Make it the current device, where there are several, and then the former one again."""
+        current = getattr(self.module, "current_device", None)
+        if not self.is_accelerator or self.torch.index is None or current is None:
+            yield
+            return
+        former = current()
+        self.module.set_device(self.torch.index)
+        try:
+            yield
+        finally:
+            self.module.set_device(former)
+
+    @contextmanager
+    def sync_debug_mode(self, mode: int | None) -> Iterator[None]:
+        """Within it, waiting for the device is told of as asked; None changes nothing.
+
+        A mode that is set inside stays.
+        """
+        setter = getattr(self.module, "set_sync_debug_mode", None)
+        if mode is None or setter is None or not self.is_accelerator:
+            yield
+            return
+        read = self.module.get_sync_debug_mode
+        former = read()
+        setter(mode)
+        try:
+            yield
+        finally:
+            if read() == mode:
+                setter(former)
+
+    def lock_name(self) -> str:
+        """Measurements under the same name take turns, across processes.
+
+        A device is known by its UUID where it has one: its index depends on what is visible.
+        """
+        describe = getattr(self.module, "get_device_properties", None)
+        unique = getattr(describe(self.torch), "uuid", None) if describe else None
+        return re.sub(r"[^A-Za-z0-9]+", "-", str(unique or self.torch)).strip("-")
+
+    def versions(self) -> dict[str, str | None]:
+        """torch, cuda (or HIP), cudnn and driver, as text; None where there is none."""
+        on_cuda = self.type == "cuda"
+        cudnn = torch.backends.cudnn.version() if on_cuda else None
+        return {
+            "torch": torch.__version__,
+            "cuda": (torch.version.cuda or torch.version.hip) if on_cuda else None,
+            "cudnn": None if cudnn is None else str(cudnn),
+            "driver": _nvidia_driver() if on_cuda else None,
+        }
+
+
+def world_size() -> int:
+    """How many ranks train together, as the process group or the launcher says; 1 without one."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return int(distributed.get_world_size())
+    launched = os.environ.get("WORLD_SIZE", "")
+    return int(launched) if launched.isdigit() else 1
+
+
+def choose(setting: str) -> Device:
+    """The device that the setting names. `AmpError` where it is not there."""
+    if setting == "auto":
+        kind = next((name for name in _PREFERRED if _count(name)), "cpu")
+        return _nth(kind)
+    kind, _, index = setting.partition(":")
+    count = _count(kind)
+    if kind == "cpu":
+        return Device(torch.device("cpu"))
+    if (index and int(index) >= count) or not count:
+        raise AmpError(
+            f"the device {setting!r} is not there: this machine has {_inventory()}. "
+            "Choose another with --amp-device, or auto; where a marker names it, with "
+            "--amp-override device=..."
+        )
+    return Device(torch.device(kind, int(index))) if index else _nth(kind)
+
+
+def cuda() -> Device | None:
+    """This process's CUDA device, or None without CUDA."""
+    return _nth("cuda") if _count("cuda") else None
+
+
+def unseen() -> str | None:
+    """``CUDA 13.0``: what this torch is built for, where it sees no accelerator; else None."""
+    if any(map(_count, _PREFERRED)):
+        return None
+    version: Any = torch.version
+    built = {"CUDA": version.cuda, "ROCm": version.hip, "XPU": getattr(version, "xpu", None)}
+    return next((f"{name} {release}" for name, release in built.items() if release), None)
+
+
+def _nth(kind: str) -> Device:
+    if kind in ("cpu", "mps"):
+        return Device(torch.device(kind))
+    return Device(torch.device(kind, _own_index() % _count(kind)))
+
+
+def _own_index() -> int:
+    """The rank's device under a launcher, the worker's under xdist, else the first."""
+    if rank := os.environ.get("LOCAL_RANK"):
+        return int(rank)
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    return int(worker) if worker.isdigit() else 0
+
+
+def _count(kind: str) -> int:
+    if kind == "cpu":
+        return 1
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    module: Any = getattr(torch, kind)
+    return int(module.device_count()) if module.is_available() else 0
+
+
+def _inventory() -> str:
+    there = [f"{kind} (device 0 to {n - 1})" for kind in _PREFERRED if (n := _count(kind))]
+    return ", ".join([*there, "cpu"])
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(
+            r"^model name\s*:\s*(.+)$", info.read_text(errors="replace"), re.MULTILINE
+        )
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _cpu_has(dtype: torch.dtype) -> bool:
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        names = (
+            ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+            if dtype is torch.bfloat16
+            else ("_is_avx512_fp16_supported", "_is_amx_fp16_supported")
+        )
+        probes = [getattr(torch.cpu, name, None) for name in names]
+        if any(probe() for probe in probes if probe is not None):
+            return True
+        capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()
+        return dtype is torch.float16 and bool(capabilities.get("avx512_fp16"))
+    supported = (
+        torch.ops.mkldnn._is_mkldnn_bf16_supported
+        if dtype is torch.bfloat16
+        else torch.ops.mkldnn._is_mkldnn_fp16_supported
+    )
+    return bool(supported())
+
+
+def _nvidia_driver() -> str | None:
+    path = Path("/proc/driver/nvidia/version")
+    try:
+        found = re.search(r"\s(\d+\.\d+(?:\.\d+)?)\s", path.read_text(errors="replace"))
+    except OSError:
+        return None
+    return found[1] if found else None

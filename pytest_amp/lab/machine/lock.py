@@ -1,0 +1,37 @@
+"""Measurements on one device take turns, across workers and across whole test runs."""
+
+from __future__ import annotations
+
+import getpass
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pytest_amp.lab.machine.device import Device
+from pytest_amp.progress import Progress
+
+
+@contextmanager
+def turn(device: Device, progress: Progress) -> Iterator[None]:
+    """Hold the device's lock file; say so while another process holds it."""
+    lock = FileLock(_path(device))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress.at(f"waiting: another test measures on {device}", None)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _path(device: Device) -> Path:
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError):
+        user = "unknown"
+    return Path(tempfile.gettempdir()) / f"pytest-amp-{user}-{device.lock_name()}.lock"

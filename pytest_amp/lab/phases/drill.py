@@ -1,0 +1,164 @@
+"""Two drills, each in builds of its own of the amp arm: an overflow on purpose, two loss scales.
+
+Compiled code runs eagerly in them. What they patch is put back, and so is the state of scalers that
+were there before.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+
+from pytest_amp.errors import none_of_ours
+from pytest_amp.lab.arm import Resident, Workbench
+from pytest_amp.lab.scaling.step_watch import StepWatch
+from pytest_amp.lab.watch.losses import LossCurves
+from pytest_amp.lab.watch.modules import ModuleStack
+from pytest_amp.lab.watch.patches import wrapped
+from pytest_amp.observations import ScalerUse
+
+__tracebackhide__ = none_of_ours
+
+Found = TypeVar("Found")
+
+
+class NothingShown(Exception):
+    """The drill ran, and its outcome says nothing; why."""
+
+
+def attempted(name: str, drill: Callable[[], Found], notes: list[str]) -> Found | None:
+    """What the drill shows; None, and a note, where the user's code does not bear it.
+
+    Its warnings are not the user's run's, and are left out.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return drill()
+    except NothingShown as why:
+        notes.append(f"the {name} says nothing: {why}")
+    except Exception as error:  # noqa: BLE001 - a step that is healthy without it is not at fault
+        what = (str(error).splitlines() or [""])[0]
+        notes.append(
+            f"the {name} ended early, and its rules are silent: {type(error).__name__}: {what}"
+        )
+    return None
+
+
+class Run:
+    """The amp arm in a drill: its steps, and what was seen of scalers, optimizers and modules."""
+
+    def __init__(self, bench: Workbench, phase: str, limit: int) -> None:
+        self.watch = StepWatch()
+        self.modules = ModuleStack()
+        self.limit = limit
+        self._bench = bench
+        self._phase = phase
+        self.taken = 0
+        self._resident: Resident | None = None
+
+    @contextmanager
+    def built(self, *patches: AbstractContextManager[Any]) -> Iterator[None]:
+        """The arm, built under the watch and the patches, in force."""
+        self._bench.progress.at(self._phase, "amp")
+        with ExitStack() as stack:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(self.watch.installed())
+            for patch in patches:
+                stack.enter_context(patch)
+            stack.enter_context(_scalers_put_back())  # the last, to see them first
+            resident = stack.enter_context(self._bench.built("amp"))
+            stack.enter_context(resident.active())
+            stack.enter_context(self.modules)
+            self._resident = resident
+            yield
+
+    def step(self) -> tuple[float, ...]:
+        """One call of the user's step; its losses."""
+        assert self._resident is not None
+        self.taken += 1
+        self._bench.progress.at(self._phase, "amp", self.taken)
+        losses = LossCurves()
+        losses.append(self._resident.step())
+        self.watch.next_step()
+        return tuple(curve[0] for curve in losses.read().values())
+
+    def to_update(self) -> Cycle | None:
+        """Steps up to a scaler's next `update()`: several where gradients are accumulated.
+
+        None where none comes in as many steps as the parity run has.
+        """
+        before = self.watch.use()
+        losses: list[float] = []
+        for _ in range(self.limit):
+            losses += self.step()
+            now = self.watch.use()
+            if now.updates > before.updates:
+                return Cycle(before, now, tuple(losses))
+        return None
+
+    def parameters(self, optimizer: Optimizer) -> list[tuple[str, torch.Tensor]]:
+        """What the optimizer trains, by its path, or else by its place in the optimizer."""
+        names = self.modules.parameter_names()
+        given = [param for group in optimizer.param_groups for param in group["params"]]
+        return [
+            (names.get(id(param), f"parameter {index} of {len(given)}"), param)
+            for index, param in enumerate(given, 1)
+        ]
+
+
+class Cycle:
+    """The steps up to an update. `by_scaler`: the optimizers that a scaler stepped, or skipped."""
+
+    def __init__(self, before: ScalerUse, after: ScalerUse, losses: tuple[float, ...]) -> None:
+        self.losses = losses
+        self.moves = tuple(number for _, number in after.moves[len(before.moves) :])
+        self._steps = after.steps[len(before.steps) :]
+        self.by_scaler = frozenset(step.optimizer for step in self._steps)
+
+    @property
+    def skipped(self) -> frozenset[int]:
+        """The optimizers of which the scaler skipped every step."""
+        taken = {step.optimizer for step in self._steps if not step.skipped}
+        return self.by_scaler - taken
+
+
+@contextmanager
+def _scalers_put_back() -> Iterator[None]:
+    """Scalers that were not made inside are afterwards as they were at their first use inside."""
+    made: set[int] = set()
+    met: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+
+    def around_init(original: Any, scaler: Any, *args: Any, **kwargs: Any) -> None:
+        original(scaler, *args, **kwargs)
+        made.add(id(scaler.__dict__))
+
+    def around_use(original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
+        # The dict, because the amp_scaler fixture is lent that of another one.
+        state = scaler.__dict__
+        if id(state) not in made and id(state) not in met:
+            met[id(state)] = state, {name: _kept(value) for name, value in state.items()}
+        return original(scaler, *args, **kwargs)
+
+    with ExitStack() as stack:
+        stack.enter_context(wrapped(GradScaler, "__init__", around_init))
+        for method in ("scale", "step", "update"):
+            stack.enter_context(wrapped(GradScaler, method, around_use))
+        try:
+            yield
+        finally:
+            for state, before in met.values():
+                state.clear()
+                state.update(before)
+
+
+def _kept(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    return value.copy() if isinstance(value, dict) else value

@@ -1,0 +1,144 @@
+"""The inspection: each arm once more, built for it alone, its steps watched from within.
+
+The first steps, up to one of each optimizer, show the numbers at equal weights; the next one is
+recorded operator by operator; one more shows casts that outlived an update. Compiled code runs
+eagerly, since fused kernels are not seen, and nothing of it is timed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch.amp import GradScaler
+
+from pytest_amp.errors import none_of_ours
+from pytest_amp.lab.arm import ArmName, Workbench
+from pytest_amp.lab.watch.losses import LossCurves
+from pytest_amp.lab.watch.modules import Call, ModuleStack
+from pytest_amp.lab.watch.numerics import Witness
+from pytest_amp.lab.watch.operators import OpRecord
+from pytest_amp.lab.watch.patches import wrapped
+from pytest_amp.observations import Numerics, Operators, Parameter, ParityRun
+
+__tracebackhide__ = none_of_ours
+
+
+def inspect(
+    bench: Workbench, fp32: ParityRun, amp: ParityRun, steps: int
+) -> tuple[ParityRun, ParityRun, Numerics]:
+    """Both runs with what their inspected steps showed, and the first steps side by side."""
+    scale = amp.scales[-1] if amp.scales else None
+    baseline, witness = Witness(), Witness()
+    looked = _Look(bench, "fp32", steps, None)
+    fp32 = looked.added_to(fp32, baseline)
+    looked = _Look(bench, "amp", steps, scale)
+    amp = looked.added_to(amp, witness)
+    names = [parameter.name for parameter in amp.parameters]
+    return (
+        fp32,
+        amp,
+        Numerics(
+            gradients=tuple(
+                replace(each, name=names[each.parameter] if each.parameter < len(names) else None)
+                for each in witness.gradients_beside(baseline)
+            ),
+            outputs=witness.outputs_beside(baseline),
+        ),
+    )
+
+
+class Computing(NamedTuple):
+    """A module that calls operators, the user's line that the first comes from, and its FLOPs."""
+
+    call: Call
+    location: str | None
+    flops: int
+
+
+def computing_modules(bench: Workbench) -> list[Computing]:
+    """The amp arm's modules that call operators themselves."""
+    record = OpRecord()
+    with bench.built("amp") as resident, resident.active(), record.watching():
+        resident.step()
+        calls = record.modules.calls()
+    rows = [row for row in record.operators().rows if row.phase == "forward" and row.module]
+    return [
+        Computing(call, mine[0].location, sum(row.flops for row in mine))
+        for call in calls
+        if (mine := [row for row in rows if row.module == call.path])
+    ]
+
+
+class _Look:
+    """One arm's inspection."""
+
+    def __init__(self, bench: Workbench, name: ArmName, steps: int, scale: float | None) -> None:
+        self._bench = bench
+        self._name: ArmName = name
+        self._steps = steps
+        self._scale = scale
+
+    def added_to(self, run: ParityRun, witness: Witness) -> ParityRun:
+        """The run, with its operators and its parameters' names."""
+        bench = self._bench
+        bench.progress.at("inspection", self._name)
+        with ExitStack() as stack:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            if self._scale and math.isfinite(self._scale):
+                stack.enter_context(_starting_at(self._scale))
+            resident = stack.enter_context(bench.built(self._name))
+            stack.enter_context(resident.active())
+            modules = ModuleStack(left=witness.module_left)
+            try:
+                with modules, witness.watching():
+                    for _ in range(self._steps):
+                        resident.step()
+                        witness.steps += 1
+                        if len(witness.parameters) >= len(run.parameters):
+                            break
+                operators = self._recorded(resident, witness.parameters)
+                bench.device.synchronize()
+            except Exception as error:
+                # Run eagerly, compiled code may take more memory than it ever had to.
+                if not bench.device.is_oom(error):
+                    raise
+                operators = Operators(
+                    hidden=("memory ran out in the inspected step",), hidden_reduced=True
+                )
+            names = modules.parameter_names()
+            found = [names.get(id(each)) for each in witness.parameters]
+            witness.let_go()
+        return replace(run, operators=operators, parameters=_named(run.parameters, found))
+
+    def _recorded(self, resident: Any, parameters: list[torch.Tensor]) -> Operators:
+        record, losses = OpRecord(parameters), LossCurves()
+        with record.watching():
+            losses.append(resident.step())
+            record.next_step()
+            resident.step()
+        returned = [curve[0] for curve in losses.read().values()]
+        return record.operators(returned)
+
+
+def _named(parameters: tuple[Parameter, ...], names: list[str | None]) -> tuple[Parameter, ...]:
+    if len(parameters) != len(names):
+        return parameters
+    return tuple(replace(each, name=name) for each, name in zip(parameters, names, strict=True))
+
+
+@contextmanager
+def _starting_at(scale: float) -> Iterator[None]:
+    """New GradScalers start at the scale that the parity run found, and need not look for it."""
+
+    def around(original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
+        if scaler._scale is None:
+            scaler._init_scale = scale
+        return original(scaler, *args, **kwargs)
+
+    with wrapped(GradScaler, "scale", around):
+        yield

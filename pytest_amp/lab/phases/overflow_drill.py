@@ -1,0 +1,273 @@
+"""The overflow drill: one scaled loss is made infinite, and the step is watched coping with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from pytest_amp.errors import none_of_ours
+from pytest_amp.lab.arm import Workbench
+from pytest_amp.lab.phases.drill import Cycle, Run
+from pytest_amp.lab.scaling.scaler import infinite, raised_by_scaler
+from pytest_amp.lab.watch.fingerprint import digest
+from pytest_amp.lab.watch.patches import OptimizerSteps, patched, wrapped
+from pytest_amp.lab.watch.tensors import floating, is_finite, plain
+from pytest_amp.observations import Overflow, OverflowDrill
+
+__tracebackhide__ = none_of_ours
+
+# After an overflow the scale is halved: a step that is skipped this often again is stuck.
+PATIENCE = 3
+_ZERO = "zero"
+
+
+def overflow(bench: Workbench, steps: int, begin: int = 0) -> OverflowDrill | None:
+    """Overflow one loss, and others as long as an optimizer was not reached.
+
+    It begins behind the step `begin`, and once one was not skipped, so that the scale fits; None
+    where that or an `update()` does not come in `steps` steps.
+    """
+    run = Run(bench, "overflow drill", steps)
+    injection = _Injection(run)
+    with run.built(injection.installed()):
+        normal = _normal(run, injection, begin)
+        if normal is None:
+            return None
+        scaled, stepped = injection.calls, frozenset(injection.stepped)
+        found: list[Overflow] = []
+        for call in sorted({0, scaled // 2, scaled - 1}):
+            found.append(_one(run, injection, call, stepped, normal))
+            reached = {number for each in found for number in each.reached}
+            if found[-1].raised or not found[-1].recovered or stepped <= reached:
+                break
+        return OverflowDrill(run.watch.use().optimizers, normal.moves, tuple(found))
+
+
+def _normal(run: Run, injection: _Injection, begin: int) -> Cycle | None:
+    """The first update without a skipped step, in the step `begin` or later."""
+    for _ in range(run.limit):
+        injection.new_cycle()
+        cycle = run.to_update()
+        if cycle is None or (run.taken > begin and not cycle.skipped):
+            return cycle if injection.calls else None
+    return None
+
+
+def _one(
+    run: Run, injection: _Injection, call: int, stepped: frozenset[int], normal: Cycle
+) -> Overflow:
+    cycle: Cycle | None = None
+    next_loss_finite, recovered, raised = True, True, None
+    ruined: list[str] = []
+    ruined_later: list[str] = []
+    seen = injection.new_cycle(call)
+    try:
+        cycle = run.to_update()
+        if cycle is not None:
+            ruined = _ruined(run)
+            following = _followed(run, injection)
+            ruined_later = [] if ruined else _ruined(run)
+            recovered = not following or not following[-1].skipped
+            losses = following[0].losses if following else ()
+            was_finite = all(map(math.isfinite, normal.losses))
+            next_loss_finite = not was_finite or all(map(math.isfinite, losses))
+    except Exception as error:
+        if not raised_by_scaler(error):
+            raise
+        raised = str(error)
+    idle = stepped - normal.by_scaler - seen.stepped  # as where the check for inf is the user's own
+    lowered = seen.scale_after is not None and seen.scale_after < seen.scale
+    return Overflow(
+        reached=tuple(sorted(seen.reached)),
+        changed={number: tuple(names) for number, names in seen.changed.items()},
+        ruined=tuple(ruined),
+        ruined_later=tuple(ruined_later),
+        skipped=tuple(sorted(idle | cycle.skipped)) if cycle else (),
+        backward=seen.backward,
+        left_out=seen.backward and not seen.reached and not seen.stepped_with and not lowered,
+        hidden=seen.backward and not seen.reached and bool(seen.stepped_with) and not lowered,
+        moves=cycle.moves if cycle else (),
+        scale=(seen.scale, seen.scale_after),
+        next_loss_finite=next_loss_finite,
+        recovered=recovered,
+        raised=raised,
+    )
+
+
+def _ruined(run: Run) -> list[str]:
+    """The trained parameters that are not finite."""
+    return [
+        name
+        for optimizer in run.watch.trained.optimizers
+        for name, param in run.parameters(optimizer)
+        if _is_not_finite(param)
+    ]
+
+
+def _followed(run: Run, injection: _Injection) -> list[Cycle]:
+    """What followed, until a step was not skipped."""
+    following: list[Cycle] = []
+    while len(following) < PATIENCE and (not following or following[-1].skipped):
+        injection.new_cycle()
+        cycle = run.to_update()
+        if cycle is None:
+            break
+        following.append(cycle)
+    return following
+
+
+@dataclass
+class _Seen:
+    reached: set[int] = field(default_factory=set)
+    changed: dict[int, list[str]] = field(default_factory=dict)
+    stepped: set[int] = field(default_factory=set)
+    stepped_with: set[int] = field(default_factory=set)
+    backward: bool = False
+    scale: float = 0.0
+    scale_after: float | None = None
+
+
+class _Injection:
+    """Makes the loss of one `scale()` infinite, and looks at optimizers up to the next update."""
+
+    def __init__(self, run: Run) -> None:
+        self.calls = 0
+        self._run = run
+        self._call: int | None = None
+        self._looking = False
+        self._inside = False
+        self._accumulates = False
+        self._scaler: Any = None
+        self._step = -1
+        self._before: dict[Optimizer, dict[str, str]] = {}
+        self._seen = _Seen()
+
+    @property
+    def stepped(self) -> set[int]:
+        return self._seen.stepped
+
+    def new_cycle(self, call: int | None = None) -> _Seen:
+        """Start counting again; the loss of that `scale()`, from 0, becomes infinite."""
+        self.calls, self._call, self._looking = 0, call, False
+        self._before.clear()
+        self._seen = _Seen()
+        return self._seen
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(wrapped(GradScaler, "scale", self._around_scale))
+            stack.enter_context(wrapped(GradScaler, "step", self._around_step))
+            stack.enter_context(wrapped(GradScaler, "update", self._around_update))
+            engine = patched(torch.autograd, "_engine_run_backward", self._around_backward)
+            stack.enter_context(engine)
+            before = self._before_step
+            stack.enter_context(OptimizerSteps(before, self._after_step, again=before))
+            yield
+
+    def _around_scale(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
+        scaled = original(scaler, *args, **kwargs)
+        if not scaler.is_enabled():
+            return scaled
+        self.calls += 1
+        if self._call is None or self.calls <= self._call:
+            return scaled
+        self._call, self._looking = None, True
+        self._scaler, self._step = scaler, self._run.taken
+        self._seen.scale = scaler.get_scale()
+        scaled = infinite(scaled)
+        loss = pytree.tree_leaves(scaled)[0]
+        if loss.requires_grad:
+            loss.register_hook(self._note_backward)
+        return scaled
+
+    def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """Of ``torch.autograd.grad`` the gradients are the step's own, and no optimizer's yet."""
+        self._accumulates = bool(kwargs.get("accumulate_grad"))
+        return original(*args, **kwargs)
+
+    def _note_backward(self, _: torch.Tensor) -> None:
+        self._seen.backward |= self._accumulates
+
+    def _around_step(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
+        optimizer = args[0] if args else kwargs["optimizer"]
+        if not scaler.is_enabled() or not self._looking:
+            return original(scaler, *args, **kwargs)
+        before = self._look(optimizer)
+        self._inside = True
+        try:
+            return original(scaler, *args, **kwargs)
+        finally:
+            self._inside = False
+            self._compare(optimizer, before)
+
+    def _around_update(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
+        result = original(scaler, *args, **kwargs)
+        if self._looking and scaler.is_enabled():
+            self._looking = False
+            self._seen.scale_after = scaler.get_scale()
+        return result
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        number = self._run.watch.trained.number(optimizer)
+        self._seen.stepped.add(number)
+        if self._run.taken == self._step:
+            self._seen.stepped_with.add(number)
+        if self._looking and not self._inside and optimizer not in self._before:
+            self._before[optimizer] = self._look(optimizer)
+
+    def _after_step(self, optimizer: Optimizer) -> None:
+        before = self._before.pop(optimizer, None)
+        if before is not None:
+            self._compare(optimizer, before)
+
+    def _look(self, optimizer: Optimizer) -> dict[str, str]:
+        """Digests of what the optimizer may change, and whether an overflow has reached it."""
+        found: dict[str, str] = {}
+        for name, param in self._run.parameters(optimizer):
+            if _is_not_finite(param.grad) or self._scaler_found_inf(optimizer):
+                self._seen.reached.add(self._run.watch.trained.number(optimizer))
+            found[name] = digest([param])[0]
+            state = optimizer.state.get(param)
+            entries = state if isinstance(state, Mapping) else {"state": state}
+            known = {key: value for key in entries if (value := _value(entries[key])) is not None}
+            found.update({f"{key} of {name}": value for key, value in known.items()})
+        return found
+
+    def _scaler_found_inf(self, optimizer: Optimizer) -> bool:
+        """Whether the scaler has seen the overflow in this optimizer's gradients already."""
+        state = getattr(self._scaler, "_per_optimizer_states", {}).get(id(optimizer), {})
+        return any(bool(found.item()) for found in state.get("found_inf_per_device", {}).values())
+
+    def _compare(self, optimizer: Optimizer, before: dict[str, str]) -> None:
+        number = self._run.watch.trained.number(optimizer)
+        after = self._look(optimizer)
+        # A fused optimizer makes its state on a step that it skips: new and zero is no change.
+        changed = [name for name in after if after[name] != before.get(name, _ZERO)]
+        if changed and number in self._seen.reached:
+            known = self._seen.changed.setdefault(number, [])
+            known += [name for name in changed if name not in known]
+
+
+def _is_not_finite(tensor: torch.Tensor | None) -> bool:
+    return tensor is not None and not all(map(is_finite, floating(tensor)))
+
+
+def _value(state: Any) -> str | None:
+    """A digest; None of what can't be looked into."""
+    if isinstance(state, torch.Tensor):
+        parts = plain(state)
+        if parts is None:
+            return None
+        return digest([state])[0] if any(bool(part.any()) for part in parts) else _ZERO
+    if isinstance(state, (bool, int, float, str)):
+        return digest([state])[0] if state else _ZERO
+    return None

@@ -1,0 +1,160 @@
+"""The parity run: one arm alone in memory, step by step, its losses, scaler and peak kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from pytest_amp.errors import none_of_ours
+from pytest_amp.lab.arm import ArmName, Resident, Workbench
+from pytest_amp.lab.scaling.optimizers import Trained
+from pytest_amp.lab.scaling.step_watch import Replay, StepWatch
+from pytest_amp.lab.watch.fingerprint import Inputs, first_inputs, pieces
+from pytest_amp.lab.watch.losses import LossCurves
+from pytest_amp.lab.watch.memory import peak_memory
+from pytest_amp.lab.watch.tensors import dtype_name, floating
+from pytest_amp.observations import Floor, Losses, Parameter, ParityRun, Start
+
+__tracebackhide__ = none_of_ours
+
+BEFORE_NUDGE = 2
+# Left out of the peak, where more follow: kernels are chosen in them, and compiled.
+FIRST_STEPS = 2
+
+
+def run(
+    bench: Workbench, name: ArmName, steps: int, replay: Replay | None = None
+) -> tuple[ParityRun, Replay | None]:
+    """Run an arm for `steps` steps.
+
+    Returns the record and the skips that another arm has to repeat. The amp arm's own `replay` is
+    None; the fp32 arm gets what the amp arm skipped.
+    """
+    bench.progress.at("parity", name)
+    with peak_memory(bench.device) as memory:
+        with bench.built(name) as resident:
+            watch = StepWatch(replay)
+
+            def settle(step: int) -> None:
+                if step == min(FIRST_STEPS, steps - 1):
+                    memory.settled()
+
+            losses, start = _steps(
+                bench, resident, watch, steps, before_step=settle, after_step=memory.mark
+            )
+            peak = memory.stop()
+            with resident.active():
+                flags = bench.globals.flags()
+            record = ParityRun(
+                losses=losses,
+                start=start,
+                levels=peak.levels,
+                peak_unknown=peak.unknown,
+                held=watch.trained.held(),
+                scales=watch.log.scales,
+                skipped_steps=sum(watch.log.skipped()),
+                stalled=watch.log.stalled,
+                moved=watch.trained.moved,
+                parameters=_parameters(watch.trained),
+                flags=flags,
+                scaler=watch.use(),
+            )
+            skips = watch.replay()
+            del watch  # which holds on to what the arm trained
+        peak = memory.less_kept(peak)
+    return replace(record, peak_bytes=peak.peak_bytes, reserved_bytes=peak.reserved_bytes), skips
+
+
+def floor(bench: Workbench, steps: int, replay: Replay | None, other_stream: bool) -> Floor:
+    """fp32 again: first as before, to see whether it repeats, then nudged, to see how it drifts.
+
+    The nudge waits for the first step of an optimizer, which tells what there is to nudge.
+    """
+    bench.progress.at("noise floor", "fp32")
+    repeated = steps
+    with bench.built("fp32") as resident:
+        watch = StepWatch(replay)
+
+        def nudge(step: int) -> None:
+            nonlocal repeated
+            if step < min(BEFORE_NUDGE, steps - 1) or repeated < steps:
+                return
+            if other_stream:
+                bench.device.manual_seed(bench.seed + 1)
+            elif not watch.trained.parameters:
+                return
+            _nudge(watch.trained.parameters, bench.dtype, bench.seed)
+            repeated = step
+
+        losses, start = _steps(bench, resident, watch, steps, "noise floor", nudge)
+    return Floor(losses, start, repeated, other_stream)
+
+
+def _steps(
+    bench: Workbench,
+    resident: Resident,
+    watch: StepWatch,
+    steps: int,
+    phase: str = "parity",
+    before_step: Callable[[int], None] = lambda _: None,
+    after_step: Callable[[], None] = lambda: None,
+) -> tuple[Losses, Start]:
+    curves = LossCurves()
+    inputs: list[Inputs] = []
+    name, trained = resident.arm.name, watch.trained
+    with resident.active(), watch.installed():
+        for index in range(steps):
+            bench.progress.at(phase, name, index + 1, steps)
+            before_step(index)
+            if index == 0:
+                with first_inputs(inputs):
+                    curves.append(resident.step())
+            else:
+                watch.next_step()
+                curves.append(resident.step())
+            after_step()
+        losses = curves.read()
+    shared = any(optimizer in bench.optimizers_before for optimizer in trained.optimizers)
+    bench.optimizers_before.update(trained.optimizers)
+    devices = tuple(sorted({str(param.device) for param in trained.parameters}))
+    first = inputs[0] if inputs else Inputs(None, ())
+    return losses, Start(
+        trained.start, first.digests, devices, shared, trained.samples, first.samples
+    )
+
+
+def _parameters(trained: Trained) -> tuple[Parameter, ...]:
+    return tuple(
+        Parameter(dtype_name(each.dtype), trained.has_gradient(each)) for each in trained.parameters
+    )
+
+
+@torch.no_grad()
+def _nudge(parameters: list[torch.Tensor], dtype: torch.dtype, seed: int) -> None:
+    """Move every parameter by one ulp of `dtype`, up or down, from an own generator.
+
+    Zeros stay: they are what they are in every dtype.
+    """
+    generators: dict[torch.device, torch.Generator] = {}
+    for param in parameters:
+        for part in floating(param):
+            device = part.device
+            generator = generators.setdefault(device, torch.Generator(device).manual_seed(seed))
+            with _flat(part) as flat:
+                for _, piece in pieces(flat):
+                    sign = 2 * torch.randint(2, piece.shape, generator=generator, device=device) - 1
+                    # A float32's exponent bits alone are the power of two below it, and 0 for 0.
+                    bits = piece.float().view(torch.int32) & 0x7F800000
+                    piece.add_(sign * bits.view(torch.float32) * torch.finfo(dtype).eps)
+
+
+@contextmanager
+def _flat(part: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A plain tensor in one dimension: itself where its memory allows, else written back."""
+    flat = part.reshape(-1)
+    yield flat
+    if not part.is_contiguous():
+        part.copy_(flat.view(part.shape))

@@ -1,0 +1,213 @@
+"""The two-scale drill: what each optimizer sees at its first step, at two loss scales."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch.amp import GradScaler
+from torch.amp.autocast_mode import autocast
+from torch.optim import Optimizer
+
+from pytest_amp.errors import none_of_ours
+from pytest_amp.lab.arm import Workbench
+from pytest_amp.lab.phases.drill import NothingShown, Run
+from pytest_amp.lab.watch.patches import OptimizerSteps, patched, wrapped
+from pytest_amp.lab.watch.tensors import values
+from pytest_amp.observations import GradientAtTwoScales, TwoScales
+
+__tracebackhide__ = none_of_ours
+
+# Powers of two, so that whatever is linear in the gradients comes out the same to the last bit. In
+# float32 nothing underflows at the lower of them or overflows at the higher.
+HIGH, LOW = 2.0**14, 2.0**10
+# From here on a third build shows what two builds at one scale differ by.
+SUSPICIOUS = 1e-6
+
+Key = tuple[int, str]  # the optimizer's number, the parameter's name
+
+
+def two_scales(bench: Workbench, steps: int, optimizers: int) -> TwoScales:
+    """Compare builds from one seed, of which only the first one's gradients are kept.
+
+    Each runs until that many optimizers have stepped, at most `steps` steps. `NothingShown` where
+    gradients are not finite.
+    """
+    kept: dict[Key, torch.Tensor] = {}
+
+    def compared(scale: float) -> tuple[_AtScale, dict[Key, tuple[float, float | None]]]:
+        found = {key: _difference(gradient, None) for key, gradient in kept.items()}
+
+        def compare(key: Key, gradient: torch.Tensor) -> None:
+            found[key] = _difference(kept.get(key), gradient)
+
+        at_scale = _AtScale(bench, steps, scale)
+        at_scale.run(optimizers, compare)
+        return at_scale, found
+
+    high = _AtScale(bench, steps, HIGH)
+    high.run(optimizers, kept.__setitem__)
+    low, found = compared(LOW)
+    noise: dict[Key, tuple[float, float | None]] = {}
+    if any(difference > SUSPICIOUS for difference, _ in found.values()):
+        _, noise = compared(HIGH)
+    pairs = list(zip(high.losses, low.losses, strict=False))  # a fault may lead them apart
+    same = [a > 0 and math.isclose(a, b, rel_tol=0.01) for a, b in pairs]
+    return TwoScales(
+        scales=(HIGH, LOW),
+        optimizers=max(high.kinds, low.kinds, key=len),
+        gradients=tuple(
+            GradientAtTwoScales(*key, difference, ratio, noise.get(key, (0.0, None))[0])
+            for key, (difference, ratio) in sorted(found.items(), key=lambda item: item[0][0])
+        ),
+        backwards=len(same),
+        unscaled=sum(same),
+        in_half=high.in_half or low.in_half,
+    )
+
+
+class _AtScale:
+    """One build at one loss scale.
+
+    `losses`: the size of that which each backward pass began at. `in_half`: whether one of them
+    passes through float16. `kinds`: of optimizers, by number.
+    """
+
+    def __init__(self, bench: Workbench, steps: int, scale: float) -> None:
+        self.losses: list[float] = []
+        self.in_half = False
+        self.kinds: tuple[str, ...] = ()
+        self._steps = steps
+        self._scale = scale
+        self._forced: set[int] = set()
+        self._stepped: set[int] = set()
+        self._bench = bench
+
+    def run(self, optimizers: int, look: Callable[[Key, torch.Tensor], None]) -> None:
+        """Tell `look` the gradients at the first step of each optimizer."""
+        run = Run(self._bench, "scale drill", self._steps)  # which holds the arm, and goes with it
+
+        def before_step(optimizer: Optimizer, kwargs: Any) -> None:
+            number = run.watch.trained.number(optimizer)
+            if number in self._stepped:
+                return
+            self._stepped.add(number)
+            scale = _still_scaled_by(optimizer, kwargs)
+            for name, param in run.parameters(optimizer):
+                gradient = _gradient(param, scale)
+                if gradient is not None:
+                    look((number, name), gradient)
+
+        with run.built(self._installed(before_step)):
+            for _ in range(self._steps):
+                run.step()
+                if len(self._stepped) >= optimizers:
+                    break
+            use = run.watch.use()
+        if any(step.skipped for step in use.steps):
+            raise NothingShown(f"a step is skipped at the loss scale {self._scale:g} in float32")
+        self.kinds = use.optimizers
+
+    @contextmanager
+    def _installed(self, before_step: Callable[..., None]) -> Iterator[None]:
+        with ExitStack() as stack:
+            for method in ("__init__", "load_state_dict"):
+                stack.enter_context(wrapped(GradScaler, method, self._around_making))
+            stack.enter_context(wrapped(GradScaler, "scale", self._around_scale))
+            stack.enter_context(patched(autocast, "__enter__", _in_float32))
+            backward = patched(torch.autograd, "_engine_run_backward", self._around_backward)
+            stack.enter_context(backward)
+            stack.enter_context(OptimizerSteps(before_step))
+            yield
+
+    def _around_making(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> None:
+        original(scaler, *args, **kwargs)
+        self._force(scaler)
+
+    def _around_scale(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
+        """A scaler that was made elsewhere is met here first."""
+        if id(scaler.__dict__) not in self._forced:
+            self._force(scaler)
+        return original(scaler, *args, **kwargs)
+
+    def _force(self, scaler: Any) -> None:
+        self._forced.add(id(scaler.__dict__))
+        if not scaler.is_enabled():
+            return
+        scaler._init_scale = self._scale
+        if scaler._scale is not None:
+            scaler._scale.fill_(self._scale)
+
+    def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        within_another = torch._C._current_graph_task_id() != -1
+        if kwargs.get("accumulate_grad") and not within_another:
+            roots, gradients = args[:2]
+            self.losses.append(sum(map(_size, roots, gradients)))
+            self.in_half |= any(_flows_in_half(root.grad_fn) for root in roots)
+        return original(*args, **kwargs)
+
+
+def _in_float32(enter: Any, region: Any) -> Any:
+    """Autocast casts to float32 instead: regions stay what they are, and nothing underflows."""
+    result = enter(region)
+    if region._enabled:
+        torch.set_autocast_dtype(region.device, torch.float32)
+    return result
+
+
+def _still_scaled_by(optimizer: Any, kwargs: Any) -> Any:
+    """What the optimizer itself divides by: a fused one is told the scale by the scaler."""
+    scaler = kwargs.get("grad_scaler")  # an older way to tell it
+    return getattr(optimizer, "grad_scale", None) if scaler is None else scaler.get_scale()
+
+
+@torch.no_grad()
+def _gradient(param: torch.Tensor, scale: Any) -> torch.Tensor | None:
+    gradient = None if param.grad is None else values(param.grad)
+    if gradient is None:
+        return None
+    if gradient.element_size() < 4:
+        gradient = gradient.float()
+    return gradient.clone() if scale is None else gradient / scale
+
+
+@torch.no_grad()
+def _difference(high: torch.Tensor | None, low: torch.Tensor | None) -> tuple[float, float | None]:
+    """The norm of the difference by the larger norm, and the ratio of norms."""
+    norms = [_norm(each) for each in (high, low)]
+    largest = max(norms)
+    if not math.isfinite(sum(norms)):
+        raise NothingShown("gradients are not finite in float32")
+    ratio = norms[0] / norms[1] if min(norms) else None
+    if not largest:
+        return 0.0, None
+    if high is None or low is None or high.shape != low.shape:
+        return 1.0, ratio
+    return _norm(high - low) / largest, ratio
+
+
+def _norm(tensor: torch.Tensor | None) -> float:
+    return 0.0 if tensor is None else float(torch.linalg.vector_norm(tensor))
+
+
+@torch.no_grad()
+def _size(root: torch.Tensor, gradient: torch.Tensor | None) -> float:
+    """How large that is which a backward pass begins at, by its value or its given gradient."""
+    return _norm(root.detach() if gradient is None else root.detach() * gradient.detach())
+
+
+def _flows_in_half(node: Any) -> bool:
+    """Whether a gradient is float16 somewhere on its way back from this node."""
+    waiting, known = [node], {None}
+    while waiting:
+        node = waiting.pop()
+        if node in known:
+            continue
+        known.add(node)
+        if any(each.dtype is torch.float16 for each in getattr(node, "_input_metadata", ())):
+            return True
+        waiting += [following for following, _ in node.next_functions]
+    return False

@@ -1,0 +1,1 @@
+"""Gradient scaling and the optimizers: what a step does behind its backward pass."""

@@ -1,0 +1,51 @@
+"""Whether a loss scale changed between backward passes that add to the same gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from pytest_amp.errors import none_of_ours
+from pytest_amp.lab.watch.tensors import floating
+
+__tracebackhide__ = none_of_ours
+
+
+class Accumulation:
+    """Told of backward passes, of a scaler's updates and of optimizers' steps, in their order.
+
+    An update while an optimizer holds gradients that it has not stepped on is in their midst if
+    another backward pass then finds them still there, and too early if its scaler's step does.
+    """
+
+    def __init__(self) -> None:
+        self.updates_in_midst = 0
+        self.updates_before_step = 0
+        self._waiting: set[Optimizer] = set()
+        self._updated: set[Optimizer] = set()
+
+    def backward(self, known: list[Optimizer]) -> None:
+        """A backward pass begins."""
+        for optimizer in list(self._updated):
+            self._updated.discard(optimizer)
+            self.updates_in_midst += _holds_gradients(optimizer)
+        self._waiting.update(known)
+
+    def update(self) -> None:
+        """A scaler's update."""
+        self._updated.update(filter(_holds_gradients, self._waiting))
+
+    def step(self, optimizer: Optimizer, by_scaler: bool) -> None:
+        """An optimizer's step, taken or skipped."""
+        if by_scaler and optimizer in self._updated:
+            self.updates_before_step += _holds_gradients(optimizer)
+        self._waiting.discard(optimizer)
+        self._updated.discard(optimizer)
+
+
+def _holds_gradients(optimizer: Any) -> bool:
+    """Whether any is there and not zero."""
+    grads = (param.grad for group in optimizer.param_groups for param in group["params"])
+    parts = (part for grad in grads if grad is not None for part in floating(grad))
+    return any(bool((part != 0).any()) for part in parts)

@@ -1,0 +1,79 @@
+"""The optimizers of a run, found by their first steps, and what they train."""
+
+from __future__ import annotations
+
+import torch
+from torch.optim import Optimizer
+
+from pytest_amp.errors import none_of_ours
+from pytest_amp.lab.watch.fingerprint import digest, sample
+from pytest_amp.lab.watch.tensors import size
+
+__tracebackhide__ = none_of_ours
+
+
+class Trained:
+    """The optimizers of a run, in the order of their first steps, and what they train."""
+
+    def __init__(self) -> None:
+        self.optimizers: list[Optimizer] = []
+        self.parameters: list[torch.Tensor] = []
+        self._start: list[str] = []
+        self._samples: list[tuple[float, ...]] = []
+        self._with_gradient: set[int] = set()
+
+    @property
+    def start(self) -> tuple[str, ...] | None:
+        """Digests of the parameters before the first step of the first optimizer that has them."""
+        return tuple(self._start) if self.optimizers else None
+
+    @property
+    def samples(self) -> tuple[tuple[float, ...], ...]:
+        """Some elements of each, from the same moment."""
+        return tuple(self._samples)
+
+    @property
+    def moved(self) -> bool | None:
+        """Whether the parameters are elsewhere than they started; None without any."""
+        return digest(self.parameters) != self.start if self.parameters else None
+
+    def held(self) -> dict[str, int]:
+        """Bytes of the parameters, of their gradients and of the optimizers' state."""
+        gradients = [param.grad for param in self.parameters if param.grad is not None]
+        state = [
+            value
+            for optimizer in self.optimizers
+            for values in optimizer.state.values()
+            if isinstance(values, dict)
+            for value in values.values()
+            if isinstance(value, torch.Tensor)
+        ]
+        kinds = {"parameters": self.parameters, "gradients": gradients, "optimizer state": state}
+        return {kind: sum(map(size, tensors)) for kind, tensors in kinds.items()}
+
+    def has_gradient(self, parameter: torch.Tensor) -> bool:
+        """Whether it had a gradient at any of its optimizer's steps."""
+        return id(parameter) in self._with_gradient
+
+    def note_gradients(self, optimizer: Optimizer) -> None:
+        """Which parameters have a gradient at this step of their optimizer."""
+        self._with_gradient.update(
+            id(param)
+            for group in optimizer.param_groups
+            for param in group["params"]
+            if param.grad is not None
+        )
+
+    def number(self, optimizer: Optimizer) -> int:
+        """Which one it is. One that is new is looked at before it moves anything."""
+        for number, known in enumerate(self.optimizers):
+            if known is optimizer:
+                return number
+        self.optimizers.append(optimizer)
+        known_parameters = set(map(id, self.parameters))
+        for group in optimizer.param_groups:
+            new = [param for param in group["params"] if id(param) not in known_parameters]
+            self.parameters.extend(new)
+            self._start.extend(digest(new))
+            self._samples.extend(map(sample, new))
+        return len(self.optimizers) - 1

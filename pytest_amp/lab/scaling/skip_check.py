@@ -1,0 +1,109 @@
+"""Whether a timed block had steps that a GradScaler skipped, which are no speed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch.amp import GradScaler
+
+from pytest_amp.errors import none_of_ours
+from pytest_amp.lab.watch.patches import wrapped
+
+__tracebackhide__ = none_of_ours
+
+
+class ScalerState(NamedTuple):
+    """What a scaler keeps anyway: its scale, the steps since that grew, and its updates so far.
+
+    `updates` is None where nobody counts them.
+    """
+
+    scale: float
+    growth: int
+    updates: int | None
+
+
+class SkipCheck:
+    """Whether any step between two looks was skipped, from what scalers keep of it anyway.
+
+    A block of steps is timed with nothing of ours in it, which would slow the amp arm alone. But a
+    GradScaler counts the steps since its scale last grew, and each skip puts that back to 0 and
+    shrinks the scale; and torch counts the changes of the scale, in place, one with each update, as
+    the version of its tensor. After so many updates only one state means that none was skipped.
+    """
+
+    def __init__(self) -> None:
+        # Each with whether its scale's version counts its updates: a subclass may go its own way.
+        self._scalers: WeakKeyDictionary[GradScaler, bool] = WeakKeyDictionary()
+
+    @contextmanager
+    def watching(self) -> Iterator[SkipCheck]:
+        """Find the enabled scalers that are used inside."""
+        with (
+            wrapped(GradScaler, "scale", self._around_scale),
+            wrapped(GradScaler, "update", self._around_update),
+        ):
+            yield self
+
+    def look(self) -> Mapping[GradScaler, ScalerState]:
+        """The scalers that were found so far, as they are now. Synchronizes."""
+        return {scaler: self._state(scaler) for scaler in list(self._scalers)}
+
+    def skipped_since(self, before: Mapping[GradScaler, ScalerState]) -> bool:
+        """Whether a step was skipped since then. Synchronizes."""
+        return any(
+            _was_skipped(scaler, before.get(scaler) or _unused(scaler), now)
+            for scaler, now in self.look().items()
+        )
+
+    def _around_scale(self, original: Any, scaler: Any, *args: Any, **kw: Any) -> Any:
+        if scaler._enabled:
+            self._scalers.setdefault(scaler, True)
+        return original(scaler, *args, **kw)
+
+    def _around_update(self, original: Any, scaler: Any, *args: Any, **kw: Any) -> Any:
+        if not scaler._enabled:
+            return original(scaler, *args, **kw)
+        before = _version(scaler)
+        result = original(scaler, *args, **kw)
+        counted = _version(scaler) == before + 1
+        self._scalers[scaler] = self._scalers.get(scaler, True) and counted
+        return result
+
+    def _state(self, scaler: GradScaler) -> ScalerState:
+        scale, growth = scaler._scale, scaler._growth_tracker
+        if scale is None or growth is None:
+            return _unused(scaler)
+        updates = _version(scaler) if self._scalers[scaler] else None
+        return ScalerState(float(scale), int(growth), updates)
+
+
+def _version(scaler: GradScaler) -> int:
+    return 0 if scaler._scale is None else scaler._scale._version
+
+
+def _unused(scaler: GradScaler) -> ScalerState:
+    return ScalerState(float(scaler._init_scale), int(scaler._init_growth_tracker), 0)
+
+
+def _was_skipped(scaler: GradScaler, before: ScalerState, now: ScalerState) -> bool:
+    if not now.scale:  # it ran out
+        return True
+    interval, factor = scaler.get_growth_interval(), math.log(scaler.get_growth_factor())
+    grown = math.log(now.scale / before.scale)
+    if before.updates is None or now.updates is None:
+        times = round(grown / factor)
+        updates = times * interval + now.growth - before.growth
+    else:
+        updates = now.updates - before.updates
+        times = (before.growth + updates) // interval
+    if times < 0 or updates < 0 or now.growth != before.growth + updates - times * interval:
+        return True
+    if math.log(before.scale) + times * factor > math.log(torch.finfo(torch.float32).max):
+        return False  # it no longer grows
+    return not math.isclose(grown, times * factor, abs_tol=1e-3)

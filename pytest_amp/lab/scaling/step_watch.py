@@ -1,0 +1,261 @@
+"""Steps that a GradScaler skips: noted in one arm, withheld in the other.
+
+Scalers, optimizers and schedulers are watched on their classes, whoever made the instance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.amp import GradScaler
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pytest_amp.errors import none_of_ours
+from pytest_amp.lab.scaling.accumulation import Accumulation
+from pytest_amp.lab.scaling.optimizers import Trained
+from pytest_amp.lab.scaling.scaler import ScalerLog
+from pytest_amp.lab.watch.patches import Closure, OptimizerSteps, patched, wrapped
+from pytest_amp.observations import ScalerStep, ScalerUse
+
+__tracebackhide__ = none_of_ours
+
+# (the optimizer's number, by the order of their first steps; which of its steps, from 0)
+Attempt = tuple[int, int]
+Around = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The steps that one arm's scaler skipped, to be withheld in the other arm.
+
+    `schedules`: how often a scheduler moved in each step of the experiment.
+    """
+
+    skips: frozenset[Attempt]
+    schedules: tuple[int, ...]
+
+    def may_schedule(self, step: int, count: int) -> bool:
+        """Whether the `count`-th move of a scheduler in this step happened there too."""
+        return step >= len(self.schedules) or count <= self.schedules[step]
+
+
+class _Withheld(BaseException):
+    """Ends an optimizer's step before it begins; never leaves a scaler's ``step()``."""
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__()
+        self.loss = loss
+
+
+class StepWatch:
+    """Notes what scalers, optimizers and schedulers do in a run, and repeats another's skips."""
+
+    def __init__(self, replay: Replay | None = None) -> None:
+        self.log = ScalerLog()
+        self.trained = Trained()
+        self._replay = replay
+        self._steps: Counter[int] = Counter()
+        self._attempts: list[Attempt] = []
+        self._within_scaler: Attempt | None = None
+        self._in_scaler = False
+        self._to_give_back: dict[Optimizer, Callable[[], None]] = {}
+        self._last_was_withheld = False
+        self._making_schedule = False
+        self._schedules: list[int] = [0]
+        self._scaled = 0
+        self._accumulation = Accumulation()
+        self._stepped: list[tuple[int, torch.Tensor | float]] = []
+        self._moves: list[tuple[int, Any]] = []
+        self._made = 0
+
+    def next_step(self) -> None:
+        """Between two steps of the experiment."""
+        self._schedules.append(0)
+
+    def replay(self) -> Replay | None:
+        """What another arm has to withhold to apply the same steps; None where nothing is."""
+        pairs = zip(self._attempts, self.log.skipped(), strict=True)
+        skips = frozenset(attempt for attempt, skipped in pairs if skipped)
+        return Replay(skips, tuple(self._schedules)) if skips else None
+
+    def use(self) -> ScalerUse:
+        """What scalers and schedulers did so far. Synchronizes."""
+        steps = zip(self._attempts, self._stepped, self.log.skipped(), strict=True)
+        return ScalerUse(
+            optimizers=tuple(type(each).__name__ for each in self.trained.optimizers),
+            scaled=self._scaled,
+            updates=len(self.log.scales),
+            updates_in_midst=self._accumulation.updates_in_midst,
+            steps=tuple(
+                ScalerStep(step, number, float(scale), skipped)
+                for (number, _), (step, scale), skipped in steps
+            ),
+            updates_before_step=self._accumulation.updates_before_step,
+            made_in_steps=self._made,
+            moves=tuple((step, self._number_of(scheduler)) for step, scheduler in self._moves),
+        )
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Watch what happens inside."""
+        with ExitStack() as stack:
+            stack.enter_context(wrapped(GradScaler, "__init__", self._around_making))
+            stack.enter_context(wrapped(GradScaler, "scale", self._around_scale))
+            stack.enter_context(wrapped(GradScaler, "step", self._around_scaler_step))
+            stack.enter_context(wrapped(GradScaler, "update", self._around_update))
+            stack.enter_context(wrapped(LRScheduler, "__init__", self._around_making_schedule))
+            stack.enter_context(wrapped(LRScheduler, "step", self._around_schedule))
+            engine = patched(torch.autograd, "_engine_run_backward", self._around_backward)
+            stack.enter_context(engine)
+            steps = OptimizerSteps(self._before_step, self._after_step, self._begin_step)
+            stack.enter_context(steps)
+            stack.callback(self._give_back)
+            yield
+
+    def _attempt(self, optimizer: Optimizer) -> Attempt:
+        number = self.trained.number(optimizer)
+        self._steps[number] += 1
+        return number, self._steps[number] - 1
+
+    def _around_making(self, original: Around, scaler: Any, *args: Any, **kw: Any) -> None:
+        original(scaler, *args, **kw)
+        self._made += bool(scaler.is_enabled())
+
+    def _around_scale(self, original: Around, scaler: Any, *args: Any, **kw: Any) -> Any:
+        self._scaled += bool(scaler.is_enabled())
+        return original(scaler, *args, **kw)
+
+    def _around_scaler_step(self, original: Around, scaler: Any, *args: Any, **kw: Any) -> Any:
+        if not scaler.is_enabled():
+            return self._or_withheld(original, scaler, *args, **kw)
+        optimizer = args[0] if args else kw["optimizer"]
+        attempt = self._within_scaler = self._attempt(optimizer)
+        self.trained.note_gradients(optimizer)
+        self._accumulation.step(optimizer, by_scaler=True)
+        try:
+            result = self._or_withheld(original, scaler, *args, **kw)
+        finally:
+            self._within_scaler = None
+        self._attempts.append(attempt)
+        scale = self.log.scale_of(scaler)
+        self._stepped.append((len(self._schedules) - 1, math.nan if scale is None else scale))
+        self.log.stepped(scaler, optimizer)
+        return result
+
+    def _or_withheld(self, original: Around, *args: Any, **kw: Any) -> Any:
+        self._in_scaler = True
+        try:
+            return original(*args, **kw)
+        except _Withheld as withheld:
+            return withheld.loss
+        finally:
+            self._in_scaler = False
+
+    def _around_update(self, original: Around, scaler: Any, *args: Any, **kw: Any) -> Any:
+        result = original(scaler, *args, **kw)
+        if scaler.is_enabled():
+            self.log.updated(scaler)
+            self._accumulation.update()
+        return result
+
+    def _around_backward(self, original: Around, *args: Any, **kwargs: Any) -> Any:
+        self._accumulation.backward(self.trained.optimizers)
+        return original(*args, **kwargs)
+
+    def _around_making_schedule(self, original: Around, *args: Any, **kwargs: Any) -> None:
+        self._making_schedule = True
+        try:
+            original(*args, **kwargs)
+        finally:
+            self._making_schedule = False
+
+    def _around_schedule(self, original: Around, scheduler: Any, *args: Any, **kw: Any) -> Any:
+        """A scheduler moves on a withheld step as often as it did where that was skipped.
+
+        That it takes its place when it is made is no move.
+        """
+        if self._making_schedule:
+            return original(scheduler, *args, **kw)
+        self._schedules[-1] += 1
+        if not args and not kw:  # a rate that is set by a number of the step's own may go on
+            self._moves.append((len(self._schedules) - 1, scheduler))
+        step, count = len(self._schedules) - 1, self._schedules[-1]
+        if self._last_was_withheld and self._replay and not self._replay.may_schedule(step, count):
+            return None
+        return original(scheduler, *args, **kw)
+
+    def _number_of(self, scheduler: Any) -> int:
+        """Its optimizer's, which may stand there in a wrapper of its own."""
+        groups = getattr(getattr(scheduler, "optimizer", None), "param_groups", None)
+        known = [optimizer.param_groups for optimizer in self.trained.optimizers]
+        return next((number for number, each in enumerate(known) if each is groups), -1)
+
+    def _begin_step(self, optimizer: Optimizer, closure: Closure | None) -> Closure | None:
+        attempt = self._within_scaler
+        if attempt is None or attempt[0] != self.trained.number(optimizer):
+            attempt = self._attempt(optimizer)
+        self._last_was_withheld = self._replay is not None and attempt in self._replay.skips
+        if not self._last_was_withheld:
+            return closure
+        with torch.enable_grad():  # as an optimizer calls it
+            loss = None if closure is None else closure()
+        self._before_step(optimizer)
+        if _passes_over_none(optimizer):
+            self._to_give_back[optimizer] = _without_gradients(optimizer)
+        elif self._in_scaler:
+            raise _Withheld(loss)
+        else:
+            self._to_give_back[optimizer] = _without_parameters(optimizer)
+        return None if closure is None else lambda: loss
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self.trained.note_gradients(optimizer)
+        self._accumulation.step(optimizer, by_scaler=False)
+
+    def _after_step(self, optimizer: Optimizer) -> None:
+        give_back = self._to_give_back.pop(optimizer, None)
+        if give_back is not None:
+            give_back()
+
+    def _give_back(self) -> None:
+        for optimizer in list(self._to_give_back):
+            self._after_step(optimizer)
+
+
+def _passes_over_none(optimizer: Optimizer) -> bool:
+    """torch's own optimizers leave alone what has no gradient; a user's may not look."""
+    return str(type(optimizer).step.__module__).startswith("torch.")
+
+
+def _without_gradients(optimizer: Optimizer) -> Callable[[], None]:
+    """Take the gradients away, and give back what puts them there again."""
+    given = [param for group in optimizer.param_groups for param in group["params"]]
+    taken = [(param, param.grad) for param in given]
+
+    def give_back() -> None:
+        for param, grad in taken:
+            param.grad = grad
+
+    for param in given:
+        param.grad = None
+    return give_back
+
+
+def _without_parameters(optimizer: Optimizer) -> Callable[[], None]:
+    """Take the parameters out of their groups, and give back what puts them there again."""
+    groups = [(group, group["params"]) for group in optimizer.param_groups]
+
+    def give_back() -> None:
+        for group, parameters in groups:
+            group["params"] = parameters
+
+    for group, _ in groups:
+        group["params"] = []
+    return give_back

@@ -1,0 +1,1 @@
+"""What watches a step while it runs."""

@@ -1,0 +1,144 @@
+"""Digests of tensors by value, taken on the device, piece by piece."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils import _pytree as pytree
+
+from pytest_amp.errors import none_of_ours
+from pytest_amp.lab.watch.tensors import plain, real
+
+__tracebackhide__ = none_of_ours
+
+# Elements: on a CPU what its caches hold; an accelerator needs as long for a launch as for 2**20.
+_LEAST_PIECE = {"cpu": 2**12}
+_LEAST_PIECE_OF_A_DEVICE = 2**20
+_MOST_PIECES = 2**8
+_PROJECTIONS = 4
+_ODD = 0x9E3779B1
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def digest(values: Iterable[Any]) -> tuple[str, ...]:
+    """One text per value: dtype, shape and the wrapping sum of bits times places.
+
+    Equal tensors have equal digests; two random draws differ in theirs, and so do two orders.
+    """
+    return tuple(_one(value) for value in values)
+
+
+def _one(value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return repr(value) if isinstance(value, (bool, int, float, str)) else type(value).__name__
+    sums = [_bits(part) for part in plain(value) or ()]
+    return ":".join([_kind(value), *sums])
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    with torch._C.DisableTorchFunctionSubclass():
+        nested = tensor.is_nested and tensor.layout is torch.strided  # which has no shape
+        return f"{tensor.dtype}{[] if nested else list(tensor.shape)}"
+
+
+def _bits(part: torch.Tensor) -> str:
+    flat = _real(part)
+    bits = _BITS.get(flat.element_size())
+    return "" if bits is None else str(_sum(flat, lambda piece: piece.view(bits)))
+
+
+def digest_in_any_dtype(tensor: torch.Tensor) -> str:
+    """Shape and values, the same in all dtypes that hold the values exactly."""
+    sums = [
+        str(_sum(_real(part), lambda piece: piece.float().view(torch.int32)))
+        for part in plain(tensor) or ()
+    ]
+    return ":".join([_kind(tensor).partition("[")[2], *sums])
+
+
+def pieces(flat: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """A one-dimensional tensor in views so short that a few copies of one need no room."""
+    least = _LEAST_PIECE.get(flat.device.type, _LEAST_PIECE_OF_A_DEVICE)
+    size = max(least, flat.numel() // _MOST_PIECES)
+    for start in range(0, flat.numel(), size):
+        yield start, flat[start : start + size]
+
+
+def _real(part: torch.Tensor) -> torch.Tensor:
+    """A plain tensor, of real numbers, in one dimension."""
+    return (real(part) if part.is_complex() else part).resolve_neg().reshape(-1)
+
+
+@torch.no_grad()
+def _sum(flat: torch.Tensor, bits_of: Callable[[torch.Tensor], torch.Tensor]) -> int:
+    total = torch.zeros((), dtype=torch.int64, device=flat.device)
+    for start, piece in pieces(flat):
+        places = torch.arange(start + 1, start + 1 + piece.numel(), device=flat.device)
+        total += places.mul_(bits_of(piece)).sum()
+    return int(total)
+
+
+class Inputs(NamedTuple):
+    """A module's inputs: a digest of each, and some of its elements where it has numbers."""
+
+    digests: tuple[str, ...] | None
+    samples: tuple[tuple[float, ...], ...]
+
+
+@torch.no_grad()
+def sample(value: Any) -> tuple[float, ...]:
+    """A floating point tensor's norm, and its sums under a few fixed patterns of signs.
+
+    Every element goes into them: two tensors' are as far apart, in proportion, as the tensors are.
+    Nothing of another value, nor of what is made of other numbers too.
+    """
+    flats = [
+        _real(part) for part in (plain(value) if isinstance(value, torch.Tensor) else ()) or ()
+    ]
+    if not any(flat.numel() for flat in flats) or not all(map(torch.is_floating_point, flats)):
+        return ()
+    total = torch.zeros(1 + _PROJECTIONS, device=flats[0].device)
+    for flat in flats:
+        for start, piece in pieces(flat):
+            places = torch.arange(start + 1, start + 1 + piece.numel(), device=flat.device)
+            places.mul_(_ODD)
+            floats = piece.float()
+            total[0] += floats.square().sum()
+            for number in range(_PROJECTIONS):
+                is_plus = places.bitwise_right_shift(16 + number).bitwise_and_(1).bool()
+                total[1 + number] += torch.where(is_plus, floats, -floats).sum()
+    square, *sums = total.tolist()
+    return (math.sqrt(square), *sums)
+
+
+@contextmanager
+def first_inputs(seen: list[Inputs]) -> Iterator[None]:
+    """Put what the first called module is given into `seen`.
+
+    Inputs that were computed from parameters are no data, and differ by rounding: of a step that
+    calls a module only behind its own arithmetic (as ``CrossEntropyLoss``) nothing is seen.
+    The class's ``__call__`` is replaced until the first call and no longer: hooks would stay, and
+    a module hook makes torch.compile warn and guard.
+    """
+    original = torch.nn.Module.__call__
+
+    def restore() -> None:
+        torch.nn.Module.__call__ = original  # type: ignore[method-assign]
+
+    def look_once(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            restore()
+            inputs = pytree.tree_leaves((args, kwargs))
+            if all(getattr(each, "grad_fn", None) is None for each in inputs):
+                seen.append(Inputs(digest(inputs), tuple(map(sample, inputs))))
+        return original(self, *args, **kwargs)
+
+    torch.nn.Module.__call__ = look_once  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        restore()

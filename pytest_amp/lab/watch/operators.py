@@ -1,0 +1,410 @@
+"""The operator record: one step seen through a dispatch mode, call by call."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+from weakref import ref
+
+import torch
+from torch.amp.autocast_mode import autocast
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import _pytree as pytree
+
+from pytest_amp.errors import none_of_ours
+from pytest_amp.lab.watch.dispatch import DispatchMode
+from pytest_amp.lab.watch.fingerprint import digest_in_any_dtype
+from pytest_amp.lab.watch.flops import flops, is_heavy, operator_name
+from pytest_amp.lab.watch.modules import ModuleStack
+from pytest_amp.lab.watch.patches import OptimizerSteps, custom_functions, patched
+from pytest_amp.lab.watch.source import framework, location
+from pytest_amp.lab.watch.tensors import (
+    dtype_name,
+    floats,
+    is_reduced,
+    matrix_dims,
+    memory,
+    size,
+    spread,
+    storage,
+    stretch,
+    values,
+)
+from pytest_amp.observations import FRAMEWORKS, REDUCED, Operators, OpRow, Phase
+
+__tracebackhide__ = none_of_ours
+
+# Work that no dispatch mode sees: what to call it, and the module, class and method that launch it.
+_OUT_OF_SIGHT = (
+    ("a CUDA graph", "torch.cuda.graphs", "CUDAGraph", "replay"),
+    ("a Triton kernel", "triton.runtime.jit", "JITFunction", "run"),
+)
+
+# What a step calls to cast by itself, where autocast does it unasked.
+_CASTS = ("to", "float", "double", "type", "type_as")
+
+
+class OpRecord(DispatchMode):
+    """Records one step, and looks for stale casts in those after it. Then read `operators()`.
+
+    Compiled code is run eagerly meanwhile, since fused kernels are not seen, and since a dispatch
+    mode would switch the compiling of what runs under it off for good.
+    `trained` are parameters that are known beforehand; those of the modules that run are found.
+    """
+
+    def __init__(self, trained: Iterable[torch.Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.modules = ModuleStack(self._note_weights)
+        self._recording = True
+        self._rows: dict[tuple[Any, ...], _Tally] = {}
+        self._unknown: dict[str, None] = {}
+        self._hidden: dict[str, None] = {}
+        self._hidden_reduced = False
+        self._random: set[str] = set()
+        self._draws: list[str] = []
+        self._weights = {storage(tensor): tensor for tensor in trained}
+        self._made: set[int] = set()
+        # Weak references to storages, so that no other one gets their addresses meanwhile: kernels
+        # make tensors that no dispatch mode sees.
+        self._casts: dict[int, tuple[StorageWeakRef, ref[torch.Tensor], int]] = {}
+        self._stale: dict[str, None] = {}
+        self._autocast = False
+        self._regions: list[tuple[bool, bool]] = []
+        self._island = False  # a region that is switched off inside of one that is not
+        self._widened: set[int] = set()
+        self._casting = 0
+        self._autocast_entered = 0
+        self._autocast_devices: dict[str, None] = {}
+        self._framework: str | None = None
+        self._backward_under_autocast = 0
+        self._roots: list[torch.Tensor] = []
+        self._reduced_weights = False
+        self._optimizers = OptimizerSteps()
+        self._functions: list[str] = []
+        self._function_nodes: dict[str, str] = {}
+        self._callers: dict[int, tuple[str | None, bool]] = {}
+        self._last_node = -1
+
+    def next_step(self) -> None:
+        """From here on, look for stale casts only."""
+        self._recording = False
+
+    def operators(self, returned: Sequence[float] = ()) -> Operators:
+        """What was seen. `returned`: the step's losses."""
+        rows = tuple(tally.row() for tally in self._rows.values())
+        steps_own = [row for row in rows if row.phase != "update"]
+        return Operators(
+            flops_by_dtype=_summed(steps_own, "dtype", "flops"),
+            bytes_by_dtype=_summed(steps_own, "out", "bytes"),
+            unknown=tuple(self._unknown),
+            hidden=tuple(self._hidden),
+            hidden_reduced=self._hidden_reduced,
+            random_dtypes=frozenset(self._random),
+            draws=tuple(self._draws),
+            autocast_entered=self._autocast_entered,
+            autocast_devices=tuple(self._autocast_devices),
+            framework=self._framework,
+            reduced_weights=self._reduced_weights,
+            rows=rows,
+            stale=tuple(self._stale),
+            backward_under_autocast=self._backward_under_autocast,
+            backward_scale=_scale_of(self._roots, returned),
+        )
+
+    @contextmanager
+    def watching(self) -> Iterator[OpRecord]:
+        """Record what runs inside."""
+        self._autocast = torch._C._is_any_autocast_enabled()
+        torch.clear_autocast_cache()  # in a region that is never left, casts from before the record
+        with ExitStack() as stack:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(patched(autocast, "__enter__", self._around_enter))
+            stack.enter_context(patched(autocast, "__exit__", self._around_exit))
+            backward = torch.autograd
+            stack.enter_context(patched(backward, "_engine_run_backward", self._around_backward))
+            for name in _CASTS:
+                stack.enter_context(patched(torch.Tensor, name, self._around_cast))
+            stack.enter_context(custom_functions(self._around_function))
+            stack.enter_context(self._optimizers)
+            for what, module, cls, method in _OUT_OF_SIGHT:
+                owner = getattr(sys.modules.get(module), cls, None)
+                if owner is not None:
+                    stack.enter_context(patched(owner, method, self._noting(what)))
+            stack.enter_context(self.modules)
+            stack.enter_context(self)
+            yield self
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        inputs = floats((args, kwargs))
+        self._look_for_stale(inputs)
+        began = perf_counter()
+        out = func(*args, **kwargs)
+        seconds = perf_counter() - began
+        outputs = floats(out)
+        if self._recording:
+            self._record(func, args, kwargs, inputs, outputs, out, seconds)
+        self._note_wide(func, inputs, outputs)
+        known = {storage(tensor) for tensor in inputs}
+        for tensor in outputs:
+            place = storage(tensor)
+            if place not in known:
+                self._made.add(place)
+        if func is torch.ops.aten._to_copy.default and outputs and is_reduced(outputs[0]):
+            weight = self._weights.get(storage(inputs[0])) if inputs else None
+            if weight is not None:
+                held = memory(outputs[0])
+                if held is not None:
+                    cast = StorageWeakRef(held)
+                    self._casts[storage(outputs[0])] = cast, ref(weight), weight._version
+        return out
+
+    def _record(
+        self,
+        func: Any,
+        args: Any,
+        kwargs: Any,
+        inputs: Tensors,
+        outputs: Tensors,
+        out: Any,
+        seconds: float,
+    ) -> None:
+        is_update = self._optimizers.at_work  # what an optimizer computes is its own
+        if _draws(func, args, kwargs) and not is_update:
+            self._random.update(dtype_name(t.dtype) for t in (*outputs, *inputs))
+            self._draws.append(_drawn(out))
+        if not inputs and not outputs:
+            return
+        name = operator_name(func)
+        count = flops(func, args, kwargs, out) if inputs else None
+        if count is None and inputs and is_heavy(name) and not is_update:
+            self._unknown[name] = None
+            self._hidden_reduced |= any(map(is_reduced, (*inputs, *outputs)))
+        if count and is_reduced(inputs[0]) and not is_update:
+            self._reduced_weights |= any(map(self._is_weight, filter(is_reduced, inputs)))
+        known = {storage(tensor) for tensor in inputs}
+        sizes = [size(each) for each in outputs if storage(each) not in known]
+        module, phase, in_autocast, function = self._caller()
+        chosen = phase == "forward" and (
+            self._island or self._is_wide(inputs)
+            if not in_autocast
+            else self._casting > 0 and _casts_up(func, inputs, outputs)
+        )
+        dtype = dtype_name((inputs or outputs)[0].dtype)
+        made = dtype_name(outputs[0].dtype) if outputs else None
+        key = (name, dtype, made, module, phase, in_autocast, function, chosen)
+        tally = self._rows.get(key)
+        if tally is None:
+            where = location() if phase in ("forward", "recompute") else None
+            row = OpRow(
+                name, dtype, made, module, phase, in_autocast, function,
+                location=where, chosen=chosen,
+            )  # fmt: skip
+            tally = self._rows[key] = _Tally(row)
+        tally.count += 1
+        tally.seconds += seconds
+        tally.flops += count or 0
+        tally.bytes += sum(sizes)
+        tally.largest = max(tally.largest, *sizes, 0)
+        if count:
+            tally.dims.update(matrix_dims(name, inputs, outputs))
+        elif name == "aten::_to_copy" and inputs:
+            tally.stretch = max(tally.stretch, stretch(inputs[0]))
+
+    def _caller(self) -> tuple[str | None, Phase, bool, str | None]:
+        """Module, phase, whether autocast is in force, and the custom function around it."""
+        inside = self._functions[-1] if self._functions else None
+        call = self.modules.top
+        if self._optimizers.at_work:
+            return None, "update", False, inside
+        if torch._C._current_graph_task_id() == -1 or (call is not None and call.again):
+            path = call.path if call is not None else None
+            caller = path, self._autocast
+            node_made = _next_node()
+            if node_made != self._last_node:  # the first call since is the one that made it
+                self._last_node = node_made
+                self._callers[node_made - 1] = caller
+            return (
+                path,
+                "recompute" if call is not None and call.again else "forward",
+                caller[1],
+                inside,
+            )
+        node: Any = torch._C._current_autograd_node()
+        if node is None:
+            return None, "backward", False, inside
+        path, in_autocast = self._callers.get(node._sequence_nr(), (None, False))
+        return path, "backward", in_autocast, inside or self._function_nodes.get(node.name())
+
+    def _look_for_stale(self, inputs: Tensors) -> None:
+        """A cast of a weight that was updated since, and is used as if it were the weight."""
+        for tensor in inputs:
+            cast = self._casts.get(storage(tensor))
+            if cast is None or not is_reduced(tensor):
+                continue
+            weight, version = cast[1](), cast[2]
+            if weight is None or weight._version == version or self._optimizers.at_work:
+                continue
+            if torch._C._current_graph_task_id() != -1:
+                continue  # a backward pass wants the weights of its forward pass
+            used, now = values(tensor), values(weight)
+            if used is None or now is None:
+                continue
+            if not torch.equal(spread(used), spread(now.to(used.dtype))):
+                self._stale[self.modules.path() or "outside of modules"] = None
+
+    def _is_wide(self, inputs: Tensors) -> bool:
+        """Whether they come from what the step has cast up, and no weight is among them."""
+        places = set(map(storage, inputs))
+        return not places.isdisjoint(self._widened) and places.isdisjoint(self._weights)
+
+    def _note_wide(self, func: Any, inputs: Tensors, outputs: Tensors) -> None:
+        """Follow what was cast up through the operators that are given it."""
+        is_wide = _casts_up(func, inputs, outputs) or self._is_wide(inputs)
+        for tensor in outputs:
+            note = (
+                self._widened.add if is_wide and not is_reduced(tensor) else self._widened.discard
+            )
+            note(storage(tensor))
+
+    def _is_weight(self, tensor: torch.Tensor) -> bool:
+        """Where neither modules nor optimizers tell, what was there before the step counts."""
+        place = storage(tensor)
+        return place in self._weights if self._weights else place not in self._made
+
+    def _note_weights(self, module: torch.nn.Module) -> None:
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            self._weights.setdefault(storage(tensor), tensor)
+
+    def _around_enter(self, original: Any, region: Any, *args: Any) -> Any:
+        in_force = region._enabled and dtype_name(region.fast_dtype) in REDUCED
+        if self._recording:
+            self._autocast_entered += in_force
+            self._autocast_devices[region.device] = None
+            self._note_framework()
+        self._regions.append((self._autocast, self._island))
+        self._island = not in_force and (self._autocast or self._island)
+        self._autocast = in_force
+        return original(region, *args)
+
+    def _note_framework(self) -> None:
+        self._framework = self._framework or framework(FRAMEWORKS)
+
+    def _around_exit(self, original: Any, region: Any, *args: Any) -> Any:
+        self._autocast, self._island = self._regions.pop() if self._regions else (False, False)
+        return original(region, *args)
+
+    def _around_cast(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        self._casting += 1
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._casting -= 1
+
+    def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._recording:
+            self._backward_under_autocast += self._autocast
+            self._note_framework()
+            roots = args[0] if args else ()
+            self._roots += [root.detach().clone() for root in roots if root.numel() == 1]
+        return original(*args, **kwargs)
+
+    @contextmanager
+    def _around_function(self, cls: type) -> Iterator[None]:
+        name = cls.__name__
+        self._function_nodes[f"{name}Backward"] = name
+        self._functions.append(name)
+        try:
+            yield
+        finally:
+            self._functions.pop()
+
+    def _noting(self, what: str) -> Callable[..., Any]:
+        """Note that work was launched past the dispatcher."""
+
+        def noted(original: Any, *args: Any, **kwargs: Any) -> Any:
+            if not self._optimizers.at_work:
+                self._hidden[what] = None
+                self._hidden_reduced = True
+            return original(*args, **kwargs)
+
+        return noted
+
+
+Tensors = list[torch.Tensor]
+
+
+def _casts_up(func: Any, inputs: Tensors, outputs: Tensors) -> bool:
+    return (
+        func is torch.ops.aten._to_copy.default
+        and any(map(is_reduced, inputs))
+        and not any(map(is_reduced, outputs))
+    )
+
+
+class _Tally:
+    """A row that is still being counted."""
+
+    def __init__(self, row: OpRow) -> None:
+        self._row = row
+        self.count = self.flops = self.bytes = self.largest = 0
+        self.stretch = 1
+        self.seconds = 0.0
+        self.dims: set[int] = set()
+
+    def row(self) -> OpRow:
+        return replace(
+            self._row,
+            count=self.count,
+            flops=self.flops,
+            bytes=self.bytes,
+            largest=self.largest,
+            stretch=self.stretch,
+            seconds=self.seconds,
+            dims=tuple(sorted(self.dims)),
+        )
+
+
+def _scale_of(roots: Sequence[torch.Tensor], returned: Sequence[float]) -> float | None:
+    """How much larger the largest loss of a backward pass is than the largest returned one."""
+    largest = max((abs(loss) for loss in returned), default=0.0)
+    passed = max((abs(float(root)) for root in roots), default=0.0)
+    return passed / largest if largest and passed and math.isfinite(passed / largest) else None
+
+
+def _summed(rows: Iterable[OpRow], key: str, what: str) -> dict[str, int]:
+    """The sum of a column by another, without what has none."""
+    total: dict[str, int] = {}
+    for row in rows:
+        amount = getattr(row, what)
+        if amount:
+            total[getattr(row, key)] = total.get(getattr(row, key), 0) + amount
+    return total
+
+
+def _draws(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether the call draws random numbers: fused attention, for one, may be told not to."""
+    if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
+        return False
+    for index, argument in enumerate(func._schema.arguments):
+        if argument.name in ("dropout_p", "dropout"):
+            given = args[index] if index < len(args) else kwargs.get(argument.name)
+            return bool(argument.default_value if given is None else given)
+    return True
+
+
+def _drawn(out: Any) -> str:
+    """What was drawn, by value and place, and the same for a 0/1 mask in any dtype."""
+    tensors = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+    masks = [tensor for tensor in tensors if tensor.dtype is torch.bool]
+    return " ".join(digest_in_any_dtype(tensor) for tensor in masks or tensors)
+
+
+def _next_node() -> int:
+    number: Any = torch._C._autograd._get_sequence_nr()
+    return int(number)

@@ -1,0 +1,58 @@
+"""A profiler of ours, which gives way to the user's own: torch runs one at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import torch
+import torch.autograd.profiler as autograd_profiler
+from torch.profiler import profile
+
+from pytest_amp.lab.machine.global_state import quietly
+from pytest_amp.lab.watch.patches import patched
+
+
+class Profiler:
+    """Runs from `start` to `stop`, unless the user's code has or starts one: then it gives way.
+
+    `gave_way`: what it has seen is not all, or nothing.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        with quietly():
+            self.torch = profile(**options)
+        self.gave_way = False
+        self._running = ExitStack()
+
+    def start(self, starting: AbstractContextManager[None] | None = None) -> None:
+        """Start, inside of `starting` if there is one."""
+        if torch._C._autograd._profiler_enabled():
+            self.gave_way = True
+            return
+        with quietly(), starting or nullcontext():
+            self.torch.start()
+        thread = threading.get_ident()
+
+        def give_way(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() == thread:
+                self.stop()
+                self.gave_way = True
+            return original(*args, **kwargs)
+
+        self._running.callback(self._stop)
+        for name in ("_prepare_profiler", "_enable_profiler"):  # some are not prepared
+            self._running.enter_context(patched(autograd_profiler, name, give_way))
+
+    def stop(self) -> None:
+        """Stop, if it still runs."""
+        self._running.close()
+
+    def _stop(self) -> None:
+        if not torch._C._autograd._profiler_enabled():  # it was ended by what we do not watch
+            self.gave_way = True
+            return
+        with quietly():
+            self.torch.stop()

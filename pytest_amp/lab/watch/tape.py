@@ -1,0 +1,46 @@
+"""Scalars of a run, kept on their devices in room that does not grow from step to step."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils._mode_utils import no_dispatch
+
+from pytest_amp.errors import none_of_ours
+from pytest_amp.lab.watch.tensors import plain
+
+__tracebackhide__ = none_of_ours
+
+FIRST = 256
+
+Kind = tuple[torch.device, torch.dtype]
+
+
+class Tape:
+    """Copies of scalar tensors, which nobody waits for.
+
+    A clone of each would take a block of the allocator's (512 bytes on CUDA) in every step, and
+    look like a leak. The room is taken in pieces, each twice as large as the one before.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[Kind, list[torch.Tensor]] = {}
+        self._sizes: dict[Kind, int] = {}
+
+    @torch.no_grad()
+    def keep(self, value: torch.Tensor) -> torch.Tensor:
+        """A tensor with the scalar's value as it is now, on the same device."""
+        parts = plain(value)
+        if parts is None or len(parts) != 1 or parts[0].numel() != 1:
+            return value.detach().clone()
+        [part] = parts
+        with no_dispatch():  # it is none of the step's operators
+            kept = self._slot((part.device, part.dtype))
+            return kept.copy_(part.reshape(()))
+
+    def _slot(self, kind: Kind) -> torch.Tensor:
+        free = self._free.setdefault(kind, [])
+        if not free:
+            size = self._sizes[kind] = 2 * self._sizes.get(kind, FIRST // 2)
+            device, dtype = kind
+            free += torch.empty(size, dtype=dtype, device=device).unbind()[::-1]
+        return free.pop()

@@ -1,0 +1,153 @@
+"""The plain tensors inside of one of any kind, and what is asked of it: dtype, size, place."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from pytest_amp.observations import REDUCED
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def plain(tensor: torch.Tensor) -> list[torch.Tensor] | None:
+    """The strided tensors of torch's own that hold its values, in its own memory.
+
+    Of a DTensor that is its local shard, of a sparse tensor its indices and values, of any other
+    wrapper what it flattens to. None where nobody can tell, or where there are no values.
+    """
+    if is_traceable_wrapper_subclass(tensor):
+        return _flattened(tensor)
+    try:
+        with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+            return _viewed(tensor)
+    except (RuntimeError, NotImplementedError):  # its storage is not real
+        return None
+
+
+def _flattened(wrapper: Any) -> list[torch.Tensor] | None:
+    try:
+        held = [getattr(wrapper, name) for name in wrapper.__tensor_flatten__()[0]]
+    except Exception:  # noqa: BLE001 - whoever wrote it, a tensor that can't be flattened is opaque
+        return None
+    parts = [plain(each) for each in held if isinstance(each, torch.Tensor)]
+    known = [part for part in parts if part is not None]
+    return [each for part in known for each in part] if parts and len(known) == len(parts) else None
+
+
+def _viewed(tensor: torch.Tensor) -> list[torch.Tensor] | None:
+    within_functorch = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    if tensor.is_meta or tensor.is_quantized or within_functorch:
+        return None
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        held = tensor.untyped_storage()
+        if held.device != tensor.device or not held.data_ptr():
+            return None
+        with no_dispatch():
+            tensor = tensor.as_subclass(torch.Tensor)
+    elif type(tensor) not in _PLAIN:
+        tensor = tensor.as_subclass(torch.Tensor)
+    tensor = tensor.detach()
+    if tensor.layout is torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    return [tensor] if tensor.layout is torch.strided and not tensor.is_nested else None
+
+
+def floating(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Those of its plain tensors that hold floating point numbers; of complex ones both parts."""
+    parts = [real(part) if part.is_complex() else part for part in plain(tensor) or ()]
+    return [part for part in parts if part.is_floating_point()]
+
+
+def real(part: torch.Tensor) -> torch.Tensor:
+    """A plain tensor of complex numbers as one of pairs, in its memory unless it is conjugated."""
+    return torch.view_as_real(part.resolve_conj())
+
+
+def values(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The one plain tensor of floating point numbers that it is made of; None without just one."""
+    parts = floating(tensor)
+    return parts[0] if len(parts) == 1 else None
+
+
+def is_finite(part: torch.Tensor) -> bool:
+    """Of a plain tensor of floating point numbers."""
+    wide = part if part.element_size() > 1 else part.float()  # no kernel for a byte's
+    return bool(torch.isfinite(wide).all())
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float16``"""
+    return str(dtype).removeprefix("torch.")
+
+
+def floats(tree: Any) -> list[torch.Tensor]:
+    return [
+        leaf
+        for leaf in pytree.tree_leaves(tree)
+        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
+    ]
+
+
+def storage(tensor: torch.Tensor) -> int:
+    held = memory(tensor)
+    return id(tensor) if held is None else int(held._cdata)
+
+
+def memory(tensor: torch.Tensor) -> torch.UntypedStorage | None:
+    """Where its values are; None where nobody can tell."""
+    parts = [tensor] if type(tensor) in _PLAIN else floating(tensor) or plain(tensor)
+    try:
+        return parts[0].untyped_storage() if parts else None
+    except (NotImplementedError, RuntimeError):  # sparse and nested tensors have none of their own
+        return None
+
+
+def size(tensor: torch.Tensor) -> int:
+    parts = [tensor] if type(tensor) in _PLAIN else plain(tensor) or [tensor]
+    return sum(part.numel() * part.element_size() for part in parts)
+
+
+def matrix_dims(
+    op: str, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
+) -> set[int]:
+    """The dimensions whose sizes a matrix kernel's alignment depends on.
+
+    Of a product those along which its operands and its result lie in memory, of a convolution its
+    channels, of attention the heads' size: never how many rows, examples or heads there are.
+    """
+    if "conv" in op:
+        weight = inputs[2 if "backward" in op else 1]
+        return set(weight.shape[:2])
+    plain = [each for each in (*inputs, *outputs) if _has_rows(each)]
+    if "attention" in op:
+        return {each.shape[-1] for each in plain if each.ndim > 3}
+    return {each.shape[-1] if each.stride(-1) == 1 else each.shape[-2] for each in plain}
+
+
+def _has_rows(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_nested and tensor.ndim > 1
+
+
+def stretch(tensor: torch.Tensor) -> int:
+    """How many elements share one place in memory, as in an expanded tensor."""
+    if tensor.layout is not torch.strided or tensor.is_nested or not tensor.numel():
+        return 1
+    repeated = [n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride == 0]
+    return math.prod(repeated)
+
+
+def spread(tensor: torch.Tensor) -> torch.Tensor:
+    """All that a plain tensor's memory holds, however it is viewed."""
+    size = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return tensor.detach().as_strided((size,), (1,), 0)
+
+
+def is_reduced(tensor: torch.Tensor) -> bool:
+    return dtype_name(tensor.dtype) in REDUCED

@@ -1,0 +1,115 @@
+"""pytest's hooks and nothing else: they translate, they compute nothing.
+
+Loaded in every pytest run of every project that has pytest-amp installed, so nothing here imports
+torch, numpy or pandas, nor much of our own, before an amp test is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from pytest_amp.plugin import collection, fixtures, options, tracebacks
+from pytest_amp.plugin.fixtures import amp_benchmark, amp_device, amp_scaler, cuda_device
+from pytest_amp.plugin.session import Session
+from pytest_amp.settings import table as settings
+
+__all__ = ["amp_benchmark", "amp_device", "amp_scaler", "cuda_device"]
+
+SESSION = pytest.StashKey[Session]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    options.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", options.marker_help(in_full=config.option.markers))
+    levels = config.stash[options.LEVELS] = options.session_levels(config)
+    config.stash[SESSION] = Session(config)
+    config.pluginmanager.register(config.stash[SESSION], "amp-session")
+    tracebacks.register(config)
+    mode = settings.resolve(levels).snapshot
+    if mode != "off":
+        from pytest_amp.plugin.snapshot import Snapshots
+
+        config.pluginmanager.register(Snapshots(config, mode == "update"), "amp-snapshot")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    collection.mark_measuring_tests(items)
+    collection.refuse_misnamed(config, items)  # before -m leaves them out
+    collection.make_benchmarks(items)
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest counts the errors, and xdist sends the items
+def pytest_collection_finish(session: pytest.Session) -> None:
+    collection.refuse_unfit(session)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:  # behind the skip marks, before the fixtures
+    if collection.is_amp(item):
+        fixtures.seed_before_fixtures(item)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(request: pytest.FixtureRequest) -> None:
+    fixtures.seed(request.config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    try:
+        return (yield)
+    finally:
+        fixtures.unseed(item.config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    __tracebackhide__ = True
+    if not collection.is_step(pyfuncitem):
+        return None
+    fixtures.run_body(pyfuncitem)
+    return True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    __tracebackhide__ = True
+    if collection.is_amp(item):
+        from pytest_amp.plugin import benchmark
+
+        benchmark.use(item)
+    result = yield
+    if collection.is_amp(item):
+        from pytest_amp.plugin import makereport
+
+        makereport.require_measurement(item)
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if collection.is_amp(item):
+        from pytest_amp.plugin import makereport
+
+        makereport.attach(item, call, report)
+        makereport.record(item, report, item.config.stash[SESSION].run)
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest-benchmark, which may raise
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    try:
+        return (yield)
+    finally:
+        fixtures.unseed(session.config)  # as after Ctrl-C, which tears nothing down before
+        if SESSION in session.config.stash:
+            session.config.stash[SESSION].write_reports(session)

@@ -1,0 +1,121 @@
+"""Which tests measure, and which can't be measured as they are: told at collection."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import pytest
+
+from pytest_amp.plugin import options
+from pytest_amp.settings.table import GATES
+
+_POINTER = "request amp_benchmark and call amp_benchmark(setup), where setup(arm) returns the step"
+
+
+def is_amp(item: pytest.Item) -> bool:
+    """Whether the test is marked ``amp``; what is no function, by its own marker only.
+
+    A module's ``pytestmark`` is meant for its test functions, not for its doctests.
+    """
+    if isinstance(item, pytest.Function):
+        return item.get_closest_marker("amp") is not None
+    return any(mark.name == "amp" for mark in item.own_markers)
+
+
+def _fixture_names(item: pytest.Item) -> Sequence[str]:
+    return getattr(item, "fixturenames", ())
+
+
+def is_step(item: pytest.Item) -> bool:
+    """Whether the test's body is itself the training step (form 1)."""
+    return is_amp(item) and "amp_benchmark" not in _fixture_names(item)
+
+
+def mark_measuring_tests(items: Iterable[pytest.Item]) -> None:
+    """Whatever requests amp_benchmark measures, so ``-m amp`` selects it."""
+    for item in items:
+        if "amp_benchmark" in _fixture_names(item) and not is_amp(item):
+            item.add_marker(pytest.mark.amp)
+
+
+def make_benchmarks(items: Iterable[pytest.Item]) -> None:
+    """Let pytest-benchmark select and record the tests that measure, unless ``record`` is off."""
+    for item in filter(is_amp, items):
+        from pytest_amp.plugin import benchmark
+
+        with contextlib.suppress(ValueError):  # a wrong marker: `refuse_unfit` says so
+            if options.item_settings(item, item.config.stash[options.LEVELS]).record:
+                benchmark.join(item)
+
+
+def refuse_unfit(session: pytest.Session) -> None:
+    """Make a collection error of each file with tests whose marker is wrong, or would be ignored.
+
+    Only of what was selected: a mistake elsewhere must not stop ``-k other``. A collection error
+    and not a UsageError, since an xdist worker has no way to tell of one.
+    """
+    problems: defaultdict[str, list[str]] = defaultdict(list)
+    unfit = set()
+    for item in filter(is_amp, session.items):
+        for problem in _problems(item):
+            unfit.add(item)
+            problems[item.nodeid.partition("::")[0]].append(f"{item.nodeid}: {problem}")
+    _refuse(session.config, problems)
+    session.items[:] = [item for item in session.items if item not in unfit]
+
+
+def refuse_misnamed(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
+    """Make a collection error of a marker that carries our thresholds under another name.
+
+    Where a run is to gate, ``@pytest.mark.apm(min_speedup=1.3)`` would be left out of it unseen.
+    """
+    if not options.is_gating(config):
+        return
+    problems: defaultdict[str, list[str]] = defaultdict(list)
+    for item in items:
+        for mark in item.iter_markers():
+            gates = [name for name in GATES if name in mark.kwargs]
+            if gates and mark.name != "amp":
+                problems[item.nodeid.partition("::")[0]].append(
+                    f"{item.nodeid}: @pytest.mark.{mark.name} sets {' and '.join(gates)}, which "
+                    "@pytest.mark.amp alone gates"
+                )
+    _refuse(config, problems)
+
+
+def _refuse(config: pytest.Config, problems: Mapping[str, Sequence[str]]) -> None:
+    for file, lines in problems.items():
+        report = pytest.CollectReport(file, "failed", "\n".join(lines), [])
+        config.hook.pytest_collectreport(report=report)
+
+
+def _problems(item: pytest.Item) -> Iterable[str]:
+    import unittest
+
+    try:
+        list(options.marker_levels(item))
+    except ValueError as error:
+        yield f"@pytest.mark.amp: {error}"
+    if not isinstance(item, pytest.Function):
+        yield (
+            f"@pytest.mark.amp on a {type(item).__name__}, which pytest-amp can't run: "
+            "use a plain test function"
+        )
+    elif item.cls is not None and issubclass(item.cls, unittest.TestCase):
+        yield (
+            "@pytest.mark.amp on a unittest method, which would run without being measured: "
+            "make it a plain function or a method of a plain class"
+        )
+    elif inspect.iscoroutinefunction(item.function) or inspect.isasyncgenfunction(item.function):
+        yield (
+            "@pytest.mark.amp on an async test, which would run without being measured: "
+            "make it a plain function"
+        )
+    elif is_step(item) and "amp_scaler" in item._fixtureinfo.argnames:
+        yield (
+            "amp_scaler together with a body that is the step: pytest-amp scales the loss itself "
+            f"there; to use the scaler yourself, {_POINTER}"
+        )

@@ -1,0 +1,98 @@
+"""Writing while a test runs: one live line below pytest's own progress, on a terminal only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pytest_amp import units
+from pytest_amp.render.status import status_line
+
+REFRESH_S = 0.1
+# Without a terminal, a line after so long, and again whenever the time has doubled.
+SILENCE_S = 30.0
+
+
+class LiveLine:
+    """Shows where the experiment is; without a terminal, as in a CI log, says so now and then."""
+
+    def __init__(
+        self, config: pytest.Config, nodeid: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._terminal: Any = config.pluginmanager.get_plugin("terminalreporter")
+        self._capture: Any = config.pluginmanager.get_plugin("capturemanager")
+        self._nodeid = nodeid
+        self._clock = clock
+        self._began = clock()
+        self._silent_until_s = SILENCE_S
+        self._last = 0.0
+        self._shown = False
+        # Asked of pytest, since the file itself is no terminal while its output is captured.
+        self._live = bool(getattr(self._terminal, "isatty", False))
+        self._quiet = self._terminal is not None and config.get_verbosity() < 0
+
+    def show(self, progress: Any) -> None:
+        """Redraw the line, at most ten times a second; without a terminal see `_report`."""
+        now = self._clock()
+        if not self._live:
+            self._report(progress, now - self._began)
+        if not self._live or self._quiet or now - self._last < REFRESH_S:
+            return
+        self._last = now
+        self._shown = True
+        self._draw(
+            status_line(
+                self._nodeid,
+                progress.phase,
+                progress.arm,
+                progress.step,
+                progress.total,
+                progress.estimate,
+                self._terminal._tw.fullwidth,
+            )
+        )
+
+    def _report(self, progress: Any, elapsed_s: float) -> None:
+        """A whole line for a log, ever more rarely: a long test is not taken for a dead one."""
+        if elapsed_s < self._silent_until_s:
+            return
+        while self._silent_until_s <= elapsed_s:
+            self._silent_until_s *= 2
+        step = f"step {progress.step}" if progress.step is not None else None
+        of = f"{step} of {progress.total}" if step and progress.total is not None else step
+        each = f"{units.duration(progress.step_s)} a step" if progress.step_s else None
+        after = f"after {units.duration(elapsed_s)}"
+        parts = (progress.phase, progress.arm, of, each, progress.estimate, after)
+        line = ", ".join(part for part in parts if part)
+        self.say(f"{line}; {progress.why_slow}" if progress.why_slow else line)
+
+    def say(self, text: str) -> None:
+        """Print a sentence that the user must have before the test is over."""
+        if self._terminal is None:
+            return
+        self.clear()
+        self._write(f"\n{self._nodeid}: {text}\n")
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._shown:
+            self._draw("")
+            self._shown = False
+
+    def _draw(self, text: str) -> None:
+        """On the line below, and back to the column at which pytest's own dots go on."""
+        column = self._terminal._tw.width_of_current_line + 1
+        self._write(f"\n\x1b[2K{text}\x1b[1A\x1b[{column}G")
+
+    def _write(self, text: str) -> None:
+        file = self._terminal._tw._file
+        if self._capture is None:
+            file.write(text)
+            file.flush()
+            return
+        with self._capture.global_and_fixture_disabled():
+            file.write(text)
+            file.flush()

@@ -1,0 +1,119 @@
+"""From what pytest saw of a test to the report that the reporters get."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from pytest_amp.errors import AmpError, AmpInconclusive, AmpRegression
+from pytest_amp.plugin import collection, fixtures
+from pytest_amp.results.plain import now
+from pytest_amp.results.values import AmpReport, Failure
+
+UNASSERTED = (
+    "the test passed although a gate failed or has no answer: the gates were left unasserted "
+    "(check=False without result.check()), or their exception was caught"
+)
+
+XFAILED = "expected to fail (xfail), so pytest does not count it as failed"
+
+# Their message is the whole story; where in our code they were raised is no part of it.
+SAID_IN_FULL = (AmpRegression, AmpInconclusive)
+
+
+def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+    """Put the amp report on pytest's, from where reporters and xdist's controller read it."""
+    # In form 1 there is no line of the user's that led to an AmpError, only ours.
+    in_full = (*SAID_IN_FULL, AmpError) if collection.is_step(item) else SAID_IN_FULL
+    if call.excinfo is not None and isinstance(call.excinfo.value, in_full):
+        report.longrepr = call.excinfo.getrepr(style="value")
+    if report.when == "call" or (report.when == "setup" and not report.passed):
+        amp = _report(item, call, report)
+        report.amp = amp.to_dict()  # type: ignore[attr-defined]
+
+
+def record(
+    item: pytest.Item, report: pytest.TestReport, run: Callable[[], Mapping[str, Any]]
+) -> None:
+    """Hand a measured test's entries to pytest-benchmark."""
+    if report.when == "call" and fixtures.settings_of(item).record:
+        from pytest_amp.plugin import benchmark
+
+        benchmark.add(item, report.amp, run)
+
+
+def require_measurement(item: pytest.Item) -> None:
+    """Fail the test that requested amp_benchmark, passed, and never measured (AMP001).
+
+    Under ``--amp-strict=unmeasured`` also one that measured, and left its gates unasserted.
+    """
+    __tracebackhide__ = True
+    measured = item.stash.get(fixtures.REPORT, None)
+    if measured is not None and not measured.checked and "unmeasured" in measured.strict:
+        measured.check()
+    if "amp_benchmark" not in getattr(item, "funcargs", {}) or measured is not None:
+        return
+    from pytest_amp.experiment.job import nothing_measured
+
+    job = fixtures.job_of(item, lambda _: None, fixtures.device_of(item))
+    item.stash[fixtures.REPORT] = nothing_measured(job)
+    raise AmpRegression(item.stash[fixtures.REPORT])
+
+
+def _report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> AmpReport:
+    measured = item.stash.get(fixtures.REPORT, None)
+    if measured is not None:
+        del item.stash[fixtures.REPORT]
+        return _reconciled(measured, call, report)
+    blank = AmpReport(
+        nodeid=item.nodeid,
+        verdict="skipped" if report.skipped else "error",
+        started=now(),
+        duration_s=call.duration,
+        attempt=fixtures.attempt_of(item),
+        settings=fixtures.settings_of(item).described(),
+    )
+    if report.skipped:
+        return replace(blank, skip_reason=_skip_reason(report))
+    return replace(blank, error=_failure(call))
+
+
+def _reconciled(
+    measured: AmpReport, call: pytest.CallInfo[None], report: pytest.TestReport
+) -> AmpReport:
+    """What was measured, and a word where pytest's own outcome is another one.
+
+    A test that ended with another exception than ours is no pass here either, and so never a
+    baseline.
+    """
+    if call.excinfo is None:
+        unasserted = measured.verdict == "fail" or measured.unanswered
+        return replace(measured, notes=(*measured.notes, UNASSERTED)) if unasserted else measured
+    ours = isinstance(call.excinfo.value, SAID_IN_FULL)
+    if measured.verdict == "fail" or ours:
+        if hasattr(report, "wasxfail"):
+            note = f"{XFAILED}: {report.wasxfail}" if report.wasxfail else XFAILED
+            return replace(measured, notes=(*measured.notes, note))
+        return measured
+    # The user's own assertion or skip, after a good measurement.
+    if report.skipped:
+        return replace(measured, verdict="skipped", skip_reason=_skip_reason(report))
+    return replace(measured, verdict="error", error=measured.error or _failure(call))
+
+
+def _failure(call: pytest.CallInfo[None]) -> Failure:
+    error = call.excinfo
+    kind = "none" if error is None else error.type.__name__
+    message = "" if error is None else str(error.value)
+    return Failure(None, call.when, None, kind, message)
+
+
+def _skip_reason(report: pytest.TestReport) -> str:
+    if hasattr(report, "wasxfail"):
+        return f"xfail: {report.wasxfail}"
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    return str(report.longrepr)

@@ -1,0 +1,218 @@
+"""The settings table as pytest speaks it: command line options, ini keys, marker keywords."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+
+from pytest_amp.settings import table as settings
+from pytest_amp.settings.table import Entry, Level, Settings
+
+GROUP = """\
+mixed precision (pytest-amp); settings are ini keys (amp_steps) and keywords of
+@pytest.mark.amp (steps) too, thresholds may go by device (cuda=1.3,cpu=1.0)"""
+
+MARKER = """\
+amp(setting=value, ...): run the test's training step in float32
+and under autocast, and gate what came out. The settings, each of them an
+option (--amp-steps) and an ini key (amp_steps) too:"""
+
+
+LEVELS = pytest.StashKey[tuple[Level, Level, Level]]()
+
+# What an option means that is given without a value.
+_BARE = {"strict": "all", "snapshot": "compare", "compare": "newest"}
+
+
+# Options that add up where they are given several times.
+_LISTS = ("select", "ignore", "compare_fail")
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Every row of the table as an option and an ini key; both default to None, that is: unset."""
+    group = parser.getgroup("amp", GROUP)
+    for entry in settings.TABLE:
+        group.addoption(
+            entry.flag, default=None, help=_help(entry).replace("%", "%%"), **_kind(entry)
+        )
+        parser.addini(entry.ini, help=f"{entry.help} ({entry.flag})", default=None)
+    group.addoption(
+        "--amp-override",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting that beats the markers too; may be repeated (default: none)",
+    )
+    group.addoption(
+        "--amp-json", default=None, metavar="PATH", help="write a JSON report (default: none)"
+    )
+    group.addoption(
+        "--amp-html", default=None, metavar="PATH",
+        help="write a page with figures and history, in one file (default: none)",
+    )  # fmt: skip
+
+
+def _kind(entry: Entry) -> dict[str, Any]:
+    if entry.name in ("static", "compare_exact"):
+        return {"action": "store_true"}
+    if entry.name in _BARE:
+        return {"nargs": "?", "const": _BARE[entry.name], "metavar": entry.metavar}
+    if entry.name in _LISTS:
+        return {"action": "append", "metavar": entry.metavar}
+    return {"metavar": entry.metavar}
+
+
+def _help(entry: Entry) -> str:
+    return f"{entry.help} (default: {default_shown(entry)})"
+
+
+def default_shown(entry: Entry) -> str:
+    """A row's default as one would write it on the command line."""
+    default = entry.default
+    if entry.name == "dtype":
+        return "auto"
+    if default == ("AMP",):
+        return "all"
+    if default is True:
+        return "yes"
+    if default is False or default == frozenset():
+        return "off"
+    if isinstance(default, float):
+        return f"{default:g}"
+    return "none" if default is None or default == {} else str(default)
+
+
+def marker_help(in_full: bool) -> str:
+    """The marker's lines for ``pytest --markers``, which wraps nothing itself; else only a name."""
+    if not in_full:
+        return MARKER
+    import textwrap
+
+    rows = [
+        textwrap.fill(
+            _help(entry), 80, initial_indent=f"  {entry.name:<22}", subsequent_indent=" " * 24
+        )
+        for entry in settings.TABLE
+        if entry.marker
+    ]
+    return "\n".join([MARKER, *rows])
+
+
+def session_levels(config: pytest.Config) -> tuple[Level, Level, Level]:
+    """What the overrides, the command line and the ini file say: (override, cli, ini).
+
+    Raises pytest.UsageError, naming the option or key, for a value that is not valid.
+    """
+    _refuse_unknown_keys(config)
+    override: dict[str, object] = {}
+    for pair in config.getoption("amp_override"):
+        name, separator, value = pair.partition("=")
+        if not separator:
+            raise pytest.UsageError(f"--amp-override {pair!r} is not KEY=VALUE")
+        _check(f"--amp-override {name.strip()}", name.strip(), value)
+        override[name.strip()] = value
+    cli: dict[str, object] = {}
+    ini: dict[str, object] = {}
+    for entry in settings.TABLE:
+        given = config.getoption("amp_" + entry.name)
+        if given is not None:
+            values = given if entry.name in _LISTS else [given]
+            for value in values:
+                _check(entry.flag, entry.name, value)
+            cli[entry.name] = _joined(values) if entry.name in _LISTS else given
+        written = config.getini(entry.ini)
+        if written not in (None, ""):
+            _check(f"{config.inipath}: {entry.ini}", entry.name, written)
+            ini[entry.name] = written
+    return ("override", override), ("cli", cli), ("ini", ini)
+
+
+def _refuse_unknown_keys(config: pytest.Config) -> None:
+    """Raise UsageError for an ini key that is nearly one of ours: its gate would never be asked.
+
+    pytest itself only warns, unless it is told ``--strict-config``.
+    """
+    keys: Iterable[str] = getattr(config, "_get_unknown_ini_keys", list)()
+    for key in sorted(keys):
+        meant = key.lower().replace("-", "_")
+        name = meant.removeprefix("amp_")
+        if meant.startswith("amp_") or name in settings.GATES:
+            known = settings.BY_NAME.get(name)
+            hint = f"the key is {known.ini}" if known else settings.unknown(name)
+            raise pytest.UsageError(f"{config.inipath or '-o'}: {key}: {hint}")
+
+
+def gates_by_name(config: pytest.Config) -> bool:
+    """Whether this very command asks for gates, and not only what the project always adds to it."""
+    import shlex
+
+    typed = [*config.invocation_params.args, *shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))]
+    gating = [settings.BY_NAME[name].flag for name in (*settings.GATES, "strict", "compare_fail")]
+    return any(str(word).startswith((*gating, "--amp-override")) for word in typed)
+
+
+def is_gating(config: pytest.Config) -> bool:
+    """Whether options, of this command or the project's, set gates or ask for answers."""
+    return bool(given_gates(config)[0] or settings.resolve([*config.stash[LEVELS]]).strict)
+
+
+def given_gates(config: pytest.Config) -> tuple[dict[str, str], bool]:
+    """The gates that the command line sets, with the option of each; and whether it says static."""
+    (_, override), (_, cli), _ = config.stash[LEVELS]
+    given: dict[str, str] = {}
+    for name, gate in settings.GATES.items():
+        if name in override:
+            given[gate] = f"--amp-override {name}={override[name]}"
+        elif name in cli:
+            given[gate] = f"{settings.BY_NAME[name].flag}={cli[name]}"
+    resolved = settings.resolve([("override", override), ("cli", cli)])
+    for name in set(settings.GATES) & {*override, *cli}:
+        if getattr(resolved, name) is None:
+            del given[settings.GATES[name]]
+    for metric in resolved.compare_fail:
+        given[f"compare:{metric}"] = f"--amp-compare-fail={metric}"
+    return given, resolved.static
+
+
+def _joined(values: list[str]) -> str:
+    """Several lists as one; of METRIC:PCT a metric's last, as the command line beats addopts."""
+    words = [word.strip() for value in values for word in value.split(",") if word.strip()]
+    return ",".join({word.partition(":")[0]: word for word in words}.values())
+
+
+def _check(where: str, name: str, value: object) -> None:
+    try:
+        settings.parse(settings.entry_for(name), value)
+    except ValueError as error:
+        problem = str(error).removeprefix(f"{name}: ")  # `where` has named it
+        raise pytest.UsageError(f"{where}: {problem}") from None
+
+
+def marker_levels(item: pytest.Item) -> Iterator[Level]:
+    """The keywords of the item's ``amp`` markers, the closest first. ValueError if one is wrong."""
+    for mark in _closest_first(item):
+        if mark.args:
+            raise ValueError(
+                f"takes keywords only, and was given {mark.args!r}; "
+                "write for example @pytest.mark.amp(min_speedup=1.3)"
+            )
+        for name, value in mark.kwargs.items():
+            settings.parse(settings.entry_for(name, marker=True), value)
+        yield "marker", mark.kwargs
+
+
+def _closest_first(item: pytest.Item) -> Iterator[pytest.Mark]:
+    """The item's ``amp`` marks; pytest puts a parametrized case's own behind its function's."""
+    callspec = getattr(item, "callspec", None)
+    case = [mark for mark in callspec.marks if mark.name == "amp"] if callspec else []
+    yield from case
+    yield from (mark for mark in item.iter_markers("amp") if mark not in case)
+
+
+def item_settings(item: pytest.Item, session: tuple[Level, Level, Level]) -> Settings:
+    """The settings of one test: override, then its markers, then cli, ini and the defaults."""
+    override, cli, ini = session
+    return settings.resolve([override, *marker_levels(item), cli, ini])

@@ -1,0 +1,201 @@
+"""Where ``--amp-snapshot`` keeps the dtype maps: beside each test file, in ``__amp__``.
+
+Tests read what is stored for them; what is to be stored travels on their reports, and is written
+once, at the end of the run, by the process that sees them all.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_amp import files
+from pytest_amp.errors import AmpError, none_of_ours
+from pytest_amp.judge.dtype_map import Snapshot
+from pytest_amp.judge.dtype_map_text import BrokenMapError, Section, Title, document, parse, section
+from pytest_amp.plugin import collection
+from pytest_amp.results.values import AmpReport
+
+__tracebackhide__ = none_of_ours
+
+DIRECTORY = "__amp__"
+_CARGO = "amp_snapshot"
+
+
+def stored_for(item: pytest.Item, update: bool) -> Snapshot | None:
+    """What is stored for a test's file; None in the further ranks of a distributed run."""
+    if not _first_rank():
+        return None
+    file = _map_of(item.path)
+    shown = _shown(item.config, file)
+    return Snapshot(shown, _name(item), update, _read(file, shown))
+
+
+def _map_of(test_file: Path) -> Path:
+    return test_file.parent / DIRECTORY / f"{test_file.stem}.txt"
+
+
+def _shown(config: pytest.Config, path: Path) -> str:
+    """The path from pytest's root directory."""
+    return Path(os.path.relpath(path, config.rootpath)).as_posix()
+
+
+def _name(item: pytest.Item) -> str:
+    """``TestClass::test_it[a]``; not from the node id, to which xdist's loadgroup adds."""
+    classes = [node.name for node in item.listchain() if isinstance(node, pytest.Class)]
+    return "::".join([*classes, item.name])
+
+
+def _read(file: Path, shown: str) -> Mapping[Title, Section]:
+    """The stored maps; none where there is no file. Raises AmpError where it can't be read."""
+    try:
+        return parse(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except BrokenMapError as error:
+        raise AmpError(
+            f"{shown}:{error.line}: {error}; mend the stored dtype maps, or delete the file and "
+            "write it anew with --amp-snapshot=update"
+        ) from None
+    except (OSError, UnicodeError) as error:
+        raise AmpError(f"{shown}: the stored dtype maps can't be read: {error}") from None
+
+
+def _first_rank() -> bool:
+    return os.environ.get("RANK", "0") in ("", "0")
+
+
+class Snapshots:
+    """One run under ``--amp-snapshot``: updates the files, and tells of maps that nothing uses."""
+
+    def __init__(self, config: pytest.Config, update: bool) -> None:
+        self._config = config
+        self._update = update
+        self._reports: dict[tuple[str, Title], AmpReport] = {}
+        self._items: list[pytest.Item] = []
+        self._modules: dict[str, Path] = {}
+        self._bad: set[str] = set()
+        # By test file, the amp tests in it; None where not all of them were collected.
+        self._tests: dict[str, list[str] | None] = {}
+        self._said: list[str] = []
+
+    # What was collected: on a worker, if there are some.
+
+    def pytest_collectstart(self, collector: pytest.Collector) -> None:
+        if isinstance(collector, pytest.Module):
+            self._modules[collector.nodeid] = collector.path
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if not report.passed:
+            self._bad.add(report.nodeid.partition("::")[0])
+
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        self._items.append(item)
+
+    def _collected(self) -> dict[str, list[str] | None]:
+        """Also what was deselected: it exists, whether or not it ran."""
+        names: dict[Path, list[str]] = {}
+        for item in self._items:
+            if collection.is_amp(item) or "amp_benchmark" in getattr(item, "fixturenames", ()):
+                names.setdefault(item.path, []).append(_name(item))
+        here = self._config.invocation_params.dir
+        in_part = {(here / arg.partition("::")[0]).resolve() for arg in self._named_in_part()}
+        last_failed = self._config.getoption("lf", False)  # which leaves out what did not fail
+        return {
+            str(path): None
+            if nodeid in self._bad or path.resolve() in in_part or last_failed
+            else names.get(path, [])
+            for nodeid, path in self._modules.items()
+        }
+
+    def _named_in_part(self) -> Iterator[str]:
+        return (arg for arg in self._config.args if "::" in arg)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        self._tests.update(getattr(node, "workeroutput", {}).get(_CARGO, {}))
+
+    # What ran, and what is done about it.
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        data = getattr(report, "amp", None)
+        if data and data["dtype_map"] and self._update:
+            found = AmpReport.from_dict(data)
+            assert found.dtype_map is not None
+            assert found.environment is not None
+            where = found.environment
+            title = Title(found.dtype_map.test, where.device_type, where.dtype)
+            self._reports[found.dtype_map.file, title] = found
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        self._tests.update(self._collected())
+        if hasattr(self._config, "workeroutput"):
+            self._config.workeroutput[_CARGO] = self._tests
+            return
+        if self._config.option.collectonly or not _first_rank():
+            return
+        known = {
+            _shown(self._config, _map_of(Path(path))): tests for path, tests in self._tests.items()
+        }
+        for shown in sorted({*known, *(shown for shown, _ in self._reports)}):
+            try:
+                self._finish(shown, known.get(shown))
+            except (AmpError, OSError) as error:
+                if not self._update:
+                    continue  # the tests have told
+                session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+                what = error if isinstance(error, AmpError) else f"{shown}: {error}"
+                sys.stderr.write(f"pytest-amp: --amp-snapshot=update: {what}\n")
+        self._said += self._without_test_file()
+
+    def _finish(self, shown: str, tests: Iterable[str] | None) -> None:
+        """Update one file, or tell which of its maps no test has any more."""
+        file = self._config.rootpath / shown
+        stored = _read(file, shown)
+        gone = [] if tests is None else [title for title in stored if title.test not in tests]
+        if not self._update:
+            self._said += [
+                f"{shown}: no test for {title} (--amp-snapshot=update removes it)" for title in gone
+            ]
+            return
+        sections = {title: kept.text for title, kept in stored.items() if title not in gone}
+        done = Counter(removed=len(gone))
+        for (where, title), report in self._reports.items():
+            found, environment = report.dtype_map, report.environment
+            if where != shown or found is None or environment is None:
+                continue
+            if found.stored and not found.changes:
+                continue
+            sections[title] = section(title, found.lines, f"torch {environment.torch}")
+            done["updated" if found.stored else "created"] += 1
+        if not any(done.values()):
+            return
+        if sections:
+            files.write(file, document(sections).encode("ascii"))
+        else:
+            file.unlink()
+        self._said.append(
+            f"{shown}: " + ", ".join(f"{n} {what}" for what, n in sorted(done.items()) if n)
+        )
+
+    def _without_test_file(self) -> Iterator[str]:
+        for directory in sorted({Path(path).parent for path in self._tests}):
+            for file in sorted(directory.glob(f"{DIRECTORY}/*.txt")):
+                test_file = directory / f"{file.stem}.py"
+                if not test_file.exists():
+                    missing = _shown(self._config, test_file)
+                    yield f"{_shown(self._config, file)}: there is no {missing} any more: delete it"
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self._said:
+            terminalreporter.section("pytest-amp: dtype maps")
+            for line in self._said:
+                terminalreporter.line(line)

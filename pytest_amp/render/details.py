@@ -1,0 +1,149 @@
+"""Below the table: what each test has to say, gate by gate and finding by finding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pytest_amp import units
+from pytest_amp.render.text import (
+    BAD,
+    FAINT,
+    GAP,
+    GOOD,
+    PLAIN,
+    UNSURE,
+    Line,
+    Markup,
+    Span,
+    sentence,
+    shorten,
+    wrapped,
+)
+from pytest_amp.render.verdicts import both_arms, shown, why_nothing
+from pytest_amp.results.values import COMPARED, AmpReport, Finding, Gate
+
+_LABEL = 10  # the widest of the words that begin a line
+_GATES: Mapping[str, tuple[str, Markup]] = {
+    "pass": ("passed", GOOD),
+    "fail": ("failed", BAD),
+    "inconclusive": ("no answer", UNSURE),
+    "not_gated": ("not gated", FAINT),
+}
+
+
+class Entry(NamedTuple):
+    """A labelled sentence."""
+
+    label: str
+    markup: Markup
+    text: str
+
+
+def details(reports: Sequence[AmpReport], width: int, verbosity: int) -> Iterator[Line]:
+    for report in reports:
+        entries = [*said(report), *(_measured(report) if verbosity > 0 else ())]
+        if verbosity > 0:
+            entries = [*_kept(report), *entries]
+        if not entries:
+            continue
+        outcome = shown(report)
+        nodeid = shorten(report.nodeid, width - len(outcome.word) - len(GAP))
+        yield Span(outcome.word, outcome.markup), Span(GAP + nodeid)
+        for label, markup, text in entries:
+            head = f"{label:<{_LABEL}}{GAP}"
+            margin = " " * (len(GAP) + len(head))
+            first, *more = wrapped(sentence(text), width - len(margin), "") or [""]
+            yield Span(GAP), Span(head, markup), Span(first)
+            for rest in more:
+                yield (Span(margin + rest),)
+        yield ()
+
+
+def said(report: AmpReport) -> Iterator[Entry]:
+    """What has to be said at any verbosity."""
+    for gate in report.gates:
+        if gate.verdict in ("fail", "inconclusive") or gate in report.unmeasured:
+            yield _gate(gate)
+    if report.baseline is not None and _changed_for_the_worse(report):
+        yield Entry("baseline", PLAIN, str(report.baseline))
+    spoken = [finding for finding in report.findings if finding.suppressed is None]
+    for finding in sorted(spoken, key=lambda finding: (finding.severity, finding.code)):
+        yield Entry(finding.severity, BAD if finding.stands else UNSURE, _finding(finding))
+    for note in report.notes:
+        yield Entry("note", PLAIN, note)
+
+
+def _changed_for_the_worse(report: AmpReport) -> bool:
+    return any(
+        gate.name in COMPARED and gate.verdict in ("fail", "inconclusive") for gate in report.gates
+    )
+
+
+def _gate(gate: Gate) -> Entry:
+    word, markup = ("unmeasured", UNSURE) if gate.unmeasured else _GATES[gate.verdict]
+    return Entry(word, markup, f"{gate.name}: {gate.reason}")
+
+
+def _finding(finding: Finding) -> str:
+    return f"{finding} (confirmed by a rerun)" if finding.confirmed else str(finding)
+
+
+def _kept(report: AmpReport) -> Iterator[Entry]:
+    """The gates that `said` has nothing to say about."""
+    for gate in report.gates:
+        if gate.verdict == "pass" or not (gate.asked or gate in report.unmeasured):
+            yield _gate(gate)
+
+
+def _measured(report: AmpReport) -> Iterator[Entry]:
+    """How it was measured: told with -v."""
+    for finding in report.findings:
+        if finding.suppressed is not None:
+            yield Entry("suppressed", FAINT, f"{finding} [{finding.suppressed}]")
+    if reason := why_nothing(report):
+        yield Entry("reason", PLAIN, reason)
+    if report.baseline is not None and not _changed_for_the_worse(report):
+        yield Entry("baseline", FAINT, str(report.baseline))
+    if report.environment is not None:
+        yield Entry("device", FAINT, f"{report.environment.device}, {report.environment.dtype}")
+    if report.noise_floor is not None and math.isfinite(report.noise_floor):
+        floor = units.share(report.noise_floor)
+        yield Entry("noise", FAINT, f"fp32 drifts {floor} from itself under rounding")
+    if report.speedup is not None:
+        pairs = units.plural(report.speedup.pairs, "pair")
+        steps = units.plural(report.speedup.block_steps, "step")
+        yield Entry("timing", FAINT, f"{pairs} of blocks of {steps}")
+    fp32, amp = both_arms(report)
+    if fp32 and amp and (fp32.reserved_bytes, amp.reserved_bytes) != (None, None):
+        reserved = units.change(units.size(fp32.reserved_bytes), units.size(amp.reserved_bytes))
+        yield Entry("reserved", FAINT, reserved)
+    if any(report.phases_s.values()):
+        phases = [
+            f"{name} {units.duration(spent)}" for name, spent in report.phases_s.items() if spent
+        ]
+        whole = f"{units.duration(report.duration_s)} in all"
+        yield Entry("phases", FAINT, ", ".join([*phases, whole]))
+    chosen = [
+        f"{name} {_given(name, setting.value)} ({setting.source})"
+        for name, setting in report.settings.items()
+        if setting.source != "default"
+    ]
+    if chosen:
+        yield Entry("settings", FAINT, ", ".join(chosen))
+
+
+def _given(name: str, value: Any) -> str:
+    if name == "compare_fail" and isinstance(value, Mapping):
+        return ",".join(f"{metric}:{100 * share:g}%" for metric, share in value.items())
+    return _value(value)
+
+
+def _value(value: Any) -> str:
+    """A setting as one would give it on the command line."""
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}={_value(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(_value, value))
+    return units.number(value) if isinstance(value, float) else str(value)

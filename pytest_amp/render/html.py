@@ -1,0 +1,156 @@
+"""The page of ``--amp-html`` and ``pytest-amp html``: one file that needs nothing else."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pytest_amp import __version__, files, units
+from pytest_amp.codes import CODES
+from pytest_amp.render import plots, trend_plots
+from pytest_amp.render.heading import heading
+from pytest_amp.render.table import columns_of
+from pytest_amp.render.text import plain
+from pytest_amp.render.trend_plots import METRICS, Trend
+from pytest_amp.render.verdicts import OUTCOMES, both_arms, outcome_of, shown, why_nothing
+from pytest_amp.results.values import AmpReport, ArmRun
+from pytest_amp.rules import explain
+
+MISSING = "an HTML report needs Jinja2 and matplotlib: pip install pytest-amp[html]"
+_GRAVITY = ("fail", "error", "unanswered", "inconclusive", "pass", "skipped")
+_GATES = {
+    "pass": "ok", "fail": "failed", "inconclusive": "no answer", "not_gated": "not gated",
+}  # fmt: skip
+
+
+class Result(NamedTuple):
+    """What the page is made of: a report, its history, and for a stored one the run it is of."""
+
+    report: AmpReport
+    trend: Trend | None = None
+    origin: str = ""
+
+
+class Section(NamedTuple):
+    """A test on the page."""
+
+    anchor: str
+    report: AmpReport
+    origin: str
+    word: str
+    kind: str
+    reason: str
+    figures: Mapping[str, str]
+    history: Mapping[str, str]
+    steps: Sequence[str]
+    dtypes: Sequence[tuple[str, str, str]]
+    operators: Sequence[tuple[str, str, str]]
+    settings: Sequence[tuple[str, str, str]]
+
+
+def available() -> bool:
+    """Whether what draws the page is installed."""
+    from importlib.util import find_spec
+
+    return all(find_spec(name) is not None for name in ("jinja2", "matplotlib"))
+
+
+def page(results: Sequence[Result], run: Mapping[str, Any] | None, created: str) -> str:
+    """The whole page. `run`: as in ``--amp-json``; None where results are of several runs."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("pytest_amp.render"),
+        autoescape=True,
+        finalize=_printable,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["duration"] = units.duration
+    gravest_first = sorted(results, key=lambda each: _GRAVITY.index(outcome_of(each.report)))
+    sections = [_section(number, each) for number, each in enumerate(gravest_first, 1)]
+    reports = [each.report for each in results]
+    counts = [
+        (outcome.counted, kind, sum(outcome_of(each) == kind for each in reports))
+        for kind, outcome in OUTCOMES.items()
+    ]
+    return environment.get_template("page.html.jinja").render(
+        sections=sections,
+        columns=columns_of(reports),
+        counts=[each for each in counts if each[2]],
+        places=[plain(line) for line in heading(reports, 10_000, 0, {})],
+        run=run,
+        created=created.replace("T", " ").replace("+00:00", " UTC"),
+        version=__version__,
+        gates=_GATES,
+        codes=CODES,
+        explained=explain.for_terminal,
+    )
+
+
+def write(path: str | os.PathLike[str], text: str) -> None:
+    """Write the page whole, or leave what was there."""
+    files.write(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def _printable(value: object) -> object:
+    """Names come from anywhere, and some characters turn the rest of a line around."""
+    if type(value) is not str:  # as Markup, which has been through here
+        return value
+    return "\n".join(map(units.printable, value.split("\n")))
+
+
+def _section(number: int, result: Result) -> Section:
+    report, trend = result.report, result.trend
+    return Section(
+        anchor=f"test-{number}",
+        report=report,
+        origin=result.origin,
+        word=shown(report).word,
+        kind=outcome_of(report),
+        reason=why_nothing(report),
+        figures=plots.figures(report),
+        history=trend_plots.figures(trend) if trend else {},
+        steps=[f"{each.name}, {step}" for each in METRICS for step in trend.told(each)]
+        if trend
+        else [],
+        dtypes=_dtypes(report),
+        operators=_operators(report),
+        settings=[
+            (name, str(setting.value), setting.source)
+            for name, setting in report.settings.items()
+            if setting.source != "default"
+        ],
+    )
+
+
+def _dtypes(report: AmpReport) -> list[tuple[str, str, str]]:
+    """The arms' FLOPs by dtype: dtype, share in fp32, share in amp."""
+    shares = [_shares(arm) for arm in both_arms(report)]
+    return [
+        (name, *(units.share(each.get(name, 0.0)) if each else units.NOTHING for each in shares))  # type: ignore[misc]
+        for name in dict.fromkeys(itertools.chain(*shares))
+    ]
+
+
+def _shares(arm: ArmRun | None) -> dict[str, float]:
+    flops = arm.flops_by_dtype if arm else {}
+    total = sum(flops.values())
+    return {name: count / total for name, count in flops.items()} if total else {}
+
+
+def _operators(report: AmpReport) -> list[tuple[str, str, str]]:
+    """The operator, and in which dtypes each arm called it how often."""
+    arms = [arm.operators if arm else {} for arm in both_arms(report)]
+    return [
+        (name, *(_calls(each.get(name, {})) for each in arms))  # type: ignore[misc]
+        for name in dict.fromkeys(itertools.chain(*arms))
+    ]
+
+
+def _calls(by_dtype: Mapping[str, int]) -> str:
+    listed = [dtype + (f" x{count}" if count > 1 else "") for dtype, count in by_dtype.items()]
+    return ", ".join(listed) or units.NOTHING

@@ -1,0 +1,208 @@
+"""Figures of one result, as SVG that stands in a page and takes its text colour."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pytest_amp import units
+from pytest_amp.results.values import AmpReport, ArmRun, tail_start
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+FP32, AMP = "#4c8bd6", "#e07b39"
+_REST = "activations and workspace"
+_KINDS = {
+    "parameters": "#4c8bd6", "gradients": "#7fb069", "optimizer state": "#9b59b6", _REST: "#e07b39",
+}  # fmt: skip
+# Stands for the page's text colour, which is another one in the dark.
+_TEXT = "#123456"
+_STYLE: Any = {
+    "axes.edgecolor": _TEXT, "axes.labelcolor": _TEXT, "text.color": _TEXT, "xtick.color": _TEXT,
+    "ytick.color": _TEXT, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.titlesize": 10, "axes.titlelocation": "left", "font.size": 9, "legend.frameon": False,
+    "figure.facecolor": "none", "axes.facecolor": "none", "svg.fonttype": "none",
+    "font.family": "sans-serif", "text.parse_math": False, "lines.linewidth": 1.5,
+}  # fmt: skip
+
+
+def figures(report: AmpReport) -> dict[str, str]:
+    """By title, what there is to draw of a test."""
+    found: dict[str, str] = {}
+    fp32, amp = report.arms.get("fp32"), report.arms.get("amp")
+    floor = report.noise_floor
+    for key, curve in fp32.losses_by_key.items() if fp32 else ():
+        of = "" if key == "loss" else f": {key}"
+        other = amp.losses_by_key.get(key, ()) if amp else ()
+        found[f"Loss{of}"] = drawn(partial(_losses, fp32=curve, amp=other, floor=floor))
+        apart = _differences(curve, other)
+        if any(abs(each) > 0 for each in apart):
+            draw = partial(_parity, differences=apart, floor=floor, most=_most(report))
+            found[f"Loss difference{of}"] = drawn(draw)
+    times = {name: arm.step_times_s for name, arm in report.arms.items() if arm.step_times_s}
+    if len(times) == 2:
+        found["Step time"] = drawn(partial(_times, times=times))
+    counted = {name: arm for name, arm in report.arms.items() if arm.peak_bytes}
+    if counted:
+        found["Peak memory"] = drawn(partial(_memory, arms=counted))
+    if amp and amp.scales:
+        found["Loss scale"] = drawn(partial(_scales, scales=amp.scales))
+    return found
+
+
+@contextmanager
+def on_paper() -> Iterator[None]:
+    """Draw as for a page, and in black on white."""
+    import matplotlib
+
+    style = {name: "black" if value == _TEXT else value for name, value in _STYLE.items()}
+    style |= {"figure.facecolor": "white", "axes.facecolor": "white"}
+    with matplotlib.rc_context(style), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def drawn(draw: Callable[[Axes], object]) -> str:
+    """One figure, as SVG; in its place the reason where numbers are beyond what an axis shows."""
+    try:
+        return _svg(draw)
+    except (ValueError, ArithmeticError) as error:
+        return _svg(partial(_told, text=f"can't be drawn: {error}"))
+
+
+def _told(axes: Axes, text: str) -> None:
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
+
+
+def _svg(draw: Callable[[Axes], object]) -> str:
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of glyphs that a font lacks: a browser has others
+        figure = Figure(figsize=(4.6, 2.4), layout="constrained")
+        FigureCanvasSVG(figure)
+        draw(figure.add_subplot())
+        written = io.StringIO()
+        figure.savefig(written, format="svg", metadata={"Date": None, "Creator": None})
+    svg = written.getvalue()
+    svg = svg[svg.index("<svg") :].replace(_TEXT, "currentColor")
+    return re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
+
+
+def _losses(axes: Axes, fp32: Sequence[float], amp: Sequence[float], floor: float | None) -> None:
+    steps = range(1, len(fp32) + 1)
+    if floor is not None and math.isfinite(floor):
+        low, high = ([loss * (1 + sign * floor) for loss in fp32] for sign in (-1, 1))
+        axes.fill_between(steps, low, high, color=FP32, alpha=0.2, linewidth=0, label="noise floor")
+    axes.plot(steps, fp32, color=FP32, label="fp32")
+    axes.plot(range(1, len(amp) + 1), amp, color=AMP, linestyle="--", label="amp")
+    axes.set_xlabel("step")
+    _whole_numbers(axes)
+    axes.legend()
+
+
+def _parity(
+    axes: Axes, differences: Sequence[float], floor: float | None, most: float | None
+) -> None:
+    """How far amp's loss is from fp32's, beside what rounding does and what the gate allows."""
+    seen, steps = max(abs(each) for each in differences if each == each), len(differences)
+    axes.axhline(0, color=FP32, label="fp32")
+    axes.plot(range(1, steps + 1), differences, ".-", color=AMP, label="amp")
+    if floor is not None and math.isfinite(floor):
+        seen = max(seen, floor)
+        axes.axhspan(-floor, floor, color=FP32, alpha=0.2, linewidth=0, label="noise floor")
+    if most is not None and most < 3 * seen:
+        axes.axhline(most, color=_TEXT, linestyle=":", label="allowed")
+        axes.axhline(-most, color=_TEXT, linestyle=":")
+    start = tail_start(steps) + 0.5
+    axes.axvspan(start, steps + 0.5, color=_TEXT, alpha=0.1, linewidth=0, label="compared")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
+    axes.set_xlabel("step")
+    _whole_numbers(axes)
+    axes.figure.legend(loc="outside upper center", ncols=5, fontsize=8)
+
+
+def _differences(fp32: Sequence[float], amp: Sequence[float]) -> list[float]:
+    """(amp - fp32) / |fp32|, step by step; NaN where that is no number."""
+    found = [(b - a) / abs(a) if a else math.nan for a, b in zip(fp32, amp, strict=False)]
+    return [each if math.isfinite(each) else math.nan for each in found]
+
+
+def _most(report: AmpReport) -> float | None:
+    return next((gate.threshold for gate in report.gates if gate.name == "loss_diff"), None)
+
+
+def _times(axes: Axes, times: Mapping[str, Sequence[float]]) -> None:
+    longest = max(max(each) for each in times.values())
+    scale, unit = next(
+        (pair for pair in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")) if longest >= pair[0]),
+        (1e-9, "ns"),
+    )
+    for place, (name, colour) in enumerate((("amp", AMP), ("fp32", FP32))):
+        values = [each / scale for each in times[name]]
+        axes.boxplot(
+            [values], positions=[place], orientation="horizontal", widths=0.5, showfliers=False,
+            medianprops={"color": colour, "linewidth": 2}, boxprops={"color": colour},
+            whiskerprops={"color": colour}, capprops={"color": colour},
+        )  # fmt: skip
+        spread = [place + 0.12 * (-1) ** number for number in range(len(values))]
+        axes.plot(values, spread, ".", color=colour, alpha=0.7)
+    axes.set_yticks([0, 1], ["amp", "fp32"])
+    axes.set_xlabel(f"{unit} a step, by block")
+
+
+def _memory(axes: Axes, arms: Mapping[str, ArmRun]) -> None:
+    """Each arm's peak, and what of it is held from step to step."""
+    names = [name for name in ("amp", "fp32") if name in arms]
+    peaks = [arms[name].peak_bytes or 0 for name in names]
+    scale, unit = in_bytes(max(peaks))
+    lefts = [0.0] * len(names)
+    for kind, colour in _KINDS.items():
+        parts = [float(min(arms[name].held_bytes.get(kind, 0), peak))
+                 for name, peak in zip(names, peaks, strict=True)]  # fmt: skip
+        if kind == _REST:
+            parts = [max(0.0, peak - left) for peak, left in zip(peaks, lefts, strict=True)]
+        if any(parts):
+            axes.barh(names, [part / scale for part in parts], color=colour, label=kind,
+                      left=[left / scale for left in lefts])  # fmt: skip
+        lefts = [left + part for left, part in zip(lefts, parts, strict=True)]
+    for place, peak in enumerate(peaks):
+        axes.annotate(units.size(peak), (peak / scale, place), xytext=(4, 0),
+                      textcoords="offset points", va="center")  # fmt: skip
+    axes.margins(x=0.2)
+    axes.set_xlabel(f"{unit} above the level before the build")
+    axes.figure.legend(loc="outside upper center", ncols=2, fontsize=8)
+
+
+def _scales(axes: Axes, scales: Sequence[float]) -> None:
+    axes.step(range(1, len(scales) + 1), scales, color=AMP, where="mid")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(lambda value, _: units.power(value))
+    axes.yaxis.set_minor_formatter(lambda *_: "")
+    axes.set_xlabel("update")
+    _whole_numbers(axes)
+
+
+def _whole_numbers(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def in_bytes(largest: float) -> tuple[float, str]:
+    """The unit that suits them, and how many bytes it has."""
+    return next(
+        (pair for pair in ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
+         if largest >= pair[0]),
+        (1.0, "bytes"),
+    )  # fmt: skip

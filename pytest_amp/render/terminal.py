@@ -1,0 +1,140 @@
+"""The summary at the end of a run, for whoever owns the terminal: nothing here writes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from pytest_amp import units
+from pytest_amp.render.details import details, said
+from pytest_amp.render.heading import heading
+from pytest_amp.render.table import table
+from pytest_amp.render.text import (
+    BAD,
+    FAINT,
+    GAP,
+    UNSURE,
+    Line,
+    Span,
+    cut,
+    fit,
+    sentence,
+    shorten,
+    wrapped,
+)
+from pytest_amp.render.verdicts import OUTCOMES, outcome_of, shown, why_nothing
+from pytest_amp.results.values import COMPARED, AmpReport
+
+
+def summary(
+    reports: Sequence[AmpReport],
+    width: int,
+    verbosity: int,
+    hidden: Mapping[str, int] | None = None,
+) -> list[Line]:
+    """The report of a whole run; nothing where nothing was measured.
+
+    `hidden` says for each setting how many tests' markers hid the command line's value.
+    `verbosity` is pytest's: below 0 one line per test that did not pass, above 0 every gate,
+    suppressed finding and setting.
+    """
+    if not reports:
+        return []
+    if verbosity < 0:
+        lines = [_brief(report, width) for report in reports if outcome_of(report) != "pass"]
+        lines += _without_baseline(reports, width)
+        lines += _set_for_others(reports, width)
+        return [fit(line, width) for line in (*lines, _counts(reports))]
+    lines = [
+        *heading(reports, width, verbosity, hidden or {}),
+        (),
+        *table(reports, width),
+        (),
+        *details(reports, width, verbosity),
+        *_closing(reports, verbosity),
+    ]
+    lines[-1:-1] = _set_for_others(reports, width)
+    return [fit(line, width) for line in lines]
+
+
+def not_gated(unasked: Sequence[str], strict: bool, width: int) -> Iterator[Line]:
+    """What the run was to gate and asked of no test, where nobody can overlook it."""
+    consequence = "; --amp-strict fails the run" if strict else "; --amp-strict would fail the run"
+    for text in unasked:
+        for line in wrapped(sentence(f"NOT GATED: {text}{consequence}"), width, GAP):
+            yield (Span(line, BAD if strict else UNSURE),)
+
+
+def _set_for_others(reports: Sequence[AmpReport], width: int) -> Iterator[Line]:
+    """Gates that were set for devices on which no test ran, over all tests."""
+    found: dict[tuple[str, tuple[str, ...], str], list[AmpReport]] = {}
+    for report in reports:
+        for gate in report.unmeasured:
+            if gate.only_for:
+                kind = report.environment.device_type if report.environment else "another device"
+                found.setdefault((gate.name, gate.only_for, kind), []).append(report)
+    for (name, keys, kind), those in found.items():
+        strict = any(report.unanswered for report in those)
+        tests = units.plural(len(those), "test")
+        text = (
+            f"NOT GATED: {name} of {tests} is gated on {' and '.join(keys)} only, and ran on {kind}"
+            f"; --amp-strict {'fails' if strict else 'would fail'} {_them(those)}"
+        )
+        for line in wrapped(sentence(text), width, GAP):
+            yield (Span(line, BAD if strict else UNSURE),)
+
+
+def _them(reports: Sequence[AmpReport]) -> str:
+    return "it" if len(reports) == 1 else "them"
+
+
+def _brief(report: AmpReport, width: int) -> Line:
+    outcome = shown(report)
+    reason = why_nothing(report) or next((sentence(entry.text) for entry in said(report)), "")
+    room = width - len(outcome.word) - 1
+    nodeid = shorten(report.nodeid, room)
+    text = f"{nodeid} - {reason}" if reason else nodeid
+    return Span(outcome.word, outcome.markup), Span(f" {cut(text, room)}")
+
+
+def _without_baseline(reports: Sequence[AmpReport], width: int) -> Iterator[Line]:
+    """What a quiet run would pass over: a comparison that had nothing to compare with."""
+    missing = [
+        next(gate.reason for gate in report.gates if gate.name in COMPARED)
+        for report in reports
+        if report.baseline is None and any(gate.name in COMPARED for gate in report.gates)
+    ]
+    if missing:
+        tests = units.plural(len(missing), "test")
+        for line in wrapped(sentence(f"{tests} with {missing[0]}"), width, GAP):
+            yield (Span(line, UNSURE),)
+
+
+def _closing(reports: Sequence[AmpReport], verbosity: int) -> Iterator[Line]:
+    suppressed = sum(
+        finding.suppressed is not None for report in reports for finding in report.findings
+    )
+    if suppressed:
+        where = "" if verbosity > 0 else "; -v shows them and why"
+        yield (Span(f"{units.plural(suppressed, 'finding')} suppressed{where}", FAINT),)
+    open_questions = sum(
+        report.verdict == "inconclusive" and not report.unanswered for report in reports
+    )
+    if open_questions:
+        what = f"{units.plural(open_questions, 'test')} without an answer"
+        them = "it" if open_questions == 1 else "them"
+        yield (Span(f"{what}; --amp-strict would fail {them}", UNSURE),)
+    yield _counts(reports)
+
+
+def _counts(reports: Sequence[AmpReport]) -> Line:
+    """4 passed, 1 failed, 1 inconclusive, 2 skipped: of a test that was run again the last run."""
+    tests = {(report.nodeid, report.worker, report.rank): report for report in reports}
+    counter = Counter(outcome_of(report) for report in tests.values())
+    spans: list[Span] = []
+    for name, outcome in OUTCOMES.items():
+        if count := counter[name]:
+            spans.append(Span(", " if spans else ""))
+            word = outcome.counted + ("s" if name == "error" and count > 1 else "")
+            spans.append(Span(f"{count} {word}", outcome.markup))
+    return tuple(spans)

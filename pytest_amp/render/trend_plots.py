@@ -1,0 +1,203 @@
+"""How a test's figures went, run by run: as values, as text, and as figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from pytest_amp import units
+from pytest_amp.render import plots
+from pytest_amp.render.text import cut
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+RELEASE, STEP = "#9b59b6", "#808890"
+_DRAWN = 200
+_LABEL, _LINE = 0.3, 9  # of a figure's width, and in points: room for the name of a release
+
+
+class Metric(NamedTuple):
+    """A column of the history that is followed, and how people read it."""
+
+    column: str
+    name: str
+    shown: Callable[[float | None], str]
+
+
+METRICS = (
+    Metric("speedup", "speedup", units.ratio),
+    Metric("fp32_step_s", "fp32 step", units.duration),
+    Metric("amp_step_s", "amp step", units.duration),
+    Metric("amp_peak_bytes", "amp peak", units.size),
+    Metric("amp_loss", "amp loss", units.number),
+)
+# The columns of a metric's interval, which is drawn behind it.
+BOUNDS = {"speedup": ("speedup_low", "speedup_high")}
+# By column: a figure's title, and its axis.
+_FIGURES = {
+    "speedup": ("Speedup over time", "ratio"),
+    "amp_peak_bytes": ("Amp's peak memory over time", ""),
+    "amp_loss": ("Loss over time", "amp loss"),
+}
+
+
+class Point(NamedTuple):
+    """A stored result. `started`: the day; `values`: of metrics and bounds, NaN for none."""
+
+    run: str
+    started: str
+    verdict: str
+    torch: str
+    values: Mapping[str, float]
+
+
+class Step(NamedTuple):
+    """Where a metric stepped. `place`: of the first point behind it, in the trend.
+
+    `before`, `after`: means. `with_it`: what else changed between the two points, a text each.
+    """
+
+    place: int
+    before: float
+    after: float
+    with_it: tuple[str, ...]
+
+    @property
+    def change(self) -> str:
+        """In percent, with its sign."""
+        return units.signed(self.after / self.before - 1 if self.before else None)
+
+
+class Trend(NamedTuple):
+    """What may be compared: a test's results on one device in one dtype, the oldest first.
+
+    `name`: the test, its place, and its settings where these tell it from another trend.
+    `steps`: by a metric's column.
+    """
+
+    name: str
+    points: Sequence[Point]
+    steps: Mapping[str, Sequence[Step]]
+
+    def known(self, column: str) -> list[int]:
+        """The places of the points that have the metric."""
+        return [
+            place
+            for place, point in enumerate(self.points)
+            if math.isfinite(point.values.get(column, math.nan))
+        ]
+
+    def told(self, metric: Metric) -> list[str]:
+        """Its steps: ``run 0013 of 2026-01-13: 2.01x -> 1.61x (-20%), with torch ...``."""
+        found = []
+        for step in self.steps.get(metric.column, ()):
+            point = self.points[step.place]
+            figures = units.change(metric.shown(step.before), metric.shown(step.after))
+            cause = f", with {', '.join(step.with_it)}" if step.with_it else ""
+            found.append(f"run {point.run} of {point.started}: {figures} ({step.change}){cause}")
+        return found
+
+
+def figures(trend: Trend) -> dict[str, str]:
+    """By title, a figure of each metric that two results or more have."""
+    return {
+        title: plots.drawn(partial(_over_time, trend=trend, column=column))
+        for column, (title, _) in _FIGURES.items()
+        if len(trend.known(column)) > 1
+    }
+
+
+def save(path: Path, trends: Sequence[Trend]) -> None:
+    """Draw trends into a file, a row each; its ending says in which format.
+
+    Raises ValueError for a format that matplotlib does not write, OSError where it can't.
+    """
+    with plots.on_paper():
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(4.4 * len(_FIGURES), 2.6 * len(trends)), layout="constrained")
+        rows = figure.subfigures(len(trends), squeeze=False)
+        for row, trend in zip(rows[:, 0], trends, strict=True):
+            row.suptitle(cut(trend.name, 100), fontsize=10)
+            axes = row.subplots(1, len(_FIGURES))
+            for place, (column, (title, _)) in zip(axes, _FIGURES.items(), strict=True):
+                taken = _over_time(place, trend, column)
+                place.set_title(title, pad=6 + taken)
+        figure.savefig(path)
+
+
+def _over_time(axes: Axes, trend: Trend, column: str) -> int:
+    """The newest runs of one metric; open circles did not pass. How many points it takes above."""
+    places = trend.known(column)[-_DRAWN:]
+    if len(places) < 2:
+        axes.set_axis_off()
+        return 0
+    points = [trend.points[place] for place in places]
+    label = _FIGURES[column][1]
+    values = [point.values[column] for point in points]
+    scale = 1.0
+    if column == "amp_peak_bytes":
+        scale, label = plots.in_bytes(max(values))
+        values = [value / scale for value in values]
+    seen = list(values)
+    if column in BOUNDS:
+        low, high = ([point.values.get(bound, math.nan) for point in points]
+                     for bound in BOUNDS[column])  # fmt: skip
+        axes.fill_between(range(len(points)), low, high, color=plots.AMP, alpha=0.15, linewidth=0)
+        seen += filter(math.isfinite, (*low, *high))
+    axes.plot(values, color=plots.AMP, linewidth=1)
+    for passed, fill in ((True, plots.AMP), (False, "none")):
+        chosen = [n for n, point in enumerate(points) if (point.verdict == "pass") is passed]
+        axes.plot(chosen, [values[n] for n in chosen], "o", markersize=4, markerfacecolor=fill,
+                  markeredgecolor=plots.AMP)  # fmt: skip
+    taken = _mark_releases(axes, points)
+    _mark_steps(axes, places, trend.steps.get(column, ()), scale)
+    axes.set_ylabel(label)
+    # At least 2% to either side of the middle: smaller changes are noise, and should look like it.
+    middle = (max(seen) + min(seen)) / 2
+    half = max(0.55 * (max(seen) - min(seen)), 0.02 * abs(middle)) or 1.0
+    axes.set_ylim(middle - half, middle + half)
+    ends = [f"{cut(points[place].run, 16)}\n{points[place].started}" for place in (0, -1)]
+    axes.set_xticks([0, len(points) - 1], ends)
+    return taken
+
+
+def _mark_releases(axes: Axes, points: Sequence[Point]) -> int:
+    """A dotted line where the release of torch changed, and its name above, clear of the data.
+
+    How many points its names take there.
+    """
+    last, level, taken = -1.0, 0, 0
+    for place, (before, after) in enumerate(pairwise(points)):
+        if before.torch == after.torch:
+            continue
+        at = (place + 0.5) / (len(points) - 1)
+        level = (level + 1) % 3 if last >= 0 and at - last < _LABEL else 0
+        last, taken = at, max(taken, _LINE * (level + 1))
+        axes.axvline(place + 0.5, color=RELEASE, linestyle=":", linewidth=1)
+        axes.annotate(f"torch {cut(after.torch, 16)}", (place + 0.5, 1),
+                      xycoords=("data", "axes fraction"), xytext=(0, 2 + _LINE * level),
+                      textcoords="offset points", va="bottom", fontsize=8,
+                      ha="left" if at < _LABEL / 2 else "right" if at > 1 - _LABEL / 2 else
+                      "center")  # fmt: skip
+    return taken
+
+
+def _mark_steps(axes: Axes, places: Sequence[int], steps: Sequence[Step], scale: float) -> None:
+    """The means between the steps, and how large each one is."""
+    seen = [step for step in steps if step.place > places[0]]
+    if not seen:
+        return
+    edges = [0, *(places.index(step.place) for step in seen), len(places)]
+    levels = [*(step.before for step in seen[:1]), *(step.after for step in seen)]
+    for level, (left, right) in zip(levels, pairwise(edges), strict=True):
+        axes.hlines(level / scale, left - 0.5, right - 0.5, color=STEP, linewidth=3, alpha=0.5)
+    for step, place in zip(seen, edges[1:], strict=False):
+        axes.axvline(place - 0.5, color=STEP, linewidth=1)
+        axes.annotate(step.change, (place - 0.5, 0.5), xycoords=("data", "axes fraction"),
+                      xytext=(5, 0), textcoords="offset points", fontsize=8)  # fmt: skip

@@ -1,0 +1,77 @@
+"""The table of ``pytest-amp history``: each test's newest figures, and below them its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from pytest_amp import units
+from pytest_amp.render.text import GAP, cut
+from pytest_amp.render.trend_plots import METRICS, Trend
+
+
+class Column(NamedTuple):
+    """A title, the side that its cells stand on, and their text."""
+
+    title: str
+    align: Literal["<", ">"]
+    text: Callable[[Trend], str]
+
+
+def _passed(trend: Trend) -> str:
+    passed = sum(point.verdict == "pass" for point in trend.points)
+    return f"{passed}/{len(trend.points)}"
+
+
+def _last(trend: Trend) -> str:
+    point = trend.points[-1]
+    return f"{cut(point.run, 16)} {point.started}"
+
+
+def _newest(column: str) -> Callable[[Trend], float | None]:
+    """The newest figure there is: the last run may have none."""
+
+    def of(trend: Trend) -> float | None:
+        known = trend.known(column)
+        return trend.points[known[-1]].values[column] if known else None
+
+    return of
+
+
+def _step_time(trend: Trend) -> str:
+    fp32, amp = (_newest(column)(trend) for column in ("fp32_step_s", "amp_step_s"))
+    return units.change(units.duration(fp32), units.duration(amp))
+
+
+COLUMNS = (
+    Column("passed", "<", _passed),
+    Column("newest", "<", _last),
+    Column("verdict", "<", lambda trend: trend.points[-1].verdict),
+    Column("speedup", ">", lambda trend: units.ratio(_newest("speedup")(trend))),
+    Column("step time", ">", _step_time),
+    Column("amp peak", ">", lambda trend: units.size(_newest("amp_peak_bytes")(trend))),
+    Column("amp loss", ">", lambda trend: units.number(_newest("amp_loss")(trend))),
+)
+
+
+def table(trends: Sequence[Trend]) -> Iterator[tuple[str, str]]:
+    """Lines, each as what may not be broken and a text behind it."""
+    rows = [[units.printable(column.text(trend)) for column in COLUMNS] for trend in trends]
+    titles = [column.title for column in COLUMNS]
+    widths = [max(map(len, cells)) for cells in zip(titles, *rows, strict=True)]
+    yield _line(titles, widths), ""
+    yield "-" * (len(GAP) + sum(widths) + len(GAP) * (len(widths) - 1)), ""
+    for trend, row in zip(trends, rows, strict=True):
+        yield cut(units.printable(trend.name), 300), ""
+        yield _line(row, widths), ""
+        for metric in METRICS:
+            for step in trend.told(metric):
+                yield f"{2 * GAP}{metric.name:<9} stepped in ", units.printable(step)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    placed = [
+        f"{cell:{column.align}{width}}"
+        for cell, column, width in zip(cells, COLUMNS, widths, strict=True)
+    ]
+    return (GAP + GAP.join(placed)).rstrip()

@@ -1,0 +1,1 @@
+"""What a test measured, as values that reports, records and rules share."""

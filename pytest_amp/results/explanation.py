@@ -1,0 +1,253 @@
+"""A verdict in words, for the exception that a failing test raises."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pytest_amp import units
+from pytest_amp.codes import CODES
+
+if TYPE_CHECKING:
+    from pytest_amp.results.values import AmpReport, ArmRun, Finding, Gate
+
+FULL_COVERAGE = 0.95
+_WIDTH = 88
+_GATE_WIDTH = 100  # a gate's figures stay on one line where they can
+MOST_CHANGES = 80  # lines of a dtype map that are shown
+
+_MARK: Mapping[str, str] = {
+    "pass": "ok", "fail": "FAILED", "inconclusive": "no answer", "not_gated": "not gated",
+}  # fmt: skip
+
+
+def explanation(report: AmpReport) -> Iterator[str]:
+    """The verdict for a CI log: every gate, on what evidence, and what to look at."""
+    wrong = [gate for gate in report.gates if gate.verdict == "fail"] or list(report.unanswered)
+    yield _headline(report, wrong)
+    where = report.environment
+    if where is not None:
+        yield f"on {where.device}, {where.dtype} against float32, torch {where.torch}"
+    for part in (
+        _gates(report),
+        _dtype_map(report),
+        _arms(report),
+        _findings(report),
+        _look_at(report, wrong),
+    ):
+        lines = list(part)
+        if lines:
+            yield ""
+            yield from lines
+
+
+def _headline(report: AmpReport, wrong: list[Gate]) -> str:
+    said = [_brief(gate) for gate in wrong]
+    said += [f"{finding.code} {finding.name}" for finding in report.findings if finding.stands]
+    return "; ".join(said) or f"verdict: {report.verdict}"
+
+
+def _brief(gate: Gate) -> str:
+    """``speedup 1.12x [1.10, 1.14] is below 1.30x``; the reason where a figure can't say it."""
+    if gate.threshold is None or gate.value is None or not math.isfinite(gate.value):
+        return f"{gate.name}: {gate.reason}"
+    figure, threshold = _figure(gate.name, gate.value), _figure(gate.name, gate.threshold)
+    shown = f"{gate.name} {figure} {_interval(gate)}".rstrip()
+    if gate.verdict != "fail":
+        return f"{shown} is undecided against {threshold}"
+    just = "just " if figure == threshold else ""
+    return f"{shown} is {just}{'above' if gate.value > gate.threshold else 'below'} {threshold}"
+
+
+def _figure(name: str, value: float) -> str:
+    if name == "speedup":
+        return units.ratio(value)
+    if name.startswith("compare:"):
+        return units.signed(value)
+    return units.number(value) if name == "skipped_steps" else units.share(value)
+
+
+def _interval(gate: Gate) -> str:
+    if gate.name.startswith("compare:") and gate.low is not None and gate.high is not None:
+        return f"[{units.signed(gate.low)}, {units.signed(gate.high)}]"
+    return units.interval(gate.low, gate.high)
+
+
+def _gates(report: AmpReport) -> Iterator[str]:
+    width = max((len(gate.name) for gate in report.gates), default=0)
+    for gate in report.gates:
+        open_ = gate in report.unmeasured or gate in report.unanswered
+        if gate.verdict != "not_gated" or open_:
+            mark = (
+                "not asked" if gate.only_for else _MARK["inconclusive" if open_ else gate.verdict]
+            )
+            head = f"  {gate.name:<{width}}  {mark:<9}  "
+            yield from _wrapped(gate.reason, head, " " * len(head), _GATE_WIDTH)
+    if report.unanswered and report.verdict != "fail":
+        names = " and ".join(gate.name for gate in report.unanswered)
+        yield f"  --amp-strict fails a test without an answer: {names}"
+    if report.baseline is not None:
+        yield from _wrapped(f"compared with {report.baseline}", "  ")
+
+
+def _dtype_map(report: AmpReport) -> Iterator[str]:
+    found = report.dtype_map
+    if found is None or not found.changes:
+        return
+    yield f"  dtype map, - as stored in {found.file}, + as it ran"
+    yield from (f"  {line}" for line in found.changes[:MOST_CHANGES])
+    if len(found.changes) > MOST_CHANGES:
+        yield f"  ... and {len(found.changes) - MOST_CHANGES} more"
+
+
+def _both(report: AmpReport) -> tuple[ArmRun, ArmRun] | None:
+    fp32, amp = report.arms.get("fp32"), report.arms.get("amp")
+    return None if fp32 is None or amp is None else (fp32, amp)
+
+
+def _arms(report: AmpReport) -> Iterator[str]:
+    arms = _both(report)
+    if arms is None:
+        return
+    fp32, amp = arms
+    times = units.change(units.duration(fp32.step_time_s), units.duration(amp.step_time_s))
+    peaks = units.change(units.size(fp32.peak_bytes), units.size(amp.peak_bytes))
+    last = [f"{arm.losses[-1]:.6g}" if arm.losses else units.NOTHING for arm in arms]
+    measured = {"step time": times, "peak memory": peaks, "last loss": units.change(*last)}
+    shown = {name: change for name, change in measured.items() if change != units.NOTHING}
+    if shown:
+        yield "  fp32 -> amp"
+    for name, change in shown.items():
+        yield f"    {name:<11}  {change}"
+
+
+def _findings(report: AmpReport) -> Iterator[str]:
+    """Confirmed causes first, then errors, then by how much of a failing gate they explain."""
+    failed = [gate.name for gate in report.gates if gate.verdict == "fail"]
+
+    def place(finding: Finding) -> tuple[bool, str, bool, float, str]:
+        share = finding.evidence.get("share")
+        return (
+            not finding.confirmed,
+            finding.severity,
+            not _explained(finding, failed),
+            -share if isinstance(share, float) else 0.0,
+            finding.code,
+        )
+
+    spoken = sorted((each for each in report.findings if each.suppressed is None), key=place)
+    for finding in spoken:
+        gates = _explained(finding, failed)
+        sure = "confirmed" if finding.confirmed else "suspected"
+        cause = f", {sure} cause of {' and '.join(gates)}" if gates else ""
+        yield f"  {finding.severity} {finding.title}{cause}"
+        yield from _wrapped(finding.message, "    ")
+    for note in report.notes:
+        yield from _wrapped(f"note: {note}", "  ")
+    if spoken:
+        yield f"  `pytest-amp explain {spoken[0].code}` says more"
+
+
+def _wrapped(text: str, head: str, further: str | None = None, width: int = _WIDTH) -> list[str]:
+    """Paths and codes are never broken; further lines of a note or hint stand further in."""
+    if further is None:
+        further = head + "  " * (len(head) < 4)
+    return textwrap.wrap(
+        text, width, initial_indent=head, subsequent_indent=further,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
+
+
+def _explained(finding: Finding, failed: Sequence[str]) -> list[str]:
+    code = CODES.get(finding.code)
+    return [gate for gate in failed if code is not None and gate in code.explains]
+
+
+def _look_at(report: AmpReport, wrong: list[Gate]) -> Iterator[str]:
+    for gate in wrong:
+        if gate.only_for:
+            yield from _wrapped(f"look at {_elsewhere_hint(report)}", "  ")
+        elif gate.name in _HINTS and (hint := _HINTS[gate.name](report, gate)):
+            yield from _wrapped(f"look at {hint}", "  ")
+
+
+def _elsewhere_hint(report: AmpReport) -> str:
+    where = report.environment
+    kind = where.device_type if where else "this device"
+    gone = f" (torch is built for {where.unseen} and sees no GPU)" if where and where.unseen else ""
+    return (
+        f"why the test ran on {kind}{gone}; where that is meant, give the threshold a number for "
+        f'{kind} too, or "*": None where other devices are not gated'
+    )
+
+
+def _speed_hint(report: AmpReport, _: Gate) -> str | None:
+    if report.coverage is None:
+        return None
+    dtype = report.environment.dtype if report.environment else "the amp dtype"
+    covered = f"{units.share(report.coverage)} of the FLOPs ran in {dtype}"
+    if report.coverage < FULL_COVERAGE:
+        return f"coverage: {covered}, and what stays in float32 gains nothing"
+    return f"what is no matrix product: {covered}; launches, casts and host code gain nothing"
+
+
+def _memory_hint(*_: object) -> str:
+    return (
+        "what is no activation: parameters, gradients and optimizer state stay float32 under "
+        "autocast, and so do the outputs of the operators that it keeps there"
+    )
+
+
+def _loss_hint(report: AmpReport, gate: Gate) -> str | None:
+    """The first step at which a loss leaves the range that its last steps are gated on."""
+    arms, atol = _both(report), report.settings.get("loss_atol")
+    if arms is None or gate.threshold is None:
+        return None
+    parted = []
+    for key, curve in arms[0].losses_by_key.items():
+        for step, (fp32, amp) in enumerate(zip(curve, arms[1].losses_by_key[key], strict=True)):
+            allowed = (atol.value if atol else 0) + gate.threshold * abs(fp32)
+            if not abs(amp - fp32) <= allowed:
+                parted.append(
+                    (step, f"of {len(curve)}, where {key!r} parts: {fp32:.6g}, {amp:.6g}")
+                )
+                break
+    if not parted:
+        return None
+    step, where = min(parted)
+    return f"step {step + 1} {where}"
+
+
+def _coverage_hint(report: AmpReport, _: Gate) -> str | None:
+    flops = report.arms["amp"].flops_by_dtype if "amp" in report.arms else {}
+    total = sum(flops.values())
+    if not total:
+        return None
+    shares = ", ".join(f"{dtype} {units.share(count / total)}" for dtype, count in flops.items())
+    return f"the amp arm's FLOPs by dtype: {shares}"
+
+
+def _map_hint(report: AmpReport, _: Gate) -> str | None:
+    if report.dtype_map is None or not report.dtype_map.changes:
+        return None
+    return "the map above: if it is as it should be, --amp-snapshot=update stores it"
+
+
+def _skip_hint(report: AmpReport, _: Gate) -> str | None:
+    scales = report.arms["amp"].scales if "amp" in report.arms else ()
+    if not scales:
+        return None
+    first, last = units.power(scales[0]), units.power(scales[-1])
+    return f"the loss scale, {first} after the first update and {last} after the last"
+
+
+_HINTS: Mapping[str, Callable[[AmpReport, Gate], str | None]] = {
+    "speedup": _speed_hint,
+    "memory_reduction": _memory_hint,
+    "loss_diff": _loss_hint,
+    "coverage": _coverage_hint,
+    "skipped_steps": _skip_hint,
+    "compare:dtype_map": _map_hint,
+}

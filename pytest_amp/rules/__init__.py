@@ -1,0 +1,1 @@
+"""The linter's rules, each with its code, its check and its text."""

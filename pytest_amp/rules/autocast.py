@@ -1,0 +1,239 @@
+"""AMP1xx: whether autocast did what it is there for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from pytest_amp import units
+from pytest_amp.observations import REDUCED, Parameter
+from pytest_amp.rules.base import Case, Rule, Word
+
+
+def amp_no_op(case: Case) -> Iterator[Word]:
+    operators = case.seen.amp.operators
+    if operators is None or operators.hidden_reduced:
+        return
+    if operators.flops:
+        if operators.reduced_flops():
+            return
+        what = "matmul, convolution or attention FLOP"
+    else:
+        if operators.reduced_bytes() or not sum(operators.bytes_by_dtype.values()):
+            return
+        what = "byte of activations"
+    elsewhere = [d for d in operators.autocast_devices if d != case.seen.device_type]
+    if operators.autocast_entered and not elsewhere:
+        why = "autocast was entered, but around nothing that it casts"
+        cure = "see that arm.autocast() covers the forward pass, on the device that the model is on"
+    else:
+        here = case.seen.device_type
+        why = (
+            f"autocast was entered for {' and '.join(elsewhere)}, and this is {here}"
+            if elsewhere
+            else "autocast was not in force"
+        )
+        cure = "run the forward pass and the loss under arm.autocast()"
+    if operators.framework is not None:
+        cure = _switch(operators.framework, case)
+    yield Word(
+        f"not one {what} of the amp arm ran in {case.seen.dtype}: {why}; {cure}",
+        {
+            "flops_by_dtype": dict(operators.flops_by_dtype),
+            "bytes_by_dtype": dict(operators.bytes_by_dtype),
+            "autocast_entered": operators.autocast_entered,
+        },
+    )
+
+
+# How a framework is told the arm's precision, and what its regions are good for on a CPU.
+_TRAINER = (
+    "TrainingArguments(fp16=arm.mixed_precision == 'fp16', bf16=arm.mixed_precision == 'bf16')"
+)
+_LIGHTNING = "Lightning", "Trainer(precision=arm.lightning_precision)", ("bfloat16",)
+_SWITCHES = {
+    "accelerate": (
+        "Accelerate",
+        "Accelerator(mixed_precision=arm.mixed_precision)",
+        ("bfloat16",),
+    ),
+    "ignite": ("Ignite", "amp_mode='amp' if arm.enabled else None", ()),
+    "lightning": _LIGHTNING,
+    "pytorch_lightning": _LIGHTNING,
+    "transformers": ("the Trainer", _TRAINER, ("bfloat16",)),
+}
+
+
+def _switch(framework: str, case: Case) -> str:
+    """What turns autocast on in a training loop that is a framework's own."""
+    name, switch, on_cpu = _SWITCHES[framework]
+    if case.seen.device_type != "cpu" or case.seen.dtype in on_cpu:
+        return f"{name} enters it where it is told to, with {switch}"
+    only = f"to {' and '.join(on_cpu)} alone" if on_cpu else "nothing"
+    other = ", or with --amp-dtype=bfloat16" if on_cpu else ""
+    return f"on a CPU, {name} casts {only}, whatever it is told: check this step on a GPU{other}"
+
+
+# torch casts to float16 before these, by name: seen on an H100 with torch 2.11.
+_RECURRENT = ("aten::_cudnn_rnn", "aten::miopen_rnn")
+
+
+def dtype_substituted(case: Case) -> Iterator[Word]:
+    operators = case.seen.amp.operators
+    if operators is None:
+        return
+    asked = case.seen.dtype
+    amounts = operators.flops_by_dtype if operators.flops else operators.bytes_by_dtype
+    ran = [dtype for dtype in REDUCED if amounts.get(dtype)]
+    recurrent = [
+        row for row in operators.rows
+        if row.flops and row.dtype in REDUCED and row.dtype != asked and row.op in _RECURRENT
+    ]  # fmt: skip
+    if recurrent:
+        first = recurrent[0]
+        yield Word(
+            f"the recurrent layers ran in {first.dtype} where {asked} was asked for: autocast "
+            "gives cuDNN float16 whatever its dtype, and without a GradScaler small gradients are "
+            f"lost there; ask for {first.dtype} (dtype={first.dtype!r}), or keep these layers in "
+            "float32, in a region with enabled=False",
+            {"asked": asked, "ran": first.dtype},
+            module=first.module,
+            location=first.location,
+        )
+    elif ran and asked not in ran:
+        yield Word(
+            f"the amp arm ran in {ran[0]} where {asked} was asked for: every figure "
+            f"here is {ran[0]}'s; ask for it (dtype={ran[0]!r}), or pass arm.dtype on",
+            {"asked": asked, "ran": ran[0]},
+        )
+
+
+def half_parameters(case: Case) -> Iterator[Word]:
+    """A harm where amp alone reduces them; where both arms do, as under an adapter, on purpose."""
+    trained, fp32 = case.seen.amp.parameters, case.seen.fp32.parameters
+    reduced = [each for each in trained if each.dtype in REDUCED]
+    if not reduced:
+        return
+    alike = len(fp32) == len(trained)
+    ours = [
+        each
+        for index, each in enumerate(trained)
+        if each.dtype in REDUCED and not (alike and fp32[index].dtype == each.dtype)
+    ]
+    named = ours or reduced
+    dtypes = ", ".join(sorted({each.dtype for each in named}))
+    where = "the amp arm" if ours else "both arms"
+    yield Word(
+        f"{len(named)} of {units.plural(len(trained), 'trained parameter')} of {where} "
+        f"are kept in {dtypes} ({_named(named)}): updates smaller than their rounding are "
+        "lost; keep them in float32 and let autocast cast them"
+        + ("" if ours else ", unless they are rounded on purpose, as stochastically"),
+        {"reduced": len(named), "trained": len(trained), "dtypes": dtypes},
+        severity=None if ours else "warning",
+        module=_module_of(named[0]),
+    )
+
+
+def stale_autocast_cache(case: Case) -> Iterator[Word]:
+    operators = case.seen.amp.operators
+    for module in operators.stale if operators else ():
+        yield Word(
+            "a weight was updated, and its cast from before the update was used again: autocast "
+            "keeps casts until its outermost region ends, so let each step have a region of its "
+            "own (and leave every region that is entered)",
+            {"module": module},
+            module=module,
+        )
+
+
+def missing_gradients(case: Case) -> Iterator[Word]:
+    fp32, amp = case.seen.fp32.parameters, case.seen.amp.parameters
+    if len(fp32) != len(amp):
+        return
+    lost = [
+        ours for ours, theirs in zip(amp, fp32, strict=True)
+        if theirs.has_gradient and not ours.has_gradient
+    ]  # fmt: skip
+    if lost:
+        yield Word(
+            f"{units.plural(len(lost), 'parameter')} that train in fp32 got no gradient under amp "
+            f"in any step ({_named(lost)}): something cuts the graph there, such as a cast of "
+            ".data, a detach, or a no_grad region that caches a cast",
+            {"parameters": [each.name for each in lost]},
+            module=_module_of(lost[0]),
+        )
+
+
+def backward_under_autocast(case: Case) -> Iterator[Word]:
+    operators = case.seen.amp.operators
+    if operators and operators.backward_under_autocast:
+        times = units.plural(operators.backward_under_autocast, "call")
+        yield Word(
+            f"{times} of backward() began inside an autocast region: operators of the backward "
+            "pass run in the dtypes of their forward pass by themselves, and autocast may cast "
+            "them once more; end the region after the loss",
+            {"backward_passes": operators.backward_under_autocast},
+        )
+
+
+def recompute_dtype(case: Case) -> Iterator[Word]:
+    first = _products(case, "forward", "module")
+    for module, again in _products(case, "recompute", "module").items():
+        before = first.get(module)
+        if before and not again & before:
+            yield Word(
+                f"a checkpointed segment ran in {_or(before)} and is computed again in "
+                f"{_or(again)}: its gradients belong to another forward pass; recompute it under "
+                "the same autocast state (torch.utils.checkpoint does so by itself)",
+                {"forward": sorted(before), "recompute": sorted(again)},
+                module=module or None,
+            )
+
+
+def custom_function_dtype(case: Case) -> Iterator[Word]:
+    forward = _products(case, "forward", "function")
+    for function, back in _products(case, "backward", "function").items():
+        ahead = forward.get(function)
+        if function and ahead and not ahead & back:
+            yield Word(
+                f"{function}'s forward runs in {_or(ahead)}, its backward in {_or(back)}: decorate "
+                "them with torch.amp.custom_fwd and torch.amp.custom_bwd of this device type, so "
+                "that both see the same autocast state",
+                {"function": function, "forward": sorted(ahead), "backward": sorted(back)},
+            )
+
+
+def _products(case: Case, phase: str, key: str) -> dict[str, set[str]]:
+    """The dtypes of the amp arm's matrix products in a phase, by module or function."""
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    operators = case.seen.amp.operators
+    for row in operators.rows if operators else ():
+        if row.flops and row.phase == phase:
+            found[getattr(row, key) or ""].add(row.dtype)
+    return dict(found)
+
+
+def _named(parameters: Iterable[Parameter]) -> str:
+    """The first names, and that there are more."""
+    names = [each.name or "one outside of modules" for each in parameters]
+    return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
+
+
+def _module_of(parameter: Parameter) -> str | None:
+    return parameter.name.rpartition(".")[0] if parameter.name else None
+
+
+def _or(dtypes: Iterable[str]) -> str:
+    return " and ".join(sorted(dtypes))
+
+
+RULES = (
+    Rule("AMP101", amp_no_op),
+    Rule("AMP102", half_parameters),
+    Rule("AMP103", stale_autocast_cache),
+    Rule("AMP104", missing_gradients),
+    Rule("AMP105", backward_under_autocast),
+    Rule("AMP106", recompute_dtype),
+    Rule("AMP107", custom_function_dtype),
+    Rule("AMP108", dtype_substituted),
+)

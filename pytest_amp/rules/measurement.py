@@ -1,0 +1,222 @@
+"""AMP0xx: whether the two arms were comparable and the measurement can be trusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from pytest_amp import units
+from pytest_amp.judge import sequential
+from pytest_amp.judge.gates import draws_differ
+from pytest_amp.observations import REDUCED, Start
+from pytest_amp.rules.base import Case, Rule, Word
+
+REPEATS_WITHIN = 1e-4
+# Two draws are further apart than their own size; an input that bfloat16 rounded is within 1%.
+ROUNDED = 0.05
+# Weights are looked at when their optimizer first steps. A step that moves them away and back
+# before it, as sharpness-aware ones do, leaves some rounding of float32.
+MOVED_AND_BACK = 1e-5
+# Among n fair pairs the autocorrelation spreads by 1 / sqrt(n): 2.5 of that is exceeded in at most
+# 0.3% of the tests, and in none of fewer than 10 pairs. From 0.3 on, wrong decisions are about four
+# times as frequent as the error rate says (benchmarks/error_rate.py).
+SERIAL_SPREADS = 2.5
+SERIAL = 0.3
+WIDE = 0.05
+
+
+def first_losses_differ(case: Case) -> tuple[str, int, float, float] | None:
+    """Key, step and the losses of two fp32 builds from one seed, where they differ."""
+    first, again = case.seen.fp32.losses, case.seen.floor
+    for step in range(again.before_nudge):
+        for key in first:
+            a, b = first[key][step], again.losses[key][step]
+            if math.isfinite(a) and not abs(a - b) <= REPEATS_WITHIN * abs(a) + 1e-6:
+                return key, step, a, b
+    return None
+
+
+class Values(NamedTuple):
+    """Digests of some tensors, and a sample of each."""
+
+    digests: tuple[str, ...] | None
+    samples: tuple[tuple[float, ...], ...]
+
+    def differ(self, others: Values, rounding: float) -> bool:
+        """Whether they differ in value, by more than this share of it.
+
+        Another dtype is another question, not another value.
+        """
+        ours, theirs = self.digests, others.digests
+        if ours is None or theirs is None:
+            return False
+        if len(ours) != len(theirs):
+            return True
+        return any(
+            a != b
+            and a.partition(":")[0] == b.partition(":")[0]
+            and not self._only_rounded(others, index, rounding)
+            for index, (a, b) in enumerate(zip(ours, theirs, strict=True))
+        )
+
+    def _only_rounded(self, others: Values, index: int, rounding: float) -> bool:
+        if not index < len(self.samples) == len(others.samples):
+            return False
+        a, b = self.samples[index], others.samples[index]
+        return len(a) == len(b) > 0 and math.dist(a, b) <= rounding * a[0]
+
+
+def _weights(start: Start) -> Values:
+    return Values(start.parameters, start.parameter_samples)
+
+
+def _inputs(start: Start) -> Values:
+    return Values(start.inputs, start.input_samples)
+
+
+def not_reproducible(case: Case) -> Iterator[Word]:
+    differing = first_losses_differ(case)
+    if differing is None or any(word.severity != "warning" for word in arms_start_differ(case)):
+        return
+    key, step, first, second = differing
+    yield Word(
+        f"two fp32 runs from one seed differ at step {step + 1} ({first:.6g} and {second:.6g}): "
+        "something draws from an unseeded generator or a nondeterministic kernel is at work; "
+        "make it reproducible before trusting small differences",
+        {"key": key, "step": step + 1, "losses": [first, second]},
+    )
+
+
+def arms_start_differ(case: Case) -> Iterator[Word]:
+    fp32, amp, again = case.seen.fp32.start, case.seen.amp.start, case.seen.floor.start
+    fix = (
+        "seed what you draw from, and make models and loaders inside setup(arm), so that both "
+        "arms start alike"
+    )
+    if fp32.shared or amp.shared or again.shared:
+        yield Word(
+            "an optimizer was made outside setup(arm), so every arm goes on training the same "
+            f"weights: nothing below is comparable; {fix}",
+            {"what": "optimizer"},
+        )
+        return
+    for what, values, rounding in (
+        ("weights", _weights, MOVED_AND_BACK),
+        ("first inputs", _inputs, ROUNDED),
+    ):
+        first, other, second = values(fp32), values(amp), values(again)
+        if first.differ(second, MOVED_AND_BACK):
+            yield Word(
+                f"two fp32 builds from one seed start from other {what}: nothing below is "
+                f"comparable; {fix}",
+                {"what": what, "between": "fp32 and fp32"},
+            )
+            return
+        if first.differ(other, rounding):
+            if what == "first inputs" and draws_differ(case.seen.fp32, case.seen.amp):
+                yield Word(
+                    "the arms drew different random numbers: from one seed this device draws "
+                    f"other numbers in {case.seen.dtype} than in float32; draw in float32, outside "
+                    "the autocast region, to compare like with like",
+                    {"what": "random draws"},
+                    severity="warning",
+                )
+                return
+            made = "" if what == "weights" else "; data made in the amp dtype is other data"
+            yield Word(
+                f"the two arms start from other {what}: nothing below is comparable; {fix}{made}",
+                {"what": what, "between": "fp32 and amp"},
+            )
+            return
+    differing = first_losses_differ(case)
+    if fp32.inputs is None and differing is not None and differing[1] == 0:
+        _, _, a, b = differing
+        yield Word(
+            f"two fp32 builds from one seed have other first losses ({a:.6g} and {b:.6g}): nothing "
+            f"below is comparable; {fix}",
+            {"what": "first losses", "losses": [a, b]},
+        )
+
+
+def fp32_arm_not_fp32(case: Case) -> Iterator[Word]:
+    operators = case.seen.fp32.operators
+    if operators is None or not operators.reduced_flops():
+        return
+    share = operators.reduced_flops() / operators.flops
+    by_weights = operators.reduced_weights and not operators.autocast_entered
+    dtypes = ", ".join(dtype for dtype in REDUCED if operators.flops_by_dtype.get(dtype))
+    evidence = {
+        "share": share,
+        "flops_by_dtype": dict(operators.flops_by_dtype),
+        "autocast_entered": operators.autocast_entered,
+    }
+    if by_weights:
+        yield Word(
+            f"{units.share(share)} of the baseline's FLOPs ran in {dtypes}, because weights are "
+            "kept in it: the speedup is over that, not over a float32 model",
+            evidence,
+            severity="warning",
+        )
+    else:
+        yield Word(
+            f"{units.share(share)} of the fp32 arm's FLOPs ran in {dtypes}: a hard-coded autocast "
+            "or cast makes the baseline no baseline; enter arm.autocast() in its place",
+            evidence,
+        )
+
+
+def baseline_flags(case: Case) -> Iterator[Word]:
+    fp32, amp = case.seen.fp32.flags, case.seen.amp.flags
+    differing = {name: [fp32[name], amp.get(name)] for name in fp32 if amp.get(name) != fp32[name]}
+    if differing:
+        listed = ", ".join(f"{name}: {a} and {b}" for name, (a, b) in differing.items())
+        yield Word(
+            f"the fp32 and the amp arm ran under different flags ({listed}): the speedup is not "
+            "autocast's alone",
+            differing,
+        )
+
+
+def serial(ratios: Sequence[float]) -> float | None:
+    """The pairs' autocorrelation, where it is beyond what fair pairs show."""
+    found = sequential.autocorrelation(ratios)
+    beyond = found > SERIAL and found > SERIAL_SPREADS / math.sqrt(len(ratios))
+    return found if beyond else None
+
+
+def noisy_machine(case: Case) -> Iterator[Word]:
+    timing, gate = case.seen.timing, case.gates["speedup"]
+    if timing is None:
+        return
+    following = serial(timing.ratios)
+    if following is not None:
+        yield Word(
+            f"the pairs follow each other (autocorrelation {following:.2f}): one arm changes its "
+            "speed for seconds at a time, as under throttling, and the error rate may not hold",
+            {"autocorrelation": following, "pairs": len(timing.ratios)},
+        )
+    if (
+        gate.verdict not in ("inconclusive", "fail")
+        or not gate.low
+        or not gate.high
+        or not gate.value
+    ):
+        return
+    half = (gate.high - gate.low) / 2 / gate.value
+    if half > WIDE:
+        yield Word(
+            f"the pairs spread so widely (the interval is {units.share(half)} to either side) that "
+            "the figure is the machine's as much as the step's: stop other work on it, lock its "
+            "clocks, or raise max_time",
+            {"half_width": half, "pairs": len(timing.ratios)},
+        )
+
+
+RULES = (
+    Rule("AMP002", not_reproducible),
+    Rule("AMP003", arms_start_differ),
+    Rule("AMP004", fp32_arm_not_fp32),
+    Rule("AMP005", baseline_flags),
+    Rule("AMP006", noisy_machine),
+)

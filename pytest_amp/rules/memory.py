@@ -1,0 +1,121 @@
+"""AMP5xx: where the amp arm's memory goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+from pytest_amp import units
+from pytest_amp.observations import REDUCED, OpRow, ParityRun
+from pytest_amp.rules.base import Case, Rule, Word
+
+# A cast this large beside the peak is what the peak is made of.
+DOMINANT = 0.3
+LEAST_BYTES = 2**20
+# A part of the peak that is worth naming, and what of it makes up most.
+LEAST_PART = 0.05
+MOSTLY = 0.6
+# Growth that is no accident: in this many steps running, by more than a scalar that the step keeps
+# (a block of 512 bytes on CUDA; we keep none ourselves) and by a share of the peak.
+LEAST_RISES = 3
+A_SCALAR = 512
+GROWS = 1e-3
+
+
+def cast_materialised(case: Case) -> Iterator[Word]:
+    peak, operators = case.seen.amp.peak_bytes, case.seen.amp.operators
+    casts = [
+        row
+        for row in (operators.rows if operators else ())
+        if row.is_cast and not (row.chosen or _is_the_step_s_own(row))
+    ]
+    if not casts or not peak:
+        return
+    largest = max(casts, key=lambda row: row.largest)
+    share = largest.largest / peak
+    if share < DOMINANT or largest.largest < LEAST_BYTES or largest.phase == "update":
+        return
+    stretched = (
+        f" of a tensor that is expanded {largest.stretch} times, and becomes that large"
+        if largest.stretch > 1
+        else ""
+    )
+    place = f" in {largest.module}" if largest.module else ""
+    remedy = "cast it before it is expanded" if stretched else "make it in that dtype at once"
+    yield Word(
+        f"one cast{stretched}{place} takes {units.size(largest.largest)}, {units.share(share)} of "
+        f"the amp arm's peak: {remedy}, or keep it out of the autocast region",
+        {"bytes": largest.largest, "share": share, "stretch": largest.stretch},
+        module=largest.module,
+        location=largest.location,
+    )
+
+
+def _is_the_step_s_own(row: OpRow) -> bool:
+    """Whether it casts up outside of any region, as only the step itself can have asked for."""
+    return row.dtype in REDUCED and not row.autocast and row.phase == "forward"
+
+
+def memory_not_reduced(case: Case) -> Iterator[Word]:
+    """Speaks where a memory gate fails: where nobody asked for less, more is no fault."""
+    gate, seen = case.gates["memory_reduction"], case.seen
+    if gate.verdict != "fail" or not seen.amp.peak_bytes or not seen.fp32.peak_bytes:
+        return
+    parts = dict(seen.amp.held)
+    operators = seen.amp.operators
+    rows = operators.rows if operators else ()
+    parts["casts"] = sum(row.bytes for row in rows if row.is_cast and row.phase == "forward")
+    rest = seen.amp.peak_bytes - sum(parts.values())
+    if rest > 0:
+        parts["activations and workspace"] = rest
+    listed = [
+        f"{units.size(amount)} {kind}"
+        for kind, amount in sorted(parts.items(), key=lambda part: -part[1])
+        if amount >= LEAST_PART * seen.amp.peak_bytes
+    ]
+    fixed = sum(seen.amp.held.values()) / seen.amp.peak_bytes
+    why = (
+        "parameters, gradients and optimizer state stay in float32, so only a larger share of "
+        "activations (a larger batch) can bring the peak down"
+        if fixed > MOSTLY
+        else "see that what is saved for the backward pass is in the amp dtype, and that casts do "
+        "not live beside what they are casts of"
+    )
+    yield Word(
+        f"amp's peak of {units.size(seen.amp.peak_bytes)} (fp32 "
+        f"{units.size(seen.fp32.peak_bytes)}) is about {', '.join(listed)}: {why}",
+        {**parts, "peak_bytes": seen.amp.peak_bytes},
+    )
+
+
+def memory_growth(case: Case) -> Iterator[Word]:
+    amp, fp32 = _growth(case.seen.amp), _growth(case.seen.fp32)
+    if not amp:
+        return
+    too = f", and {units.size(fp32)} in fp32" if fp32 else ", and nothing in fp32"
+    yield Word(
+        f"the amp arm holds {units.size(amp)} more after each step{too}: something keeps tensors "
+        "(or graphs) of past steps, such as a list of losses that are not detached",
+        {"bytes_per_step": amp, "fp32_bytes_per_step": fp32},
+        severity="warning" if fp32 else None,
+    )
+
+
+def _growth(run: ParityRun) -> int:
+    """Bytes per step by which every step of the second half adds to what is held; or 0.
+
+    The first half is left out, where optimizers make their state and caches fill.
+    """
+    later = run.levels[len(run.levels) // 2 :]
+    rises = [after - before for before, after in pairwise(later)]
+    if len(rises) < LEAST_RISES or min(rises) <= 0:
+        return 0
+    rise = (later[-1] - later[0]) // len(rises)
+    return rise if rise > max(A_SCALAR, GROWS * (run.peak_bytes or 0)) else 0
+
+
+RULES = (
+    Rule("AMP501", memory_not_reduced),
+    Rule("AMP502", memory_growth),
+    Rule("AMP503", cast_materialised),
+)

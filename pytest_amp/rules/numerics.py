@@ -1,0 +1,160 @@
+"""AMP3xx: whether the numbers stay what they were."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from pytest_amp import units
+from pytest_amp.judge.gates import draws_differ
+from pytest_amp.judge.parity import first_nonfinite, noise_floor, once_scaled
+from pytest_amp.observations import Gradient
+from pytest_amp.rules.base import Case, Rule, Word
+from pytest_amp.rules.measurement import arms_start_differ, first_losses_differ
+from pytest_amp.rules.scale_drill import first_differing
+
+# A tenth of a gradient's elements: ReLUs that flip by rounding make far fewer zero.
+UNDERFLOW = 0.1
+# What a gradient has of the norm of all, to be looked at for itself.
+MATTERS = 0.05
+# Healthy first gradients of small networks have cosines above 0.99 and norms within 3% in either
+# dtype; these are where something other than rounding is at work.
+COSINES = {"float16": 0.98, "bfloat16": 0.9}
+RATIOS = {"float16": 1.15, "bfloat16": 1.3}
+EPSILONS = {"float16": 2**-10, "bfloat16": 2**-7}
+OUTPUT_ULPS = 16
+LARGEST_FLOAT16 = 65504.0
+
+
+def nonfinite_loss(case: Case) -> Iterator[Word]:
+    seen = case.seen
+    step = first_nonfinite(once_scaled(seen.amp), seen.fp32.losses)
+    if step is None:
+        return
+    origin = seen.nonfinite_origin
+    if origin is None:
+        place = "running that step again did not show where"
+    else:
+        module = f" in {origin.module}" if origin.module else ""
+        place = f"the first to leave the finite range was {origin.op}{module}"
+    remedy = (
+        "keep that part in float32 (torch.autocast(..., enabled=False)) or use bfloat16"
+        if seen.dtype == "float16"
+        else "keep that part in float32 (torch.autocast(..., enabled=False))"
+    )
+    yield Word(
+        f"the amp loss is not finite at step {step + 1}, where fp32's is; {place}; {remedy}",
+        {"step": step + 1, "op": None if origin is None else origin.op},
+        module=None if origin is None else origin.module,
+    )
+
+
+def below_noise_floor(case: Case) -> Iterator[Word]:
+    gate, wanted = case.gates["loss_diff"], case.limits.max_loss_diff
+    if gate.verdict != "inconclusive" or wanted is None or any(arms_start_differ(case)):
+        return
+    seen = case.seen
+    floor = max(noise_floor(seen.fp32.losses, seen.floor, key) for key in seen.fp32.losses)
+    if wanted < floor < math.inf:
+        yield Word(
+            f"max_loss_diff={wanted:g} is tighter than this model's own rounding noise "
+            f"({units.share(floor)} after one ulp of {seen.dtype} in its weights): raise it above "
+            "that, train more steps, or make the step less chaotic (a smaller learning rate)",
+            {"max_loss_diff": wanted, "noise_floor": floor},
+        )
+
+
+def gradient_underflow(case: Case) -> Iterator[Word]:
+    lost = [each for each in _gradients(case) if each.zeroed >= UNDERFLOW]
+    if not lost or _first_to_leave(case):  # which makes gradients zero by itself
+        return
+    worst = max(lost, key=lambda each: (each.zeroed, each.share))
+    yield Word(
+        f"{units.share(worst.zeroed)} of the gradient of {worst.name or 'a parameter'} is zero "
+        f"under amp and not in fp32{_and_more(lost)}: it is smaller than {case.seen.dtype} holds; "
+        "scale the loss (arm.scaler), start from a larger scale, or use bfloat16",
+        {"zeroed": worst.zeroed, "parameters": [each.name for each in lost]},
+        module=_module_of(worst),
+    )
+
+
+def gradient_mismatch(case: Case) -> Iterator[Word]:
+    """Speaks of gradients that matter: of a tiny one's direction, rounding is most."""
+    least, off = COSINES[case.seen.dtype], RATIOS[case.seen.dtype]
+    wrong = [
+        each
+        for each in _gradients(case)
+        if each.share >= MATTERS and (each.cosine < least or not 1 / off <= each.ratio <= off)
+    ]
+    if not wrong:
+        return
+    worst = min(wrong, key=lambda each: (each.cosine, -abs(math.log(each.ratio or 1e-30))))
+    yield Word(
+        f"the first gradient of {worst.name or 'a parameter'} is not fp32's (cosine "
+        f"{worst.cosine:.3f}, {units.ratio(worst.ratio)} its norm){_and_more(wrong)}, by more "
+        f"than {case.seen.dtype} explains{_going_forward(case)}: look at what computes it, "
+        "backward too",
+        {
+            "cosine": worst.cosine,
+            "ratio": worst.ratio,
+            "first_to_leave": _first_to_leave(case),
+            "parameters": [each.name for each in wrong],
+        },
+        module=_module_of(worst),
+    )
+
+
+def overflow_risk(case: Case) -> Iterator[Word]:
+    seen = case.seen
+    if (
+        seen.dtype != "float16"
+        or first_nonfinite(once_scaled(seen.amp), seen.fp32.losses) is not None
+    ):
+        return
+    beyond = [each for each in case.seen.numerics.outputs if each.largest > LARGEST_FLOAT16]
+    if beyond:
+        worst = max(beyond, key=lambda each: each.largest)
+        yield Word(
+            f"the fp32 arm's activations reach {worst.largest:.3g} after {worst.module}, beyond "
+            f"float16's {LARGEST_FLOAT16:.0f}: keep that part in float32 "
+            "(torch.autocast(..., enabled=False)), normalise before it, or use bfloat16",
+            {"largest": worst.largest, "modules": [each.module for each in beyond]},
+            module=worst.module,
+        )
+
+
+def _gradients(case: Case) -> Sequence[Gradient]:
+    """Gradients that can be compared: from the same weights, data and random numbers."""
+    if draws_differ(case.seen.fp32, case.seen.amp) or any(arms_start_differ(case)):
+        return ()
+    if first_losses_differ(case) or first_differing(case):  # AMP203 and AMP208 say why
+        return ()
+    return [each for each in case.seen.numerics.gradients if math.isfinite(each.ratio)]
+
+
+def _first_to_leave(case: Case) -> str | None:
+    """The first module whose output is further from fp32's than the dtype explains."""
+    budget = OUTPUT_ULPS * EPSILONS[case.seen.dtype]
+    return next((o.module for o in case.seen.numerics.outputs if not o.distance <= budget), None)
+
+
+def _going_forward(case: Case) -> str:
+    found = _first_to_leave(case)
+    return f"; going forward, {found} is the first to leave fp32" if found else ""
+
+
+def _and_more(found: Sequence[Gradient]) -> str:
+    return f" (and of {len(found) - 1} more)" if len(found) > 1 else ""
+
+
+def _module_of(gradient: Gradient) -> str | None:
+    return gradient.name.rpartition(".")[0] if gradient.name else None
+
+
+RULES = (
+    Rule("AMP301", nonfinite_loss),
+    Rule("AMP302", gradient_underflow),
+    Rule("AMP303", overflow_risk),
+    Rule("AMP304", gradient_mismatch),
+    Rule("AMP305", below_noise_floor),
+)

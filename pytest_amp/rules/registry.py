@@ -1,0 +1,65 @@
+"""The linter for the training step: every rule, and which of them may speak."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+
+from pytest_amp.codes import CODES
+from pytest_amp.results.values import Finding
+from pytest_amp.rules import (
+    autocast,
+    loss_scale,
+    measurement,
+    memory,
+    numerics,
+    scale_drill,
+    scaler,
+    speed,
+)
+from pytest_amp.rules.base import Case, Rule
+
+NOTHING_MEASURED = Finding(
+    code="AMP001",
+    name=CODES["AMP001"].name,
+    severity=CODES["AMP001"].severity,
+    message=(
+        "the test requested amp_benchmark and never called it: a gate that measured nothing is "
+        "not green; call amp_benchmark(setup)"
+    ),
+)
+
+GROUPS = (measurement, autocast, loss_scale, scaler, scale_drill, numerics, speed, memory)
+RULES: tuple[Rule, ...] = tuple(
+    sorted((rule for group in GROUPS for rule in group.RULES), key=lambda rule: rule.code)
+)
+
+
+def findings(case: Case, select: Sequence[str], ignore: Mapping[str, str]) -> tuple[Finding, ...]:
+    """What the selected rules say. What `ignore` suppresses stays, with the reason given."""
+    return tuple(
+        replace(finding, suppressed=suppression(finding, ignore))
+        for rule in RULES
+        if rule.code.startswith(tuple(select))
+        for finding in rule.findings(case)
+    )
+
+
+def in_exception(
+    message: str, location: str | None, select: Sequence[str], ignore: Mapping[str, str]
+) -> tuple[Finding, ...]:
+    """What the selected rules say of an exception that a GradScaler raised."""
+    found = scaler.protocol_violated(message, location)
+    if found is None or not found.code.startswith(tuple(select)):
+        return ()
+    return (replace(found, suppressed=suppression(found, ignore)),)
+
+
+def suppression(finding: Finding, ignore: Mapping[str, str]) -> str | None:
+    """The reason for which a finding is ignored; patterns are CODE or CODE@module.path.glob."""
+    for pattern, reason in ignore.items():
+        code, _, module = pattern.partition("@")
+        if finding.code.startswith(code) and fnmatchcase(finding.module or "", module or "*"):
+            return reason
+    return None

@@ -1,0 +1,132 @@
+"""AMP203 and AMP208: what optimizers see at two loss scales, which should be the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pytest_amp import units
+from pytest_amp.observations import GradientAtTwoScales
+from pytest_amp.rules.base import Case, Rule, Word
+from pytest_amp.rules.measurement import first_losses_differ
+
+# Healthy gradients are the same to the last bit at two loss scales; faulty ones differ by 4e-4 and
+# more. Two builds at one scale may differ too, and have to differ by much less.
+DIFFERS_FROM = 1e-4
+TIMES_NOISE = 10
+RATIO_WITHIN = 0.01
+
+
+def modified_before_unscale(case: Case) -> Iterator[Word]:
+    drill = case.seen.two_scales
+    differing = first_differing(case)
+    if drill is None or not differing or drill.in_half or past_the_scaler(case):
+        return
+    worst = max(differing, key=lambda each: each.difference)
+    everything = [each for each in drill.gradients if each.optimizer == worst.optimizer]
+    yield Word(
+        f"what {named(drill.optimizers, worst.optimizer)} sees depends on the loss scale: between "
+        f"{drill.scales[1]:g} and {drill.scales[0]:g}, {len(differing)} of {len(everything)} "
+        f"gradients differ, that of {worst.parameter} by "
+        f"{units.share(worst.difference)}; something changes them while they are still scaled, as "
+        "clipping does: call scaler.unscale_(optimizer) before it, once per step",
+        {
+            "optimizer": kind_of(drill.optimizers, worst.optimizer),
+            "parameter": worst.parameter,
+            "difference": worst.difference,
+            "ratio": worst.ratio,
+            "scales": list(drill.scales),
+            "differing": len(differing),
+        },
+        module=worst.parameter.rpartition(".")[0] or None,
+    )
+
+
+def scaler_bypassed(case: Case) -> Iterator[Word]:
+    use, drill = case.seen.amp.scaler, case.seen.two_scales
+    if drill is not None and drill.gradients:
+        bypassed = past_the_scaler(case)
+        if bypassed is not None:
+            yield bypassed[1]
+    elif use.scaled and not use.steps and use.optimizers:
+        yield Word(
+            f"a GradScaler scaled losses ({use.scaled} times), and its step() was never called: "
+            f"{named(use.optimizers, 0)} stepped on what it was given, overflows and all; call "
+            "scaler.step(optimizer) in place of optimizer.step()",
+            {"scaled": use.scaled},
+        )
+
+
+def past_the_scaler(case: Case) -> tuple[int, Word] | None:
+    """The optimizer that sees gradients which the scaler does not account for, and how it shows."""
+    drill, differing = case.seen.two_scales, first_differing(case)
+    if drill is None or not differing:
+        return None
+    number, first = differing[0].optimizer, differing[0]
+    which, times = named(drill.optimizers, number), drill.scales[0] / drill.scales[1]
+    evidence = {
+        "optimizer": kind_of(drill.optimizers, number),
+        "parameter": first.parameter,
+        "ratio": first.ratio,
+        "scales": list(drill.scales),
+        "unscaled_backward_passes": drill.unscaled,
+    }
+    module = first.parameter.rpartition(".")[0] or None
+    if all(_is_about(each.ratio, times) for each in differing):
+        by_scaler = any(each.optimizer == number for each in case.seen.amp.scaler.steps)
+        remedy = (
+            "call unscale_() once, after the last backward pass that adds to them"
+            if by_scaler
+            else "call scaler.step(optimizer) in place of optimizer.step(), for each optimizer"
+        )
+        return number, Word(
+            f"{which} steps on gradients that are still scaled: at {times:g} times the loss scale "
+            f"that of {first.parameter} is {times:g} times as large; {remedy}",
+            evidence,
+            module=module,
+        )
+    if drill.unscaled:
+        return number, Word(
+            f"{drill.unscaled} of {drill.backwards} backward passes began at "
+            f"a loss that was not scaled, and the GradScaler divides the gradients of {which} by "
+            f"the loss scale all the same (that of {first.parameter} differs by "
+            f"{units.share(first.difference)} between two scales); call scaler.scale(loss)"
+            ".backward() for every loss",
+            evidence,
+            module=module,
+        )
+    return None
+
+
+def first_differing(case: Case) -> Sequence[GradientAtTwoScales]:
+    """Gradients that depend on the loss scale, of the first optimizer that has any.
+
+    What it did with them may well be why those of the others differ.
+    """
+    drill = case.seen.two_scales
+    if drill is None or first_losses_differ(case) is not None:
+        return ()
+    if case.seen.amp.scaler.updates_in_midst:
+        return ()  # AMP209 says why
+    differing = [
+        each
+        for each in drill.gradients
+        if each.difference > max(DIFFERS_FROM, TIMES_NOISE * each.noise)
+    ]
+    return [each for each in differing if each.optimizer == differing[0].optimizer]
+
+
+def _is_about(ratio: float | None, expected: float) -> bool:
+    return ratio is not None and abs(ratio / expected - 1) < RATIO_WITHIN
+
+
+def kind_of(kinds: Sequence[str], number: int) -> str:
+    return kinds[number] if number < len(kinds) else "the optimizer"
+
+
+def named(kinds: Sequence[str], number: int) -> str:
+    """``AdamW``, and which one where there are several."""
+    kind = kind_of(kinds, number)
+    return f"{kind} (optimizer {number + 1} of {len(kinds)})" if len(kinds) > 1 else kind
+
+
+RULES = (Rule("AMP203", modified_before_unscale), Rule("AMP208", scaler_bypassed))

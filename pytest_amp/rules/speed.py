@@ -1,0 +1,145 @@
+"""AMP4xx: why mixed precision is not faster."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+
+from pytest_amp import units
+from pytest_amp.observations import REDUCED, OpRow
+from pytest_amp.rules.base import Case, Rule, Word
+
+# Shares of the step below which a pattern is not worth a word.
+FALLBACK = 0.2
+CASTS = 0.4
+IDLE = 0.5
+SLOW = 0.2
+# Steps that move less are bound by calls, not by bytes; a model that small is a test's.
+LEAST_BYTES = 8 * 2**20
+# FLOPs for each byte that is cast, from which on matrix products are nearly all of a step's work.
+PRODUCTS = 128
+TILE = 8
+
+
+def no_native_support(case: Case) -> Iterator[Word]:
+    """Speaks only where the harm is shown: a slowdown on a device without the fast path."""
+    gate = case.gates["speedup"]
+    slower = gate.high is not None and gate.high < 1
+    if case.seen.native_support or not (slower or gate.verdict == "fail"):
+        return
+    yield Word(
+        f"{case.seen.device} has no fast path for {case.seen.dtype}, which is emulated "
+        f"({units.ratio(gate.value)}): gate the speed on a device that has one, with "
+        "min_speedup by device",
+        {"device": case.seen.device, "dtype": case.seen.dtype, "speedup": gate.value},
+    )
+
+
+def fp32_fallback(case: Case) -> Iterator[Word]:
+    """Matrix products of the forward pass that autocast would reduce, if it were in force there.
+
+    Where it is in force and a product runs in float32 all the same, the kernel wants it so (as
+    attention with dropout does on a CPU), and nobody can write that better. Where the step itself
+    asks for float32, it was not forgotten.
+    """
+    rows = [row for row in _rows(case, "forward") if row.flops]
+    total = sum(row.flops for row in rows)
+    outside = [row for row in rows if row.dtype == "float32" and not row.autocast]
+    kept = [row for row in outside if not row.chosen]
+    share = sum(row.flops for row in kept) / total if total else 0.0
+    if share < FALLBACK or len(outside) == len(rows):  # all of it is AMP101
+        return
+    kept.sort(key=lambda row: -row.flops)
+    yield Word(
+        f"{units.share(share)} of the forward FLOPs stay in float32, outside of any autocast "
+        f"region, most of them in {_place(kept[0])}: cover them, or say that they are kept so on "
+        "purpose, with a region inside of the other that is switched off (enabled=False)",
+        {"share": share, "where": [_place(row) for row in kept[:5]]},
+        module=kept[0].module,
+        location=kept[0].location,
+    )
+
+
+def cast_bound(case: Case) -> Iterator[Word]:
+    """Is about steps that do not gain: where the time tells that one does, casts are no matter."""
+    low, operators = case.gates["speedup"].low, case.seen.amp.operators
+    if low is not None and low > 1:
+        return
+    rows = [row for row in _rows(case) if row.phase != "update"]
+    total, casts = sum(row.bytes for row in rows), [row for row in rows if row.is_cast]
+    share = sum(row.bytes for row in casts) / total if total >= LEAST_BYTES else 0.0
+    cast_bytes = sum(row.bytes for row in casts)
+    if share < CASTS or (operators and operators.flops > PRODUCTS * cast_bytes):
+        return
+    most = max(casts, key=lambda row: row.bytes)
+    yield Word(
+        f"{units.share(share)} of the bytes that the amp arm makes are casts "
+        f"({units.plural(sum(row.count for row in casts), 'cast')}), most of them in "
+        f"{_place(most)}: with so little work per weight, casting costs more than it saves; use "
+        "larger batches, or keep this part in one dtype",
+        {"share": share, "casts": sum(row.count for row in casts)},
+        module=most.module,
+        location=most.location,
+    )
+
+
+def host_bound(case: Case) -> Iterator[Word]:
+    """Speaks where a speed gate is not passed: small models of fast tests are all like this."""
+    gate, timing = case.gates["speedup"], case.seen.timing
+    if timing is None or timing.busy_s is None or gate.verdict not in ("fail", "inconclusive"):
+        return
+    step_s = statistics.median(timing.amp_step_s)
+    idle = 1 - timing.busy_s / step_s
+    if idle < IDLE:
+        return
+    yield Word(
+        f"the accelerator works for {units.duration(timing.busy_s)} of an amp step of "
+        f"{units.duration(step_s)} and waits {units.share(idle)} of it for Python, data or "
+        "synchronisation (.item(), .cpu(), print): faster kernels can't shorten that; use larger "
+        "batches, torch.compile, CUDA graphs or fused optimizers, and look for what waits",
+        {"busy_s": timing.busy_s, "step_s": step_s, "idle": idle},
+    )
+
+
+def slow_shapes(case: Case) -> Iterator[Word]:
+    """Tensor cores want dimensions that are multiples of 8 in 16-bit types."""
+    if case.seen.device_type != "cuda" or not case.seen.native_support:
+        return
+    rows = [
+        row for row in _rows(case) if row.flops and row.dtype in REDUCED and row.phase != "update"
+    ]
+    total = sum(row.flops for row in rows)
+    odd = [row for row in rows if any(size > TILE and size % TILE for size in row.dims)]
+    share = sum(row.flops for row in odd) / total if total else 0.0
+    if share < SLOW:
+        return
+    most = max(odd, key=lambda row: row.flops)
+    sizes = [size for size in most.dims if size > TILE and size % TILE]
+    yield Word(
+        f"{units.share(share)} of the reduced FLOPs have dimensions that are no multiple of {TILE} "
+        f"({', '.join(map(str, sizes[:3]))} in {_place(most)}), which tensor cores run at a "
+        f"fraction of their speed: pad them, for example to {-(-sizes[0] // TILE) * TILE}",
+        {"share": share, "dims": sizes},
+        module=most.module,
+        location=most.location,
+    )
+
+
+def _rows(case: Case, phase: str | None = None) -> Sequence[OpRow]:
+    operators = case.seen.amp.operators
+    return [row for row in (operators.rows if operators else ()) if phase in (None, row.phase)]
+
+
+def _place(row: OpRow) -> str:
+    """``aten::mm in layers.0 (net.py:12)``"""
+    module = f" in {row.module}" if row.module else ""
+    return f"{row.op}{module}{f' ({row.location})' if row.location else ''}"
+
+
+RULES = (
+    Rule("AMP401", no_native_support),
+    Rule("AMP402", fp32_fallback),
+    Rule("AMP403", cast_bound),
+    Rule("AMP404", host_bound),
+    Rule("AMP405", slow_shapes),
+)

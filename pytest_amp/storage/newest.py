@@ -1,0 +1,38 @@
+"""The newest result of each test, device, dtype and settings, read from the runs they are in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+from pytest_amp.results.values import AmpReport
+from pytest_amp.storage import store
+from pytest_amp.storage.index import Found, Index
+from pytest_amp.storage.store import Broken, Run
+
+
+class Result(NamedTuple):
+    """A stored result, the run that it is of, and its key."""
+
+    run: Run
+    report: AmpReport
+    key: str
+
+
+def newest(index: Index) -> Iterator[Result]:
+    """By node id. Where one can't be read its index warns of it, and an older one stands for it."""
+    read = lru_cache(8)(store.read)
+    for first in index.newest():
+        for found in _older(index, first):
+            try:
+                run = read(found.path)
+                yield Result(run, run.report(found.key), found.key)
+                break
+            except (Broken, KeyError) as error:
+                index.warnings = (*index.warnings, str(error))
+
+
+def _older(index: Index, first: Found) -> Iterator[Found]:
+    yield first
+    yield from index.of_key(first.key, passing=False)[1:]

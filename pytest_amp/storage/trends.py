@@ -1,0 +1,131 @@
+"""The history as trends: of each test what was measured, run by run, and where it stepped."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_amp.judge.comparison import VERSIONS
+from pytest_amp.render.trend_plots import BOUNDS, METRICS, Point, Step, Trend
+from pytest_amp.results.values import AmpReport
+from pytest_amp.storage.change_points import change_points
+from pytest_amp.storage.columns import COLUMNS, NUMBERS, TEXTS
+from pytest_amp.storage.frame import history
+from pytest_amp.storage.key import MEASURING, key
+from pytest_amp.storage.store import Run
+
+if TYPE_CHECKING:
+    import pandas
+
+_THIS = "this run"
+
+
+def of_storage(
+    storage: Path, reports: Sequence[AmpReport] = (), run: Mapping[str, Any] | None = None
+) -> dict[str, Trend]:
+    """By key, what a storage holds; of reports alone, and behind it them, if they are not saved."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the page is not the place to tell of broken files
+        frame = history(storage)
+    if reports:
+        frame = frame.loc[frame["key"].isin([key(each.to_dict()) for each in reports])]
+    if run is not None and not (frame["run_id"] == run["id"]).any():
+        frame = _joined(frame, reports, run)
+    return of_frame(frame)
+
+
+def of_frame(frame: pandas.DataFrame) -> dict[str, Trend]:
+    """By key, what `history` found, or those rows of it that were chosen."""
+    groups = {str(same): rows for same, rows in frame.groupby("key", observed=True, sort=False)}
+    names = _names(groups)
+    return {same: _trend(names[same], rows) for same, rows in groups.items()}
+
+
+def _names(keys: Iterable[str]) -> dict[str, str]:
+    """What to call each key; its settings where they alone tell it from another."""
+    parts = {same: json.loads(same) for same in keys}
+    shared = Counter(tuple(each[:3]) for each in parts.values())
+    found = {}
+    for same, (nodeid, device, dtype, *measuring, rank) in parts.items():
+        name = f"{nodeid} on {device} in {dtype}" if device else nodeid
+        if shared[nodeid, device, dtype] > 1:
+            given = zip(MEASURING, measuring, strict=True)
+            name += f" ({', '.join(f'{setting}={value}' for setting, value in given)})"
+        found[same] = f"{name}, rank {rank}" if rank else name
+    return found
+
+
+def _joined(
+    frame: pandas.DataFrame, reports: Iterable[AmpReport], run: Mapping[str, Any]
+) -> pandas.DataFrame:
+    import pandas
+
+    this = Run(
+        path=Path(_THIS), number=None, id=run["id"], started=run["started"],
+        commit=run["commit"], branch=run["branch"], dirty=run["dirty"], tests={},
+    )  # fmt: skip
+    plain = (each.to_dict() for each in reports if each.speedup is not None)
+    timed = {key(each): each for each in plain}  # of a test that was run again the last run
+    if not timed:
+        return frame
+    rows = [{column.name: column.of(this, each) for column in COLUMNS} for each in timed.values()]
+    new = pandas.DataFrame(rows)
+    new["started"] = pandas.to_datetime(new["started"], utc=True)
+    new = new.astype({column.name: float for column in NUMBERS})  # None is NaN
+    texts = {column.name: object for column in TEXTS}  # categories are their own in each frame
+    return pandas.concat([frame.astype(texts), new]) if len(frame) else new
+
+
+def _trend(name: str, rows: pandas.DataFrame) -> Trend:
+    """Of the rows of one key, in their order."""
+    drawn = [*(metric.column for metric in METRICS), *itertools.chain(*BOUNDS.values())]
+    values = {column: rows[column].astype(float).tolist() for column in drawn}
+    started = rows["started"].dt.strftime("%Y-%m-%d")
+    points = [
+        Point(run, day, _text(verdict), _text(torch), dict(zip(values, measured, strict=True)))
+        for run, day, verdict, torch, *measured in zip(
+            rows["run"], started, rows["verdict"], rows["torch"], *values.values(), strict=True
+        )
+    ]
+    return Trend(
+        name=name,
+        points=points,
+        steps={each.column: tuple(_steps(rows, values[each.column])) for each in METRICS},
+    )
+
+
+def _steps(rows: pandas.DataFrame, values: Sequence[float]) -> Iterator[Step]:
+    for found in change_points(values):
+        known = [place for place in range(found.index) if values[place] == values[place]]
+        before, after = rows.iloc[known[-1]], rows.iloc[found.index]
+        yield Step(found.index, found.before, found.after, tuple(_changed(before, after)))
+
+
+def _changed(before: Any, after: Any) -> Iterator[str]:
+    """What else is different between two rows: versions, flags and the commit."""
+    for name in VERSIONS:
+        old, new = _text(before[name]), _text(after[name])
+        if old and new and old != new:
+            yield f"{name} {old} -> {new}"
+    flags, others = (dict(_flags(row)) for row in (before, after))
+    for name in sorted({*flags, *others}):
+        if flags.get(name) != others.get(name):
+            yield f"{name} {flags.get(name)} -> {others.get(name)}"
+    old, new = _text(before["commit"]), _text(after["commit"])
+    if old and new and old != new:
+        yield f"commit {old[:7]} -> {new[:7]}"
+
+
+def _flags(row: Any) -> Iterator[tuple[str, str]]:
+    for each in _text(row["flags"]).split():
+        name, _, value = each.partition("=")
+        yield name, value
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
