@@ -2,10 +2,10 @@
 
 Every simulated test asks `judge.sequential.decide` after each pair, up to a budget of pairs, as the
 experiment does. A pair is two blocks in random order, as in lab/phases/timing.py; the noise is a
-factor on a block's time, and acts on the blocks in the order in which they ran. The true speedup, the median
-of the pairs' ratios, is exactly the threshold (both decisions are counted as wrong), 2% below it (a
-pass is wrong) or 2% above it (a fail is wrong). Wanted, with noise that is common to both arms:
-each wrong decision in at most `error_rate` of the tests.
+factor on a block's time, and acts on the blocks in the order in which they ran. The true speedup,
+the median of the pairs' ratios, is exactly the threshold (both decisions are counted as wrong), 2%
+below it (a pass is wrong) or 2% above it (a fail is wrong). Wanted, with noise that is common to
+both arms: each wrong decision in at most `error_rate` of the tests.
 
 Noise of one arm's own that lasts from pair to pair is outside of what the test can promise: its
 wrong decisions are reported as they are, with how often AMP006 spoke of the pairs' autocorrelation.

@@ -13,7 +13,7 @@ import torch._inductor.compile_fx
 
 import pytest_amp.experiment.run
 import pytest_amp.plugin.live_line  # noqa: F401
-from tests.project import CONFTEST
+from tests.helpers.project import CONFTEST
 
 TESTS = Path(__file__).parent
 

@@ -1,37 +1,23 @@
-"""What README.md shows is true: its settings table, its examples, its options.
-
-``python tests/test_readme.py`` writes the settings table anew.
-"""
+"""What README.md shows is true: its settings table, its examples, its options."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
 from pytest_amp.codes import CODES
-from pytest_amp.plugin import options
 from pytest_amp.rules.registry import RULES
 from pytest_amp.settings import table as settings
+from scripts.generate_docs import README, SETTINGS, settings_table
 
-README = Path(__file__).parent.parent / "README.md"
-TABLE = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- /settings -->)", re.DOTALL)
 EXAMPLE = re.compile(r"<!-- example: (\S+) -->\n```python\n(.*?)```", re.DOTALL)
 
 
-def settings_table() -> str:
-    rows = ["| setting | default | meaning |", "|---|---|---|"]
-    for entry in settings.TABLE:
-        name = f"`{entry.name}`" if entry.marker else f"`{entry.flag}`"
-        rows.append(f"| {name} | {options.default_shown(entry)} | {entry.help} |")
-    return "\n".join(rows) + "\n"
-
-
 def test_the_settings_table_is_the_one_in_force() -> None:
-    found = TABLE.search(README.read_text("utf-8"))
+    found = SETTINGS.search(README.read_text("utf-8"))
     assert found is not None
-    assert found[0] == settings_table(), "python tests/test_readme.py writes it anew"
+    assert found[0] == settings_table(), "python scripts/generate_docs.py writes it"
 
 
 def test_its_ranges_of_rules_are_those_that_there_are() -> None:
@@ -66,7 +52,3 @@ def test_the_examples_run_as_they_are_printed(
 
 def test_both_ways_to_write_a_test_are_shown() -> None:
     assert len(EXAMPLE.findall(README.read_text("utf-8"))) == 2
-
-
-if __name__ == "__main__":
-    README.write_text(TABLE.sub(lambda _: settings_table(), README.read_text("utf-8")), "utf-8")

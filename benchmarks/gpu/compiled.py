@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks.gpu.checks import check
 from benchmarks.gpu.lab import ON_CUDA, Pretend, by_hand, measure, peak, said, secs, sgd
-from tests.laboratory import train
+from tests.helpers.lab import train
 
 
 def block(mode=None, width=512, layers=3):

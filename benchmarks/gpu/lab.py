@@ -21,7 +21,7 @@ from pytest_amp.lab.phases import parity, timing
 from pytest_amp.lab.phases.timing import Plan
 from pytest_amp.progress import Progress
 from pytest_amp.settings import table as settings
-from tests.laboratory import train
+from tests.helpers.lab import train
 
 DEVICE = os.environ["GPU_CHECK_DEVICE"]
 ON_CUDA = DEVICE == "cuda"

@@ -21,7 +21,7 @@ from benchmarks.gpu.lab import (
     said,
     sgd,
 )
-from tests.laboratory import train
+from tests.helpers.lab import train
 
 
 def conv(channels=64, size=64, batch=16, benchmark=False):

@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.gpu.checks import check
 from benchmarks.gpu.lab import ON_CUDA, heavy, measure, said, sgd, tiny
-from tests.laboratory import train
+from tests.helpers.lab import train
 
 
 @check("rules", seconds=20)

@@ -23,7 +23,7 @@ from benchmarks.gpu.lab import (
     tiny,
 )
 from pytest_amp.lab.machine.global_state import GlobalState
-from tests.laboratory import train
+from tests.helpers.lab import train
 
 
 @check("globals", seconds=30)

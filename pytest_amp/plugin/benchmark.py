@@ -1,6 +1,6 @@
 """The one place that touches pytest-benchmark's internals, which have no public way in.
 
-Written for pytest-benchmark 5.1 to 5.3. tests/record/test_contract.py holds what is used of it.
+Written for pytest-benchmark 5.1 to 5.3. tests/plugin/test_contract.py holds what is used of it.
 """
 
 from __future__ import annotations

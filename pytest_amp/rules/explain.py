@@ -68,7 +68,7 @@ def page() -> str:
     head = (
         "# The rules\n\n"
         "An error fails its test, a warning is shown. `pytest-amp explain AMP203` prints one of "
-        "these\ntexts. This page is generated: `python tests/test_rule_texts.py` writes it.\n\n"
+        "these\ntexts. This page is generated: `python scripts/generate_docs.py` writes it.\n\n"
         "| code | name | level | what is wrong |\n|---|---|---|---|\n"
     )
     bodies = [_deeper(text(code)) for code in CODES]

@@ -131,6 +131,6 @@ def page() -> str:
         "# The columns of the history\n\n"
         "`pytest_amp.history()` and `pytest-amp history --csv` have one row per test and run, and "
         "these\ncolumns. Texts are categories, numbers floats; what there is none of is NaN.\n\n"
-        "This page is generated: `python tests/record/test_history.py` writes it.\n\n"
+        "This page is generated: `python scripts/generate_docs.py` writes it.\n\n"
         "| column | unit | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
     )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from pytest_amp.codes import CODES
 from tests.catalogue.registry import Step, load
-from tests.laboratory import codes
+from tests.helpers.lab import codes
 
 # Of one step: whether its rule found a fault, or any rule spoke of a healthy twin.
 Spoken = Callable[[Step], "bool | None"]

@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.catalogue.registry import faulty, healthy
 from tests.catalogue.steps import classifier, mlp, sgd
-from tests.laboratory import train
+from tests.helpers.lab import train
 
 CUDA = {"on": "cuda"}
 # Faster than any step gets, since AMP404 looks at speed gates that are missed.

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.catalogue.registry import faulty, healthy
 from tests.catalogue.steps import BF16, FP16, batch, classifier, mlp, sgd, stepping
-from tests.laboratory import train
+from tests.helpers.lab import train
 
 # AMP101 amp-no-op
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.catalogue.registry import Setup, healthy
 from tests.catalogue.steps import sgd
-from tests.laboratory import train
+from tests.helpers.lab import train
 
 
 def in_both_dtypes(code: str) -> Callable[[Setup], Setup]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.catalogue.registry import faulty, healthy
 from tests.catalogue.steps import BF16, batch, classifier, mlp, sgd, stepping
-from tests.laboratory import SimulatedDevice, train
+from tests.helpers.lab import SimulatedDevice, train
 
 UNSEEDED = torch.Generator().manual_seed(1)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.catalogue.registry import faulty, healthy
 from tests.catalogue.steps import batch, classifier, mlp, sgd
-from tests.laboratory import train
+from tests.helpers.lab import train
 
 # AMP501 memory-not-reduced. Weights dominate a step with one example; activations one with many.
 

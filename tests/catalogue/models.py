@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.catalogue.registry import healthy
 from tests.catalogue.steps import sgd
-from tests.laboratory import train
+from tests.helpers.lab import train
 
 
 @healthy("AMP304")

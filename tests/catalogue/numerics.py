@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.catalogue.registry import faulty, healthy
 from tests.catalogue.steps import batch, classifier, mlp, sgd, stepping
-from tests.laboratory import train
+from tests.helpers.lab import train
 
 HALF = {"dtype": "float16"}
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.laboratory import train
+from tests.helpers.lab import train
 
 BF16, FP16 = torch.bfloat16, torch.float16
 

@@ -9,7 +9,7 @@ import pytest
 from pytest_amp.rules.registry import RULES
 from tests.catalogue.__main__ import table
 from tests.catalogue.registry import Step, load
-from tests.laboratory import codes
+from tests.helpers.lab import codes
 
 STEPS = load()
 README = Path(__file__).parent / "README.md"

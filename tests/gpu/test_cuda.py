@@ -12,8 +12,8 @@ from pytest_amp import AmpRegression, Arm
 from pytest_amp.lab.arm import Setup
 from pytest_amp.lab.machine import device
 from pytest_amp.results.values import AmpReport
-from tests.gpu.steps import Step, matmul_heavy, with_dropout
-from tests.laboratory import measure, train
+from tests.helpers.lab import measure, train
+from tests.helpers.steps import Step, matmul_heavy, with_dropout
 
 GIB = 2**30
 

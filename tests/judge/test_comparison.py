@@ -10,7 +10,7 @@ import pytest
 from pytest_amp.judge.comparison import compared, differences, without_baseline
 from pytest_amp.results.values import COMPARED, AmpReport, ArmRun, Baseline, Estimate, Setting
 from pytest_amp.settings import table as settings
-from tests.record.runs import ENVIRONMENT, SETTINGS, report
+from tests.helpers.saved_runs import ENVIRONMENT, SETTINGS, report
 
 ORIGIN = Baseline("0012", "x/0012_run.json", "2026-01-31T12:00:00+00:00", "c" * 40, "main")
 ALL = {"speedup": 0.1, "memory": 0.05, "loss": 0.02}

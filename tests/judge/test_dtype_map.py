@@ -20,7 +20,7 @@ from pytest_amp.judge.dtype_map_text import (
     written,
 )
 from pytest_amp.observations import Operators, OpRow
-from tests.judge.cases import seen
+from tests.helpers.observations import seen
 
 TITLE = Title("test_step", "cpu", "bfloat16")
 LINEAR = Line("layers.0.fc", "forward", "matmul", "bfloat16", 1)

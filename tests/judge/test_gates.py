@@ -9,7 +9,7 @@ import pytest
 
 from pytest_amp.judge.gates import Limits, coverage, draws_differ, estimate, judge
 from pytest_amp.observations import Operators
-from tests.judge.cases import (
+from tests.helpers.observations import (
     AMP,
     CURVE,
     FP32,

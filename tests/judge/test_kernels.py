@@ -6,7 +6,7 @@ import pytest
 
 from pytest_amp.judge import kernels
 from pytest_amp.observations import Observations, Operators, OpRow
-from tests.judge.cases import seen
+from tests.helpers.observations import seen
 
 
 def observed(

@@ -12,7 +12,7 @@ from pytest_amp.judge import parity
 from pytest_amp.judge.parity import TailComparison, compare, drift, noise_floor
 from pytest_amp.observations import Floor, Start
 from pytest_amp.results.values import tail_start
-from tests.judge.cases import losses
+from tests.helpers.observations import losses
 
 NAN, INF = math.nan, math.inf
 finite = st.floats(-1e6, 1e6)

@@ -1,0 +1,73 @@
+"""A project whose tests take exactly the time they are told to, on a clock that only they move."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_amp.lab.machine.device import Device
+
+
+class Clock:
+    """What `Device.now` reads in runs of pytest inside this process."""
+
+    time_s = 0.0
+
+
+CLOCK = Clock()
+
+# In a process of its own there is no such clock, and the steps' time is slept.
+SLEEPING = """
+import os, sys, time
+import pytest, torch
+import torch.nn.functional as F
+
+FP32_S, AMP_S = 0.004, 0.002
+
+def spend(seconds):
+    project = sys.modules.get("tests.helpers.clock")
+    if project is None:
+        time.sleep(seconds)
+    else:
+        project.CLOCK.time_s += seconds
+
+@pytest.mark.amp
+def test_step(amp_benchmark):
+    def setup(arm):
+        model = torch.nn.Linear(8, 4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        inputs, targets = torch.ones(4, 8), torch.arange(4)
+        slower = float(os.environ.get("AMP_SLOWER", "1"))
+        def step():
+            spend(AMP_S * slower if arm.enabled else FP32_S)
+            optimizer.zero_grad()
+            with arm.autocast():
+                loss = F.cross_entropy(model(inputs), targets)
+            loss.backward()
+            optimizer.step()
+            return loss
+        return step
+    amp_benchmark(setup)
+"""
+
+TIMED = ("--amp-steps=2", "--amp-warmup=1", "--amp-max-time=0.6", "-p", "no:cacheprovider")
+
+
+@pytest.fixture
+def sleeping(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    monkeypatch.setattr(Device, "now", lambda _: CLOCK.time_s)
+    pytester.makepyfile(test_it=SLEEPING)
+    return pytester
+
+
+def stored(project: pytest.Pytester) -> list[Path]:
+    """The saved runs, the oldest first."""
+    return sorted((project.path / ".benchmarks").glob("*/*.json"))
+
+
+def entries(path: Path) -> dict[str, Any]:
+    """The benchmarks of a file, by name."""
+    return {each["name"]: each for each in json.loads(path.read_text())["benchmarks"]}

@@ -1,0 +1,178 @@
+"""AMP302 to AMP305 on records at their limits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pytest_amp.observations import Gradient, ModuleOutput, Numerics
+from tests.helpers.observations import CURVE, FLOOR, IN_BF16, START, findings, losses, scaled, seen
+
+OTHER = replace(START, parameters=("torch.float32[4]:8",))
+
+
+def gradient(number=0, cosine=0.999, ratio=1.0, zeroed=0.0, share=0.5):
+    return Gradient(number, cosine, ratio, zeroed, share, f"layers.{number}.weight")
+
+
+def first_step(*gradients, outputs=(), **more):
+    given = {"dtype": "float16", **more}
+    return seen(numerics=Numerics(gradients, outputs), **given)
+
+
+def output(module="layers.0", distance=0.0, largest=1.0):
+    return ModuleOutput(module, distance, largest)
+
+
+def heard(observed, **limits):
+    # The records are bfloat16's; that float16 was asked for is AMP108's, and not looked at here.
+    found = [each for each in findings(observed, **limits) if each.code != "AMP108"]
+    assert len(found) <= 1, found
+    return found[0] if found else None
+
+
+# AMP302 gradient-underflow
+
+
+def test_amp302_names_the_gradient_that_lost_most() -> None:
+    found = heard(first_step(gradient(0, zeroed=0.1), gradient(1, zeroed=0.4), gradient(2)))
+    assert (found.code, found.severity, found.module) == ("AMP302", "warning", "layers.1")
+    assert "40% of the gradient of layers.1.weight" in found.message
+    assert "(and of 1 more)" in found.message
+
+
+@pytest.mark.parametrize(
+    "observed",
+    [
+        first_step(gradient(zeroed=0.0999)),
+        # What leaves fp32 going forward makes zeros by itself.
+        first_step(gradient(zeroed=0.5), outputs=(output(distance=0.5),)),
+        first_step(gradient(zeroed=0.5, ratio=float("inf"))),
+    ],
+)
+def test_amp302_leaves_flipped_relus_alone(observed) -> None:
+    assert heard(observed) is None
+
+
+# AMP304 gradient-mismatch
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cosine", "ratio"),
+    [
+        ("float16", 0.979, 1.0),
+        ("float16", 0.999, 1.16),
+        ("float16", 0.999, 1 / 1.16),
+        ("bfloat16", 0.899, 1.0),
+        ("bfloat16", 0.999, 1.31),
+        ("bfloat16", 0.0, 0.0),
+    ],
+)
+def test_amp304_speaks_beyond_the_dtypes_budget(dtype, cosine, ratio) -> None:
+    found = heard(first_step(gradient(3, cosine, ratio), dtype=dtype))
+    assert (found.code, found.severity, found.module) == ("AMP304", "warning", "layers.3")
+    assert f"by more than {dtype} explains" in found.message
+
+
+@pytest.mark.parametrize(
+    ("dtype", "cosine", "ratio", "share"),
+    [
+        ("float16", 0.981, 1.14, 1.0),
+        ("bfloat16", 0.901, 1.29, 1.0),
+        ("bfloat16", 0.901, 1 / 1.29, 1.0),
+        ("float16", 0.1, 9.0, 0.049),  # a tiny gradient's direction
+    ],
+)
+def test_amp304_leaves_rounding_and_tiny_gradients_alone(dtype, cosine, ratio, share) -> None:
+    assert heard(first_step(gradient(0, cosine, ratio, share=share), dtype=dtype)) is None
+
+
+def test_amp304_names_the_worst_and_where_it_began() -> None:
+    outputs = (output("a", 0.001), output("b", 0.5), output("c", 0.7))
+    found = heard(first_step(gradient(0, 0.9), gradient(1, 0.5), outputs=outputs))
+    assert found.module == "layers.1"
+    assert "the first gradient of layers.1.weight is not fp32's (cosine 0.500" in found.message
+    assert "going forward, b is the first to leave fp32" in found.message
+    assert found.evidence["first_to_leave"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "distance", "leaves"),
+    [
+        ("float16", 16 * 2**-10, False),
+        ("float16", 17 * 2**-10, True),
+        ("bfloat16", 16 * 2**-7, False),
+        ("bfloat16", 17 * 2**-7, True),
+        ("float16", float("nan"), True),
+    ],
+)
+def test_a_module_leaves_fp32_beyond_16_roundings(dtype, distance, leaves) -> None:
+    observed = first_step(gradient(0, 0.5), outputs=(output("a", distance),), dtype=dtype)
+    assert (heard(observed).evidence["first_to_leave"] == "a") is leaves
+
+
+def test_gradients_are_compared_from_the_same_weights_and_numbers_only() -> None:
+    wrong = Numerics((gradient(0, 0.1, zeroed=0.9),))
+    drawn = {"random_dtypes": frozenset({"bfloat16"}), "draws": ("[4]:2",)}
+    other_draws = replace(IN_BF16, **drawn)
+    for observed in (
+        seen(numerics=wrong, amp={"operators": other_draws}),
+        seen(numerics=wrong, amp={"start": OTHER}),
+    ):
+        assert not {"AMP302", "AMP304"} & {each.code for each in findings(observed)}
+
+
+# AMP303 overflow-risk
+
+
+def test_amp303_names_the_module_beyond_float16() -> None:
+    outputs = (output("a", largest=65505.0), output("b", largest=1e7), output("c", largest=9.0))
+    found = heard(first_step(outputs=outputs))
+    assert (found.code, found.severity, found.module) == ("AMP303", "warning", "b")
+    assert "reach 1e+07 after b, beyond float16's 65504" in found.message
+
+
+@pytest.mark.parametrize(
+    "observed",
+    [
+        first_step(outputs=(output(largest=65504.0),)),
+        first_step(outputs=(output(largest=1e7),), dtype="bfloat16"),
+    ],
+)
+def test_amp303_leaves_the_range_and_bfloat16_alone(observed) -> None:
+    assert heard(observed) is None
+
+
+def test_amp303_is_silent_where_amp301_says_more() -> None:
+    broken = {"losses": losses(*CURVE[:-1], float("nan"))}
+    observed = first_step(outputs=(output(largest=1e7),), amp=broken)
+    assert heard(observed).code == "AMP301"
+
+
+# AMP305 below-noise-floor
+
+
+def noisy(amp=1.03, floor=1.05):
+    again = replace(FLOOR, losses=losses(*scaled(floor, last=5)))
+    return replace(seen(amp={"losses": losses(*scaled(amp))}), floor=again)
+
+
+def test_amp305_speaks_where_the_threshold_is_below_the_models_own_noise() -> None:
+    found = heard(noisy(), max_loss_diff=0.02, loss_atol=0.0)
+    assert (found.code, found.severity) == ("AMP305", "warning")
+    assert "max_loss_diff=0.02 is tighter than" in found.message
+    assert "(5.0% after one ulp of bfloat16" in found.message
+
+
+@pytest.mark.parametrize(
+    ("observed", "wanted"),
+    [
+        (noisy(amp=1.01), 0.02),  # passes all the same
+        (noisy(amp=1.2), 0.02),  # fails beyond the floor
+        (noisy(), None),
+        (noisy(floor=1.001), 0.04),
+    ],
+)
+def test_amp305_is_silent_where_the_gate_can_tell(observed, wanted) -> None:
+    assert heard(observed, max_loss_diff=wanted, loss_atol=0.0) is None
