@@ -20,6 +20,7 @@ from pytest_amp.experiment import run as experiment
 from pytest_amp.experiment.job import Job
 from pytest_amp.lab.machine.device import choose
 from pytest_amp.progress import Progress
+from pytest_amp.settings import parsers
 from pytest_amp.settings import table as settings
 
 BATCH, CLASSES = 32, 10
@@ -189,7 +190,7 @@ def main():
     print(f"{'':<32} {'dtype':<9} runs  fail inconcl. worst diff worst floor  findings", flush=True)
     verdicts, found = Counter(), Counter()
     for model, fresh, optimizer, dtype in itertools.product(
-        MODELS, (True, False), OPTIMIZERS, settings.DTYPES
+        MODELS, (True, False), OPTIMIZERS, parsers.DTYPES
     ):
         label = f"{model}, {'fresh' if fresh else 'repeated'}, {optimizer}"
         more, codes = row(label, dtype, healthy(model, optimizer, fresh), seeds, device)
@@ -199,7 +200,7 @@ def main():
         f"healthy: {verdicts.total()} runs, {verdicts['fail']} fail, "
         f"{verdicts['inconclusive']} inconclusive, findings: {dict(found) or 'none'}"
     )
-    for (label, setup), dtype in itertools.product(FAULTY.items(), settings.DTYPES):
+    for (label, setup), dtype in itertools.product(FAULTY.items(), parsers.DTYPES):
         row(f"faulty: {label}", dtype, setup, list(seeds)[:5], device)
     print(f"{time.perf_counter() - began:.0f} s")
 

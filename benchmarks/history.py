@@ -16,7 +16,8 @@ import tempfile
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from pytest_amp.results.values import AmpReport, ArmRun, Environment, Estimate, Gate, Setting
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import ArmRun, Environment, Estimate, Gate, Setting
 from pytest_amp.settings.table import TABLE
 
 MACHINE = "Linux-CPython-3.11-64bit"

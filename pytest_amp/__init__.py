@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pytest_amp.errors import AmpError, AmpInconclusive, AmpRegression
+    from pytest_amp.errors import AmpError
     from pytest_amp.lab.arm import Arm
     from pytest_amp.lab.scaling.scaler import AmpScaler
-    from pytest_amp.results.values import AmpReport, ArmRun, Environment, Estimate, Finding, Gate
+    from pytest_amp.results.report import AmpInconclusive, AmpRegression, AmpReport
+    from pytest_amp.results.values import ArmRun, Environment, Estimate, Finding, Gate
     from pytest_amp.storage.frame import history
 
 __version__ = "0.1.0"
@@ -34,11 +35,12 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "errors": ("AmpError", "AmpInconclusive", "AmpRegression"),
-    "storage.frame": ("history",),
-    "results.values": ("AmpReport", "ArmRun", "Environment", "Estimate", "Finding", "Gate"),
+    "errors": ("AmpError",),
     "lab.arm": ("Arm",),
     "lab.scaling.scaler": ("AmpScaler",),
+    "results.report": ("AmpInconclusive", "AmpRegression", "AmpReport"),
+    "results.values": ("ArmRun", "Environment", "Estimate", "Finding", "Gate"),
+    "storage.frame": ("history",),
 }
 
 

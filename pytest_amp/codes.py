@@ -1,11 +1,12 @@
-"""The rules' stable codes, names and severities. What each looks for is in `judge.rules`.
+"""What things are called everywhere: the rules, the gates and the compared metrics.
 
-An error fails its test, a warning is shown. `judge.rules` may lower an error to a warning where the
-harm is not shown, and never the other way round.
+What a rule looks for is in `rules`. An error fails its test, a warning is shown. A rule may lower its
+error to a warning where the harm is not shown, and never the other way round.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 
@@ -55,4 +56,16 @@ CODES = {
     "AMP501": Code("memory-not-reduced", "warning", ("memory_reduction",)),
     "AMP502": Code("memory-growth", "error", ("memory_reduction",)),
     "AMP503": Code("cast-materialised", "warning", ("memory_reduction",)),
+}
+
+# What --amp-compare compares.
+METRICS = ("speedup", "memory", "loss")
+
+# Which gate each threshold is for.
+GATES: Mapping[str, str] = {
+    "min_speedup": "speedup",
+    "min_memory_reduction": "memory_reduction",
+    "max_loss_diff": "loss_diff",
+    "min_coverage": "coverage",
+    "max_skipped_steps": "skipped_steps",
 }

@@ -23,7 +23,8 @@ from pytest_amp.cli.console import (
 )
 from pytest_amp.judge.comparison import compared
 from pytest_amp.render.verdicts import why_nothing
-from pytest_amp.results.values import COMPARED, AmpReport, Gate
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import COMPARED, Gate
 from pytest_amp.settings import table as settings
 from pytest_amp.storage import store
 from pytest_amp.storage.baseline import Baselines, NoBaseline, index_of

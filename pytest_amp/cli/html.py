@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pytest_amp import units
 from pytest_amp.cli.console import FINE, NO_BASELINE, USAGE, complain, show, take_storage
+from pytest_amp.provenance import now
 from pytest_amp.render import html
-from pytest_amp.results.plain import now
 from pytest_amp.storage import store
 from pytest_amp.storage.baseline import NEWEST, NoBaseline, index_of, origin
 from pytest_amp.storage.newest import newest

@@ -1,14 +1,21 @@
-"""Parity runs with some modules kept in float32: what `bisect` tries its sets by."""
+"""The search for the modules that have to stay in float32, by parity runs that keep some there."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+import inspect
+import time
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp import units
+from pytest_amp.errors import AmpError, none_of_ours
 from pytest_amp.experiment.job import Job
-from pytest_amp.experiment.run import laboratory, limits_of
+from pytest_amp.experiment.plan import limits_of
+from pytest_amp.experiment.run import laboratory
 from pytest_amp.judge import gates
 from pytest_amp.lab.phases import counterfactuals
 from pytest_amp.lab.phases import parity as parity_run
@@ -18,6 +25,11 @@ from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.observations import Floor, Observations, ParityRun
 from pytest_amp.progress import Progress
 from pytest_amp.results.values import Gate
+
+if TYPE_CHECKING:
+    from pytest_amp.experiment.job import Job
+    from pytest_amp.experiment.minimal_set import Bisection
+    from pytest_amp.progress import Progress
 
 __tracebackhide__ = none_of_ours
 
@@ -86,3 +98,97 @@ class Trials:
             floor=self._floor,
         )
         return next(gate for gate in gates.judge(seen, self.limits) if gate.name == "loss_diff")
+
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module: its class, where its forward is written, and the user's line that calls it."""
+
+    path: str
+    kind: str
+    written: str
+    called: str | None
+    is_torchs: bool
+    takes: tuple[str, ...] = ("x",)
+
+
+@dataclass
+class Search:
+    """One bisection, as it went. `differences`: the loss difference with each set kept."""
+
+    device_type: str = "cpu"
+    dtype: str = ""
+    threshold: float = 0.0
+    places: dict[str, Place] = field(default_factory=dict)
+    differences: dict[frozenset[str], float | None] = field(default_factory=dict)
+    steps: int = 0
+    seconds: float = 0.0
+    found: Bisection | None = None
+
+
+def bisect(job: Job, progress: Progress, search: Search, say: Say) -> None:
+    """Fill `search`. AmpError where the test has no parity gate to pass."""
+    from pytest_amp.experiment import minimal_set
+    from pytest_amp.experiment.bisection import Trials
+
+    began = time.perf_counter()
+    with Trials(job, progress) as trials:
+        wanted = trials.limits.max_loss_diff
+        if wanted is None:
+            raise AmpError("max_loss_diff is off for this test: there is no parity gate to pass")
+        search.device_type, search.dtype = trials.device_type, trials.dtype
+        search.threshold = wanted
+        search.places = {
+            each.call.path: _place(each.call.module, each.call.path, each.location)
+            for each in trials.modules()
+        }
+        names = list(search.places)
+        say(f"bisecting {job.nodeid} on {trials.device_type} in {trials.dtype}")
+        say(f"  {units.plural(len(names), 'module')}, max_loss_diff {units.share(wanted)}")
+
+        def passes(kept: frozenset[str]) -> bool:
+            gate = trials.loss_gate(kept)
+            search.differences[kept] = gate.value
+            found = "not finite" if gate.value is None else units.share(gate.value)
+            held = "nothing" if not kept else units.plural(len(kept), "module")
+            number = len(search.differences)
+            say(f"  trial {number:>2}  {held + ' in float32':<24} {found:>10}  {gate.verdict}")
+            return gate.verdict == "pass"
+
+        search.found = minimal_set.smallest(names, passes)
+        search.steps = trials.steps
+    search.seconds = time.perf_counter() - began
+
+
+def _place(module: Any, path: str, called: str | None) -> Place:
+    kind = type(module)
+    package = kind.__module__.partition(".")[0]
+    try:
+        file, line = inspect.getsourcefile(kind.forward), inspect.getsourcelines(kind.forward)[1]
+    except (OSError, TypeError):
+        file, line = None, 0
+    written = f"{_short(file)}:{line}" if file else kind.__module__
+    return Place(path, kind.__name__, written, called, package == "torch", _takes(kind.forward))
+
+
+def _takes(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of the arguments that a call has to give."""
+    try:
+        given = list(inspect.signature(forward).parameters.values())[1:]
+    except (TypeError, ValueError):
+        given = []
+    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [each.name for each in given if each.kind in plain and each.default is each.empty]
+    return tuple(names) or ("x",)
+
+
+def _short(file: str) -> str:
+    with contextlib.suppress(ValueError):
+        return Path(file).relative_to(Path.cwd()).as_posix()
+    parts = Path(file).parts
+    if "site-packages" in parts:
+        return "/".join(parts[parts.index("site-packages") + 1 :])
+    return file

@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.experiment import suspects
+from pytest_amp.judge.case import Case
 from pytest_amp.lab.arm import Setup, Workbench
 from pytest_amp.lab.phases import counterfactuals, parity, timing
 from pytest_amp.lab.watch import kernel_time
 from pytest_amp.results.values import Finding
-from pytest_amp.rules.base import Case
 from pytest_amp.settings.table import Settings
 
 __tracebackhide__ = none_of_ours

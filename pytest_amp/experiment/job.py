@@ -16,8 +16,9 @@ from pytest_amp.lab.watch.source import location_of
 from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.observations import Observations, ParityRun
 from pytest_amp.progress import Progress
-from pytest_amp.results.plain import now
-from pytest_amp.results.values import AmpReport, ArmRun, Environment, Failure, Finding
+from pytest_amp.provenance import now
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import ArmRun, Environment, Failure, Finding
 from pytest_amp.rules import registry
 from pytest_amp.settings.table import Settings
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
@@ -14,8 +13,9 @@ from pytest_amp import units
 from pytest_amp.errors import AmpError, none_of_ours
 from pytest_amp.experiment.confirm import confirmed, look_for_idling, try_remedies
 from pytest_amp.experiment.job import Job, arms_of, blank_report, environment_of, phases_of
-from pytest_amp.judge import dtype_map, gates, kernels, parity, sequential
-from pytest_amp.judge.gates import Limits
+from pytest_amp.experiment.plan import limits_of, plan_of
+from pytest_amp.judge import dtype_map, gates, kernels, parity
+from pytest_amp.judge.case import Case, Limits
 from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.machine.device import Device, world_size
 from pytest_amp.lab.machine.garbage import older_objects_set_aside
@@ -28,20 +28,11 @@ from pytest_amp.lab.phases.scale_drill import two_scales
 from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.observations import Observations
 from pytest_amp.progress import Progress
-from pytest_amp.results.values import AmpReport
+from pytest_amp.results.report import AmpReport
 from pytest_amp.rules import registry
-from pytest_amp.rules.base import Case
-from pytest_amp.settings.table import GATES, Settings
-from pytest_amp.settings.thresholds import DeviceNames, Threshold
+from pytest_amp.settings.table import Settings
 
 __tracebackhide__ = none_of_ours
-
-# How far a speedup's interval may reach to either side where no threshold has to be decided.
-PRECISE_HALF_WIDTH = 0.02
-# The same as a share of the drop that --amp-compare-fail allows: together with the baseline's it
-# then blurs half of that drop.
-SHARE_OF_DROP = 1 / 4
-UNGATED_SHARE_OF_TIME = 1 / 3
 
 
 def run(job: Job, progress: Progress) -> AmpReport:
@@ -169,7 +160,7 @@ def _observe(
         return seen
     _refuse_several_ranks()  # setup may have joined a process group
     bench.progress.at("timing", None)
-    timed = timing.run(bench, _plan(bench, settings, limits, notes))
+    timed = timing.run(bench, plan_of(bench, settings, limits, notes))
     if timed.skipping_pairs:
         notes.append(
             f"{units.plural(timed.skipping_pairs, 'pair')} of blocks left out, because the "
@@ -187,73 +178,6 @@ def _is(device: Device, name: str) -> bool:
     kind, _, index = name.partition(":")
     ours = device.torch.index
     return kind == device.type and (not index or ours is None or int(index) == ours)
-
-
-def _plan(bench: Workbench, settings: Settings, limits: Limits, notes: list[str]) -> timing.Plan:
-    wanted, rate, budget = limits.min_speedup, limits.error_rate, settings.max_time
-    drop = settings.compare_fail.get("speedup")
-    half_width = drop * SHARE_OF_DROP if drop else PRECISE_HALF_WIDTH
-    gated = wanted is not None or drop is not None
-    decided = False
-
-    def stop(ratios: Sequence[float], elapsed_s: float) -> str | None:
-        nonlocal decided  # what came later can't take an answer back
-        if wanted is not None and not decided:
-            decided = gates.decision(ratios, wanted, rate) is not None
-        if decided and drop is None:
-            return "decided"
-        bounds = sequential.interval(ratios, rate)
-        if (
-            bounds
-            and (bounds[1] - bounds[0]) / 2 <= half_width * bounds[0]
-            and (decided or wanted is None)
-        ):
-            return "precise"
-        return "budget" if elapsed_s >= budget * (1 if gated else UNGATED_SHARE_OF_TIME) else None
-
-    def foresee(pair_s: float) -> None:
-        fewest = sequential.fewest_pairs(rate)
-        if gated and pair_s * fewest > budget:
-            needed = math.ceil(1.1 * pair_s * fewest)
-            note = (
-                f"max_time={budget:g} s is too short: the fewest pairs that can decide "
-                f"({fewest} of {units.duration(pair_s)}) need max_time={needed}"
-            )
-            notes.append(note)
-            bench.progress.say(note)
-
-    def show(ratios: Sequence[float]) -> str:
-        if not ratios:
-            return ""
-        low, high = sequential.interval(ratios, rate) or (None, None)
-        middle = sorted(ratios)[len(ratios) // 2]
-        return f"{units.ratio(middle)} {units.interval(low, high)}".rstrip()
-
-    return timing.Plan(settings.warmup, stop, foresee, show)
-
-
-def limits_of(settings: Settings, names: DeviceNames) -> Limits:
-    """The thresholds that a test's settings put in force on such a device."""
-
-    def on(threshold: Threshold | None) -> float | None:
-        return None if threshold is None else threshold.on(names)
-
-    return Limits(
-        min_speedup=None if settings.static else on(settings.min_speedup),
-        min_memory_reduction=on(settings.min_memory_reduction),
-        max_loss_diff=on(settings.max_loss_diff),
-        loss_atol=settings.loss_atol,
-        min_coverage=on(settings.min_coverage),
-        max_skipped_steps=on(settings.max_skipped_steps),
-        error_rate=settings.error_rate,
-        max_time=settings.max_time,
-        static=settings.static,
-        elsewhere={
-            GATES[name]: threshold.gated
-            for name, threshold in settings.thresholds.items()
-            if not threshold.names(names)
-        },
-    )
 
 
 def _dtype(settings: Settings, device: Device) -> torch.dtype:

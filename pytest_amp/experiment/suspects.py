@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 from pytest_amp import units
 from pytest_amp.judge import gates, sequential
+from pytest_amp.judge.case import Case
 from pytest_amp.observations import Timing
 from pytest_amp.results.values import Finding
-from pytest_amp.rules.base import Case
 
 _LEAVING_FLOAT32 = ("AMP301", "AMP303", "AMP304")
 _CASTS = ("AMP501", "AMP503")

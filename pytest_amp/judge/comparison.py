@@ -8,12 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_amp import units
-from pytest_amp.codes import CODES
+from pytest_amp.codes import CODES, METRICS
 from pytest_amp.judge.gates import verdict_of
 from pytest_amp.judge.parity import tail_mean
+from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import (
     COMPARED,
-    AmpReport,
     ArmRun,
     Baseline,
     Environment,
@@ -21,9 +21,8 @@ from pytest_amp.results.values import (
     Finding,
     Gate,
     GateVerdict,
+    suppression,
 )
-from pytest_amp.rules.registry import suppression
-from pytest_amp.settings.table import METRICS
 
 ROUNDING = 1e-9  # of 630 / 600 - 1
 VERSIONS = ("torch", "cuda", "cudnn", "driver")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from pytest_amp import units
 from pytest_amp.judge import parity, sequential
+from pytest_amp.judge.case import Limits
 from pytest_amp.observations import REDUCED, Observations, ParityRun, Timing
 from pytest_amp.results.values import Estimate, Finding, Gate, GateVerdict, Verdict
 
@@ -21,25 +22,6 @@ OTHER_STREAM_MARGIN = 2.0
 RESOLUTION = 0.005
 # Of several losses, the one with the gravest verdict speaks.
 _GRAVITY: tuple[GateVerdict, ...] = ("not_gated", "pass", "inconclusive", "fail")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The thresholds in force on the test's device; None where a metric is not gated.
-
-    `elsewhere`: by gate, the devices that its threshold names, where this one is none of them.
-    """
-
-    min_speedup: float | None = None
-    min_memory_reduction: float | None = None
-    max_loss_diff: float | None = 0.02
-    loss_atol: float = 0.005
-    min_coverage: float | None = None
-    max_skipped_steps: float | None = None
-    error_rate: float = 0.01
-    max_time: float = 30.0
-    static: bool = False
-    elsewhere: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def estimate(timing: Timing | None, error_rate: float) -> Estimate | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from pytest_amp.results.values import AmpReport
-from pytest_amp.settings.table import GATES
+from pytest_amp.codes import GATES
+from pytest_amp.results.report import AmpReport
 
 
 def unasked(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pytest_amp.plugin import collection, fixtures, options, tracebacks
+from pytest_amp.plugin import collection, measuring, options, seeding, tracebacks
 from pytest_amp.plugin.fixtures import amp_benchmark, amp_device, amp_scaler, cuda_device
 from pytest_amp.plugin.session import Session
 from pytest_amp.settings import table as settings
@@ -52,12 +52,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:  # behind the skip marks, before the fixtures
     if collection.is_amp(item):
-        fixtures.seed_before_fixtures(item)
+        seeding.seed_before_fixtures(item)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup(request: pytest.FixtureRequest) -> None:
-    fixtures.seed(request.config)
+    seeding.seed(request.config)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -65,7 +65,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
     try:
         return (yield)
     finally:
-        fixtures.unseed(item.config)
+        seeding.unseed(item.config)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -73,7 +73,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     __tracebackhide__ = True
     if not collection.is_step(pyfuncitem):
         return None
-    fixtures.run_body(pyfuncitem)
+    measuring.run_body(pyfuncitem)
     return True
 
 
@@ -110,6 +110,6 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
     try:
         return (yield)
     finally:
-        fixtures.unseed(session.config)  # as after Ctrl-C, which tears nothing down before
+        seeding.unseed(session.config)  # as after Ctrl-C, which tears nothing down before
         if SESSION in session.config.stash:
             session.config.stash[SESSION].write_reports(session)

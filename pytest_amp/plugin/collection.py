@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pytest
 
+from pytest_amp.codes import GATES
 from pytest_amp.plugin import options
-from pytest_amp.settings.table import GATES
 
 _POINTER = "request amp_benchmark and call amp_benchmark(setup), where setup(arm) returns the step"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pytest_amp.judge import comparison
-from pytest_amp.results.values import AmpReport
+from pytest_amp.results.report import AmpReport
 from pytest_amp.settings.table import Settings
 from pytest_amp.storage import store
 from pytest_amp.storage.baseline import NEWEST, Baselines, NoBaseline, paths_of

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from pytest_amp.errors import AmpError, AmpInconclusive, AmpRegression
-from pytest_amp.plugin import collection, fixtures
-from pytest_amp.results.plain import now
-from pytest_amp.results.values import AmpReport, Failure
+from pytest_amp.errors import AmpError
+from pytest_amp.plugin import collection, measuring
+from pytest_amp.provenance import now
+from pytest_amp.results.report import AmpInconclusive, AmpRegression, AmpReport
+from pytest_amp.results.values import Failure
 
 UNASSERTED = (
     "the test passed although a gate failed or has no answer: the gates were left unasserted "
@@ -39,7 +40,7 @@ def record(
     item: pytest.Item, report: pytest.TestReport, run: Callable[[], Mapping[str, Any]]
 ) -> None:
     """Hand a measured test's entries to pytest-benchmark."""
-    if report.when == "call" and fixtures.settings_of(item).record:
+    if report.when == "call" and measuring.settings_of(item).record:
         from pytest_amp.plugin import benchmark
 
         benchmark.add(item, report.amp, run)
@@ -51,30 +52,30 @@ def require_measurement(item: pytest.Item) -> None:
     Under ``--amp-strict=unmeasured`` also one that measured, and left its gates unasserted.
     """
     __tracebackhide__ = True
-    measured = item.stash.get(fixtures.REPORT, None)
+    measured = item.stash.get(measuring.REPORT, None)
     if measured is not None and not measured.checked and "unmeasured" in measured.strict:
         measured.check()
     if "amp_benchmark" not in getattr(item, "funcargs", {}) or measured is not None:
         return
     from pytest_amp.experiment.job import nothing_measured
 
-    job = fixtures.job_of(item, lambda _: None, fixtures.device_of(item))
-    item.stash[fixtures.REPORT] = nothing_measured(job)
-    raise AmpRegression(item.stash[fixtures.REPORT])
+    job = measuring.job_of(item, lambda _: None, measuring.device_of(item))
+    item.stash[measuring.REPORT] = nothing_measured(job)
+    raise AmpRegression(item.stash[measuring.REPORT])
 
 
 def _report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> AmpReport:
-    measured = item.stash.get(fixtures.REPORT, None)
+    measured = item.stash.get(measuring.REPORT, None)
     if measured is not None:
-        del item.stash[fixtures.REPORT]
+        del item.stash[measuring.REPORT]
         return _reconciled(measured, call, report)
     blank = AmpReport(
         nodeid=item.nodeid,
         verdict="skipped" if report.skipped else "error",
         started=now(),
         duration_s=call.duration,
-        attempt=fixtures.attempt_of(item),
-        settings=fixtures.settings_of(item).described(),
+        attempt=measuring.attempt_of(item),
+        settings=measuring.settings_of(item).described(),
     )
     if report.skipped:
         return replace(blank, skip_reason=_skip_reason(report))

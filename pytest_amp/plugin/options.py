@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pytest_amp import codes
 from pytest_amp.settings import table as settings
 from pytest_amp.settings.table import Entry, Level, Settings
 
@@ -139,7 +140,7 @@ def _refuse_unknown_keys(config: pytest.Config) -> None:
     for key in sorted(keys):
         meant = key.lower().replace("-", "_")
         name = meant.removeprefix("amp_")
-        if meant.startswith("amp_") or name in settings.GATES:
+        if meant.startswith("amp_") or name in codes.GATES:
             known = settings.BY_NAME.get(name)
             hint = f"the key is {known.ini}" if known else settings.unknown(name)
             raise pytest.UsageError(f"{config.inipath or '-o'}: {key}: {hint}")
@@ -150,7 +151,7 @@ def gates_by_name(config: pytest.Config) -> bool:
     import shlex
 
     typed = [*config.invocation_params.args, *shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))]
-    gating = [settings.BY_NAME[name].flag for name in (*settings.GATES, "strict", "compare_fail")]
+    gating = [settings.BY_NAME[name].flag for name in (*codes.GATES, "strict", "compare_fail")]
     return any(str(word).startswith((*gating, "--amp-override")) for word in typed)
 
 
@@ -163,15 +164,15 @@ def given_gates(config: pytest.Config) -> tuple[dict[str, str], bool]:
     """The gates that the command line sets, with the option of each; and whether it says static."""
     (_, override), (_, cli), _ = config.stash[LEVELS]
     given: dict[str, str] = {}
-    for name, gate in settings.GATES.items():
+    for name, gate in codes.GATES.items():
         if name in override:
             given[gate] = f"--amp-override {name}={override[name]}"
         elif name in cli:
             given[gate] = f"{settings.BY_NAME[name].flag}={cli[name]}"
     resolved = settings.resolve([("override", override), ("cli", cli)])
-    for name in set(settings.GATES) & {*override, *cli}:
+    for name in set(codes.GATES) & {*override, *cli}:
         if getattr(resolved, name) is None:
-            del given[settings.GATES[name]]
+            del given[codes.GATES[name]]
     for metric in resolved.compare_fail:
         given[f"compare:{metric}"] = f"--amp-compare-fail={metric}"
     return given, resolved.static

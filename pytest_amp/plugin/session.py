@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -20,12 +19,13 @@ import pytest
 from pytest_amp import __version__
 from pytest_amp.plugin import options
 from pytest_amp.plugin.options import LEVELS
-from pytest_amp.results.plain import now
+from pytest_amp.plugin.output_files import own_path, require_writable
+from pytest_amp.provenance import now
 from pytest_amp.settings import table as settings
 
 if TYPE_CHECKING:
     from pytest_amp.plugin.benchmark import Keeper
-    from pytest_amp.results.values import AmpReport
+    from pytest_amp.results.report import AmpReport
 
 
 # Under which name an xdist worker sends home what it could not read of the baselines.
@@ -45,18 +45,18 @@ class Session:
         self._started = now()
         self._worker = hasattr(config, "workerinput")
         json_path = config.getoption("amp_json")
-        self._json = None if json_path is None or self._worker else _own_path(json_path)
+        self._json = None if json_path is None or self._worker else own_path(json_path)
         if self._json is not None:
-            _require_writable("--amp-json", self._json)
+            require_writable("--amp-json", self._json)
             given = settings.resolve([*config.stash[LEVELS]])
             if given.compare is not None:
                 from pytest_amp.plugin import compare
 
                 compare.refuse_overwriting(config, given, self._json)
         html_path = config.getoption("amp_html")
-        self._html = None if html_path is None or self._worker else _own_path(html_path)
+        self._html = None if html_path is None or self._worker else own_path(html_path)
         if self._html is not None:
-            _require_writable("--amp-html", self._html)
+            require_writable("--amp-html", self._html)
             from pytest_amp.render import html
 
             if not html.available():
@@ -65,7 +65,7 @@ class Session:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = getattr(report, "amp", None)
         if data is not None:
-            from pytest_amp.results.values import AmpReport
+            from pytest_amp.results.report import AmpReport
 
             self.reports.append(AmpReport.from_dict(data))
 
@@ -217,25 +217,3 @@ class Session:
             "started": self._started,
             "command": shlex.join(["pytest", *self.config.invocation_params.args]),
         }
-
-
-def _own_path(path: str) -> Path:
-    """The path as given; ``x.rank1.json`` of a further rank, which must not overwrite it."""
-    own, rank = Path(path).expanduser(), os.environ.get("RANK", "0")
-    return own if rank == "0" else own.with_name(f"{own.stem}.rank{rank}{own.suffix}")
-
-
-def _require_writable(option: str, path: Path) -> None:
-    """Raise UsageError now rather than lose an hour of measurements at the end."""
-    from tempfile import TemporaryFile
-
-    try:
-        if path.is_dir():
-            raise IsADirectoryError("it is a directory")
-        if path.exists() and not path.is_file():  # a pipe is written to and not replaced
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise pytest.UsageError(f"{option}={path}: can't write there: {error}") from None

@@ -20,7 +20,7 @@ from pytest_amp.errors import AmpError, none_of_ours
 from pytest_amp.judge.dtype_map import Snapshot
 from pytest_amp.judge.dtype_map_text import BrokenMapError, Section, Title, document, parse, section
 from pytest_amp.plugin import collection
-from pytest_amp.results.values import AmpReport
+from pytest_amp.results.report import AmpReport
 
 __tracebackhide__ = none_of_ours
 

@@ -22,7 +22,8 @@ from pytest_amp.render.text import (
     wrapped,
 )
 from pytest_amp.render.verdicts import both_arms, shown, why_nothing
-from pytest_amp.results.values import COMPARED, AmpReport, Finding, Gate
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import COMPARED, Finding, Gate
 
 _LABEL = 10  # the widest of the words that begin a line
 _GATES: Mapping[str, tuple[str, Markup]] = {

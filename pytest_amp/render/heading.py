@@ -9,7 +9,8 @@ from typing import Any
 
 from pytest_amp import units
 from pytest_amp.render.text import GAP, Line, Span, ascii_only, wrapped
-from pytest_amp.results.values import AmpReport, Environment
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import Environment
 
 
 def heading(

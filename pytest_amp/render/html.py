@@ -13,9 +13,10 @@ from pytest_amp.render import plots, trend_plots
 from pytest_amp.render.heading import heading
 from pytest_amp.render.table import columns_of
 from pytest_amp.render.text import plain
-from pytest_amp.render.trend_plots import METRICS, Trend
 from pytest_amp.render.verdicts import OUTCOMES, both_arms, outcome_of, shown, why_nothing
-from pytest_amp.results.values import AmpReport, ArmRun
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.trend import METRICS, Trend
+from pytest_amp.results.values import ArmRun
 from pytest_amp.rules import explain
 
 MISSING = "an HTML report needs Jinja2 and matplotlib: pip install pytest-amp[html]"

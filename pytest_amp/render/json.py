@@ -9,7 +9,7 @@ from importlib import resources
 from typing import Any, Final
 
 from pytest_amp import files
-from pytest_amp.results.values import AmpReport
+from pytest_amp.results.report import AmpReport
 
 SCHEMA: Final = 1
 RUN_KEYS: Final = ("id", "commit", "branch", "dirty", "started", "command")

@@ -12,7 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pytest_amp import units
-from pytest_amp.results.values import AmpReport, ArmRun, tail_start
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import ArmRun, tail_start
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -23,7 +23,7 @@ from pytest_amp.render.text import (
     split_nodeid,
 )
 from pytest_amp.render.verdicts import both_arms, shown, why_nothing
-from pytest_amp.results.values import AmpReport
+from pytest_amp.results.report import AmpReport
 
 _INDENT = "    "
 _LONGEST_CELL = 24

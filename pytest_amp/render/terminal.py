@@ -23,7 +23,8 @@ from pytest_amp.render.text import (
     wrapped,
 )
 from pytest_amp.render.verdicts import OUTCOMES, outcome_of, shown, why_nothing
-from pytest_amp.results.values import COMPARED, AmpReport
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import COMPARED
 
 
 def summary(

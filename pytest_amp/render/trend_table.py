@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from pytest_amp import units
 from pytest_amp.render.text import GAP, cut
-from pytest_amp.render.trend_plots import METRICS, Trend
+from pytest_amp.results.trend import METRICS, Trend
 
 
 class Column(NamedTuple):

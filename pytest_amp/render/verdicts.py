@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from pytest_amp.render.text import BAD, FAINT, GOOD, UNSURE, Markup, sentence
-from pytest_amp.results.values import AmpReport, ArmRun
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import ArmRun
 
 
 class Outcome(NamedTuple):

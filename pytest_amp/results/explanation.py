@@ -5,13 +5,20 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from pytest_amp import units
 from pytest_amp.codes import CODES
-
-if TYPE_CHECKING:
-    from pytest_amp.results.values import AmpReport, ArmRun, Finding, Gate
+from pytest_amp.results.values import (
+    ArmRun,
+    Baseline,
+    DtypeMap,
+    Environment,
+    Finding,
+    Gate,
+    Setting,
+    Verdict,
+)
 
 FULL_COVERAGE = 0.95
 _WIDTH = 88
@@ -23,7 +30,36 @@ _MARK: Mapping[str, str] = {
 }  # fmt: skip
 
 
-def explanation(report: AmpReport) -> Iterator[str]:
+class Explained(Protocol):
+    """What the words are made of: so much of an `AmpReport`."""
+
+    @property
+    def verdict(self) -> Verdict: ...
+    @property
+    def gates(self) -> Sequence[Gate]: ...
+    @property
+    def unanswered(self) -> Sequence[Gate]: ...
+    @property
+    def unmeasured(self) -> Sequence[Gate]: ...
+    @property
+    def findings(self) -> Sequence[Finding]: ...
+    @property
+    def notes(self) -> Sequence[str]: ...
+    @property
+    def arms(self) -> Mapping[str, ArmRun]: ...
+    @property
+    def environment(self) -> Environment | None: ...
+    @property
+    def settings(self) -> Mapping[str, Setting]: ...
+    @property
+    def baseline(self) -> Baseline | None: ...
+    @property
+    def coverage(self) -> float | None: ...
+    @property
+    def dtype_map(self) -> DtypeMap | None: ...
+
+
+def explanation(report: Explained) -> Iterator[str]:
     """The verdict for a CI log: every gate, on what evidence, and what to look at."""
     wrong = [gate for gate in report.gates if gate.verdict == "fail"] or list(report.unanswered)
     yield _headline(report, wrong)
@@ -43,7 +79,7 @@ def explanation(report: AmpReport) -> Iterator[str]:
             yield from lines
 
 
-def _headline(report: AmpReport, wrong: list[Gate]) -> str:
+def _headline(report: Explained, wrong: list[Gate]) -> str:
     said = [_brief(gate) for gate in wrong]
     said += [f"{finding.code} {finding.name}" for finding in report.findings if finding.stands]
     return "; ".join(said) or f"verdict: {report.verdict}"
@@ -75,7 +111,7 @@ def _interval(gate: Gate) -> str:
     return units.interval(gate.low, gate.high)
 
 
-def _gates(report: AmpReport) -> Iterator[str]:
+def _gates(report: Explained) -> Iterator[str]:
     width = max((len(gate.name) for gate in report.gates), default=0)
     for gate in report.gates:
         open_ = gate in report.unmeasured or gate in report.unanswered
@@ -92,7 +128,7 @@ def _gates(report: AmpReport) -> Iterator[str]:
         yield from _wrapped(f"compared with {report.baseline}", "  ")
 
 
-def _dtype_map(report: AmpReport) -> Iterator[str]:
+def _dtype_map(report: Explained) -> Iterator[str]:
     found = report.dtype_map
     if found is None or not found.changes:
         return
@@ -102,12 +138,12 @@ def _dtype_map(report: AmpReport) -> Iterator[str]:
         yield f"  ... and {len(found.changes) - MOST_CHANGES} more"
 
 
-def _both(report: AmpReport) -> tuple[ArmRun, ArmRun] | None:
+def _both(report: Explained) -> tuple[ArmRun, ArmRun] | None:
     fp32, amp = report.arms.get("fp32"), report.arms.get("amp")
     return None if fp32 is None or amp is None else (fp32, amp)
 
 
-def _arms(report: AmpReport) -> Iterator[str]:
+def _arms(report: Explained) -> Iterator[str]:
     arms = _both(report)
     if arms is None:
         return
@@ -123,7 +159,7 @@ def _arms(report: AmpReport) -> Iterator[str]:
         yield f"    {name:<11}  {change}"
 
 
-def _findings(report: AmpReport) -> Iterator[str]:
+def _findings(report: Explained) -> Iterator[str]:
     """Confirmed causes first, then errors, then by how much of a failing gate they explain."""
     failed = [gate.name for gate in report.gates if gate.verdict == "fail"]
 
@@ -165,7 +201,7 @@ def _explained(finding: Finding, failed: Sequence[str]) -> list[str]:
     return [gate for gate in failed if code is not None and gate in code.explains]
 
 
-def _look_at(report: AmpReport, wrong: list[Gate]) -> Iterator[str]:
+def _look_at(report: Explained, wrong: list[Gate]) -> Iterator[str]:
     for gate in wrong:
         if gate.only_for:
             yield from _wrapped(f"look at {_elsewhere_hint(report)}", "  ")
@@ -173,7 +209,7 @@ def _look_at(report: AmpReport, wrong: list[Gate]) -> Iterator[str]:
             yield from _wrapped(f"look at {hint}", "  ")
 
 
-def _elsewhere_hint(report: AmpReport) -> str:
+def _elsewhere_hint(report: Explained) -> str:
     where = report.environment
     kind = where.device_type if where else "this device"
     gone = f" (torch is built for {where.unseen} and sees no GPU)" if where and where.unseen else ""
@@ -183,7 +219,7 @@ def _elsewhere_hint(report: AmpReport) -> str:
     )
 
 
-def _speed_hint(report: AmpReport, _: Gate) -> str | None:
+def _speed_hint(report: Explained, _: Gate) -> str | None:
     if report.coverage is None:
         return None
     dtype = report.environment.dtype if report.environment else "the amp dtype"
@@ -200,7 +236,7 @@ def _memory_hint(*_: object) -> str:
     )
 
 
-def _loss_hint(report: AmpReport, gate: Gate) -> str | None:
+def _loss_hint(report: Explained, gate: Gate) -> str | None:
     """The first step at which a loss leaves the range that its last steps are gated on."""
     arms, atol = _both(report), report.settings.get("loss_atol")
     if arms is None or gate.threshold is None:
@@ -220,7 +256,7 @@ def _loss_hint(report: AmpReport, gate: Gate) -> str | None:
     return f"step {step + 1} {where}"
 
 
-def _coverage_hint(report: AmpReport, _: Gate) -> str | None:
+def _coverage_hint(report: Explained, _: Gate) -> str | None:
     flops = report.arms["amp"].flops_by_dtype if "amp" in report.arms else {}
     total = sum(flops.values())
     if not total:
@@ -229,13 +265,13 @@ def _coverage_hint(report: AmpReport, _: Gate) -> str | None:
     return f"the amp arm's FLOPs by dtype: {shares}"
 
 
-def _map_hint(report: AmpReport, _: Gate) -> str | None:
+def _map_hint(report: Explained, _: Gate) -> str | None:
     if report.dtype_map is None or not report.dtype_map.changes:
         return None
     return "the map above: if it is as it should be, --amp-snapshot=update stores it"
 
 
-def _skip_hint(report: AmpReport, _: Gate) -> str | None:
+def _skip_hint(report: Explained, _: Gate) -> str | None:
     scales = report.arms["amp"].scales if "amp" in report.arms else ()
     if not scales:
         return None
@@ -243,7 +279,7 @@ def _skip_hint(report: AmpReport, _: Gate) -> str | None:
     return f"the loss scale, {first} after the first update and {last} after the last"
 
 
-_HINTS: Mapping[str, Callable[[AmpReport, Gate], str | None]] = {
+_HINTS: Mapping[str, Callable[[Explained, Gate], str | None]] = {
     "speedup": _speed_hint,
     "memory_reduction": _memory_hint,
     "loss_diff": _loss_hint,

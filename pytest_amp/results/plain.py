@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-
-def now() -> str:
-    """The time in UTC, as ISO 8601."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def plain(value: Any, path: str, nonfinite: list[str]) -> Any:

@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from pytest_amp import units
+from pytest_amp.judge.case import Case
 from pytest_amp.observations import REDUCED, Parameter
-from pytest_amp.rules.base import Case, Rule, Word
+from pytest_amp.rules.base import Rule, Word
 
 
 def amp_no_op(case: Case) -> Iterator[Word]:

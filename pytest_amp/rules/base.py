@@ -7,18 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_amp.codes import CODES
-from pytest_amp.judge.gates import Limits
-from pytest_amp.observations import Observations
-from pytest_amp.results.values import Finding, Gate, Severity
-
-
-@dataclass(frozen=True)
-class Case:
-    """Everything that a rule may look at."""
-
-    seen: Observations
-    gates: Mapping[str, Gate]
-    limits: Limits
+from pytest_amp.judge.case import Case
+from pytest_amp.results.values import Finding, Severity
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 from pytest_amp import units
 from pytest_amp.judge import sequential
+from pytest_amp.judge.case import Case
 from pytest_amp.judge.gates import draws_differ
 from pytest_amp.observations import REDUCED, Start
-from pytest_amp.rules.base import Case, Rule, Word
+from pytest_amp.rules.base import Rule, Word
 
 REPEATS_WITHIN = 1e-4
 # Two draws are further apart than their own size; an input that bfloat16 rounded is within 1%.

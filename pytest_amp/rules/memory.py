@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from pytest_amp import units
+from pytest_amp.judge.case import Case
 from pytest_amp.observations import REDUCED, OpRow, ParityRun
-from pytest_amp.rules.base import Case, Rule, Word
+from pytest_amp.rules.base import Rule, Word
 
 # A cast this large beside the peak is what the peak is made of.
 DOMINANT = 0.3

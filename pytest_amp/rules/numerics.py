@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 
 from pytest_amp import units
+from pytest_amp.judge.case import Case
 from pytest_amp.judge.gates import draws_differ
 from pytest_amp.judge.parity import first_nonfinite, noise_floor, once_scaled
 from pytest_amp.observations import Gradient
-from pytest_amp.rules.base import Case, Rule, Word
+from pytest_amp.rules.base import Rule, Word
 from pytest_amp.rules.measurement import arms_start_differ, first_losses_differ
 from pytest_amp.rules.scale_drill import first_differing
 

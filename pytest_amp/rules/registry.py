@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 from pytest_amp.codes import CODES
-from pytest_amp.results.values import Finding
+from pytest_amp.judge.case import Case
+from pytest_amp.results.values import Finding, suppression
 from pytest_amp.rules import (
     autocast,
-    loss_scale,
     measurement,
     memory,
     numerics,
@@ -18,7 +17,7 @@ from pytest_amp.rules import (
     scaler,
     speed,
 )
-from pytest_amp.rules.base import Case, Rule
+from pytest_amp.rules.base import Rule
 
 NOTHING_MEASURED = Finding(
     code="AMP001",
@@ -30,7 +29,7 @@ NOTHING_MEASURED = Finding(
     ),
 )
 
-GROUPS = (measurement, autocast, loss_scale, scaler, scale_drill, numerics, speed, memory)
+GROUPS = (measurement, autocast, scaler, scale_drill, numerics, speed, memory)
 RULES: tuple[Rule, ...] = tuple(
     sorted((rule for group in GROUPS for rule in group.RULES), key=lambda rule: rule.code)
 )
@@ -54,12 +53,3 @@ def in_exception(
     if found is None or not found.code.startswith(tuple(select)):
         return ()
     return (replace(found, suppressed=suppression(found, ignore)),)
-
-
-def suppression(finding: Finding, ignore: Mapping[str, str]) -> str | None:
-    """The reason for which a finding is ignored; patterns are CODE or CODE@module.path.glob."""
-    for pattern, reason in ignore.items():
-        code, _, module = pattern.partition("@")
-        if finding.code.startswith(code) and fnmatchcase(finding.module or "", module or "*"):
-            return reason
-    return None

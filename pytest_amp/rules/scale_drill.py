@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pytest_amp import units
+from pytest_amp.judge.case import Case
 from pytest_amp.observations import GradientAtTwoScales
-from pytest_amp.rules.base import Case, Rule, Word
+from pytest_amp.rules.base import Rule, Word
 from pytest_amp.rules.measurement import first_losses_differ
 
 # Healthy gradients are the same to the last bit at two loss scales; faulty ones differ by 4e-4 and

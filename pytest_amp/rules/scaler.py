@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from pytest_amp import units
 from pytest_amp.codes import CODES
+from pytest_amp.judge.case import Case
 from pytest_amp.observations import ScalerStep
 from pytest_amp.results.values import Finding
-from pytest_amp.rules.base import Case, Rule, Word
+from pytest_amp.rules.base import Rule, Word
 from pytest_amp.rules.scale_drill import first_differing, named, past_the_scaler
 
 # Once the scale has been found, a step in twenty may still overflow by itself.
@@ -257,10 +259,56 @@ def _skips(steps: Iterable[ScalerStep]) -> int:
     return sum(step.skipped for step in steps)
 
 
+# A loss that is larger by so much when backward is called than when the step returns it was
+# scaled by hand.
+BY_HAND = 2.0
+
+
+def fp16_without_scaler(case: Case) -> Iterator[Word]:
+    operators = case.seen.amp.operators
+    if operators is None or case.seen.amp.scaler.live:
+        return
+    backward = [
+        row
+        for row in operators.rows
+        if row.phase == "backward" and row.dtype == "float16" and (row.flops or not operators.flops)
+    ]
+    by_hand = operators.backward_scale is not None and operators.backward_scale >= BY_HAND
+    if not backward or by_hand:
+        return
+    yield Word(
+        "the backward pass runs in float16, and the loss is not scaled: gradients below 6e-8 are "
+        "lost; use arm.scaler (scale, step, update), or bfloat16",
+        {"flops": sum(row.flops for row in backward), "scale": operators.backward_scale},
+        module=backward[0].module,
+    )
+
+
+def scale_changed_mid_accumulation(case: Case) -> Iterator[Word]:
+    times = case.seen.amp.scaler.updates_in_midst
+    if times:
+        yield Word(
+            f"scaler.update() came {units.plural(times, 'time')} between backward passes that add "
+            "to the same gradients: what was added before and after may be scaled differently; "
+            "call update() once, after the last optimizer has stepped on all of them",
+            {"updates": times},
+        )
+    early = case.seen.amp.scaler.updates_before_step
+    if early:
+        yield Word(
+            f"scaler.update() came {units.plural(early, 'time')} between a backward pass and the "
+            "scaler.step() on its gradients, which divides them by the new scale where they were "
+            "multiplied by the old one; call update() once, after the last optimizer has stepped",
+            {"updates": early},
+        )
+
+
 RULES = (
+    Rule("AMP201", fp16_without_scaler),
     Rule("AMP202", scaler_with_bf16),
     Rule("AMP204", scaler_protocol),
     Rule("AMP205", scheduler_on_skipped_step),
     Rule("AMP206", stepped_on_overflow),
     Rule("AMP207", scale_stuck),
+    Rule("AMP209", scale_changed_mid_accumulation),
 )

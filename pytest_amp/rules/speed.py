@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 
 from pytest_amp import units
+from pytest_amp.judge.case import Case
 from pytest_amp.observations import REDUCED, OpRow
-from pytest_amp.rules.base import Case, Rule, Word
+from pytest_amp.rules.base import Rule, Word
 
 # Shares of the step below which a pattern is not worth a word.
 FALLBACK = 0.2

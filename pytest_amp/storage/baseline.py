@@ -15,7 +15,8 @@ from pathlib import Path
 
 from pytest_amp import units
 from pytest_amp.judge.comparison import differences
-from pytest_amp.results.values import AmpReport, Baseline
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import Baseline
 from pytest_amp.storage import store
 from pytest_amp.storage.index import Index
 from pytest_amp.storage.key import PARTS, key, seconds, versions

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
-from pytest_amp.results.values import AmpReport
+from pytest_amp.results.report import AmpReport
 from pytest_amp.storage import store
 from pytest_amp.storage.index import Found, Index
 from pytest_amp.storage.store import Broken, Run

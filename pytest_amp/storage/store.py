@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pytest_amp import units
-from pytest_amp.results.values import AmpReport
+from pytest_amp.results.report import AmpReport
 from pytest_amp.storage.key import key
 from pytest_amp.storage.saving import NUMBERED
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_amp.judge.comparison import VERSIONS
-from pytest_amp.render.trend_plots import BOUNDS, METRICS, Point, Step, Trend
-from pytest_amp.results.values import AmpReport
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.trend import BOUNDS, METRICS, Point, Step, Trend
 from pytest_amp.storage.change_points import change_points
 from pytest_amp.storage.columns import COLUMNS, NUMBERS, TEXTS
 from pytest_amp.storage.frame import history

@@ -12,7 +12,7 @@ import torch
 
 from pytest_amp.codes import CODES
 from pytest_amp.lab.machine.device import choose
-from pytest_amp.results.values import AmpReport
+from pytest_amp.results.report import AmpReport
 from tests.helpers.lab import attempt
 
 Setup = Callable[[Any], Callable[[], Any]]

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from pytest_amp.cli import main as cli
-from pytest_amp.results.values import AmpReport, Estimate, Failure, Gate
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import Estimate, Failure, Gate
 from tests.helpers.saved_runs import ENVIRONMENT, document, report, save
 
 Captured = pytest.CaptureFixture[str]

@@ -106,7 +106,7 @@ def test_usage_errors_exit_with_2(arguments: list[str]) -> None:
 
 def test_texts_need_no_torch_and_no_pytest() -> None:
     code = (
-        "import sys; from pytest_amp import cli; cli.main(['explain', 'AMP101']); "
+        "import sys; from pytest_amp.cli import main; main.main(['explain', 'AMP101']); "
         "print(sorted({'torch', 'numpy', 'pandas', 'pytest'} & set(sys.modules)))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

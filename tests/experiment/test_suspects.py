@@ -8,10 +8,9 @@ import pytest
 
 from pytest_amp.experiment import suspects
 from pytest_amp.judge import gates
-from pytest_amp.judge.gates import Limits
+from pytest_amp.judge.case import Case, Limits
 from pytest_amp.observations import OpRow
 from pytest_amp.results.values import Finding
-from pytest_amp.rules.base import Case
 from tests.helpers.observations import FLAGS, IN_BF16, losses, scaled, seen, timing
 
 CONVOLUTION = OpRow("aten::convolution", "bfloat16", "bfloat16", "stem", flops=100)

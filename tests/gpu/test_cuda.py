@@ -11,7 +11,7 @@ import torch
 from pytest_amp import AmpRegression, Arm
 from pytest_amp.lab.arm import Setup
 from pytest_amp.lab.machine import device
-from pytest_amp.results.values import AmpReport
+from pytest_amp.results.report import AmpReport
 from tests.helpers.lab import measure, train
 from tests.helpers.steps import Step, matmul_heavy, with_dropout
 

@@ -14,7 +14,7 @@ from pytest_amp.experiment.job import Job, failed
 from pytest_amp.lab.arm import Arm, Resident, Setup, Workbench
 from pytest_amp.lab.machine.device import Device
 from pytest_amp.progress import Progress
-from pytest_amp.results.values import AmpReport
+from pytest_amp.results.report import AmpReport
 from pytest_amp.settings import table as settings
 
 CPU = torch.device("cpu")

@@ -7,11 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_amp.judge import gates
-from pytest_amp.judge.gates import Limits
+from pytest_amp.judge.case import Case, Limits
 from pytest_amp.observations import Floor, Losses, Observations, Operators, ParityRun, Start, Timing
 from pytest_amp.results.values import Finding, Gate
 from pytest_amp.rules import registry
-from pytest_amp.rules.base import Case
 
 STEPS = 8
 CURVE = (2.3, 2.2, 2.1, 2.05, 2.02, 2.01, 2.0, 2.0)

@@ -8,7 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pytest_amp.results.values import AmpReport, ArmRun, Environment, Estimate, Gate, Setting
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import ArmRun, Environment, Estimate, Gate, Setting
 
 MACHINE = "Linux-CPython-3.11-64bit"
 ENVIRONMENT = Environment(

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_amp import codes
 from pytest_amp.judge.comparison import compared, differences, without_baseline
-from pytest_amp.results.values import COMPARED, AmpReport, ArmRun, Baseline, Estimate, Setting
-from pytest_amp.settings import table as settings
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import COMPARED, ArmRun, Baseline, Estimate, Setting
 from tests.helpers.saved_runs import ENVIRONMENT, SETTINGS, report
 
 ORIGIN = Baseline("0012", "x/0012_run.json", "2026-01-31T12:00:00+00:00", "c" * 40, "main")
@@ -30,7 +31,7 @@ def timed(value: float, spread: float = 0.01) -> AmpReport:
 
 
 def test_the_names_are_the_metrics_that_can_be_asked_for() -> None:
-    assert tuple(f"compare:{metric}" for metric in settings.METRICS) == COMPARED
+    assert tuple(f"compare:{metric}" for metric in codes.METRICS) == COMPARED
 
 
 def test_the_same_again_passes_everything() -> None:

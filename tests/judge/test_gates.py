@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_amp.judge.gates import Limits, coverage, draws_differ, estimate, judge
+from pytest_amp.judge.case import Limits
+from pytest_amp.judge.gates import coverage, draws_differ, estimate, judge
 from pytest_amp.observations import Operators
 from tests.helpers.observations import (
     AMP,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pytest_amp.judge.unasked import unasked
-from pytest_amp.results.values import AmpReport, Gate, Setting
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import Gate, Setting
 
 ASKED = Gate("speedup", 1.3, 1.5, 1.4, 1.6, "pass", "fine")
 NOT_SET = replace(ASKED, threshold=None, verdict="not_gated")

@@ -24,7 +24,7 @@ ANOTHERS = GATED.format('{"*H100*": 0.2, "*MI300X*": 0.1}')
 @pytest.fixture
 def timed(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A project whose runs are timed, and spend no time on it."""
-    monkeypatch.setattr("pytest_amp.experiment.run.UNGATED_SHARE_OF_TIME", 0.0)
+    monkeypatch.setattr("pytest_amp.experiment.plan.UNGATED_SHARE_OF_TIME", 0.0)
     return project
 
 

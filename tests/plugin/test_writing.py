@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_amp.results.values import AmpReport
+from pytest_amp.results.report import AmpReport
 from pytest_amp.storage import store
 from tests.helpers.clock import SLEEPING, TIMED, entries, sleeping, stored
 from tests.helpers.project import read

@@ -12,17 +12,9 @@ import pytest
 
 from pytest_amp.render import html, trend_plots
 from pytest_amp.render.plots import figures
-from pytest_amp.render.trend_plots import Point, Step, Trend
-from pytest_amp.results.values import (
-    AmpReport,
-    ArmRun,
-    Baseline,
-    DtypeMap,
-    Failure,
-    Finding,
-    Gate,
-    Setting,
-)
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.trend import Point, Step, Trend
+from pytest_amp.results.values import ArmRun, Baseline, DtypeMap, Failure, Finding, Gate, Setting
 from tests.helpers.saved_runs import report
 
 RUN = {"commit": "c" * 40, "branch": "main", "dirty": True, "command": "pytest -m amp"}

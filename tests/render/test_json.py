@@ -16,16 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_amp.render import json as amp_json
-from pytest_amp.results.values import (
-    AmpReport,
-    ArmRun,
-    Environment,
-    Estimate,
-    Failure,
-    Finding,
-    Gate,
-    Setting,
-)
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import ArmRun, Environment, Estimate, Failure, Finding, Gate, Setting
 
 VALIDATOR = jsonschema.Draft202012Validator(amp_json.schema())
 CREATED = "2025-11-23T10:00:00+00:00"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pytest_amp.render import html
-from pytest_amp.render.trend_plots import Point, Step, Trend
+from pytest_amp.results.trend import Point, Step, Trend
 from pytest_amp.results.values import Finding, Gate
 from tests.helpers.saved_runs import report
 

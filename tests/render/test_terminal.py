@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_amp.render.status import status_line
+from pytest_amp.plugin.live_line import status_line
 from pytest_amp.render.terminal import summary
 from pytest_amp.render.text import Line, ascii_only, cut, plain, shorten
+from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import (
-    AmpReport,
     ArmRun,
     Environment,
     Estimate,

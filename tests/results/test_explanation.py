@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pytest_amp import AmpRegression, Arm, Finding
-from pytest_amp.results.values import AmpReport, ArmRun, Environment, Estimate, Gate, Setting
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import ArmRun, Environment, Estimate, Gate, Setting
 from tests.helpers.lab import measure, train
 
 GATES = (

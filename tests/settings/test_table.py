@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_amp.settings import table as settings
-from pytest_amp.settings.table import BY_NAME, STRICT_KINDS, TABLE
+from pytest_amp.settings.parsers import STRICT_KINDS
+from pytest_amp.settings.table import BY_NAME, TABLE
 from pytest_amp.settings.thresholds import DeviceNames
 from tests.helpers.project import STEP, measure
 

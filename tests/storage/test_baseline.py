@@ -11,7 +11,8 @@ import pytest
 
 from pytest_amp.judge.comparison import without_baseline
 from pytest_amp.render import json as json_report
-from pytest_amp.results.values import AmpReport, Setting
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import Setting
 from pytest_amp.storage import store
 from pytest_amp.storage.baseline import Baselines, NoBaseline
 from pytest_amp.storage.index import Index

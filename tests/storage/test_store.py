@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pytest_amp.render import json as json_report
-from pytest_amp.results.values import AmpReport
+from pytest_amp.results.report import AmpReport
 from pytest_amp.storage import store
 from pytest_amp.storage.key import key
 from pytest_amp.storage.store import Broken, Run

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pytest_amp.render.trend_plots import METRICS
+from pytest_amp.results.trend import METRICS
 from pytest_amp.results.values import Setting
 from pytest_amp.storage import trends
 from pytest_amp.storage.key import key

@@ -1,0 +1,89 @@
+"""How long to sample, and to what limits a test is held."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pytest_amp import units
+from pytest_amp.codes import GATES
+from pytest_amp.judge import gates, sequential
+from pytest_amp.judge.case import Limits
+from pytest_amp.lab.arm import Workbench
+from pytest_amp.lab.phases import timing
+from pytest_amp.settings.table import Settings
+from pytest_amp.settings.thresholds import DeviceNames, Threshold
+
+# How far a speedup's interval may reach to either side where no threshold has to be decided.
+PRECISE_HALF_WIDTH = 0.02
+# The same as a share of the drop that --amp-compare-fail allows: together with the baseline's it
+# then blurs half of that drop.
+SHARE_OF_DROP = 1 / 4
+UNGATED_SHARE_OF_TIME = 1 / 3
+
+
+def plan_of(bench: Workbench, settings: Settings, limits: Limits, notes: list[str]) -> timing.Plan:
+    wanted, rate, budget = limits.min_speedup, limits.error_rate, settings.max_time
+    drop = settings.compare_fail.get("speedup")
+    half_width = drop * SHARE_OF_DROP if drop else PRECISE_HALF_WIDTH
+    gated = wanted is not None or drop is not None
+    decided = False
+
+    def stop(ratios: Sequence[float], elapsed_s: float) -> str | None:
+        nonlocal decided  # what came later can't take an answer back
+        if wanted is not None and not decided:
+            decided = gates.decision(ratios, wanted, rate) is not None
+        if decided and drop is None:
+            return "decided"
+        bounds = sequential.interval(ratios, rate)
+        if (
+            bounds
+            and (bounds[1] - bounds[0]) / 2 <= half_width * bounds[0]
+            and (decided or wanted is None)
+        ):
+            return "precise"
+        return "budget" if elapsed_s >= budget * (1 if gated else UNGATED_SHARE_OF_TIME) else None
+
+    def foresee(pair_s: float) -> None:
+        fewest = sequential.fewest_pairs(rate)
+        if gated and pair_s * fewest > budget:
+            needed = math.ceil(1.1 * pair_s * fewest)
+            note = (
+                f"max_time={budget:g} s is too short: the fewest pairs that can decide "
+                f"({fewest} of {units.duration(pair_s)}) need max_time={needed}"
+            )
+            notes.append(note)
+            bench.progress.say(note)
+
+    def show(ratios: Sequence[float]) -> str:
+        if not ratios:
+            return ""
+        low, high = sequential.interval(ratios, rate) or (None, None)
+        middle = sorted(ratios)[len(ratios) // 2]
+        return f"{units.ratio(middle)} {units.interval(low, high)}".rstrip()
+
+    return timing.Plan(settings.warmup, stop, foresee, show)
+
+
+def limits_of(settings: Settings, names: DeviceNames) -> Limits:
+    """The thresholds that a test's settings put in force on such a device."""
+
+    def on(threshold: Threshold | None) -> float | None:
+        return None if threshold is None else threshold.on(names)
+
+    return Limits(
+        min_speedup=None if settings.static else on(settings.min_speedup),
+        min_memory_reduction=on(settings.min_memory_reduction),
+        max_loss_diff=on(settings.max_loss_diff),
+        loss_atol=settings.loss_atol,
+        min_coverage=on(settings.min_coverage),
+        max_skipped_steps=on(settings.max_skipped_steps),
+        error_rate=settings.error_rate,
+        max_time=settings.max_time,
+        static=settings.static,
+        elsewhere={
+            GATES[name]: threshold.gated
+            for name, threshold in settings.thresholds.items()
+            if not threshold.names(names)
+        },
+    )

@@ -1,0 +1,37 @@
+"""What is judged: what was seen of one test, and the limits it is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pytest_amp.observations import Observations
+from pytest_amp.results.values import Gate
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The thresholds in force on the test's device; None where a metric is not gated.
+
+    `elsewhere`: by gate, the devices that its threshold names, where this one is none of them.
+    """
+
+    min_speedup: float | None = None
+    min_memory_reduction: float | None = None
+    max_loss_diff: float | None = 0.02
+    loss_atol: float = 0.005
+    min_coverage: float | None = None
+    max_skipped_steps: float | None = None
+    error_rate: float = 0.01
+    max_time: float = 30.0
+    static: bool = False
+    elsewhere: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything that a rule may look at."""
+
+    seen: Observations
+    gates: Mapping[str, Gate]
+    limits: Limits

@@ -1,0 +1,174 @@
+"""From a test and its settings to a measured report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_amp.plugin import options
+from pytest_amp.settings.table import Settings
+
+if TYPE_CHECKING:
+    from pytest_amp.experiment.job import Job
+    from pytest_amp.lab.arm import Arm
+    from pytest_amp.lab.machine.device import Device
+    from pytest_amp.results.report import AmpReport
+
+
+REPORT = pytest.StashKey["AmpReport"]()
+RUNNER = pytest.StashKey[Callable[..., "AmpReport"]]()  # what runs in the experiment's place
+_SCALER = pytest.StashKey[Any]()
+_DEVICE = pytest.StashKey[Any]()
+
+
+def measure(
+    item: pytest.Item, setup: Callable[[Arm], Any], device: Device, notes: Iterable[str] = ()
+) -> AmpReport:
+    """Run the experiment of one test and keep its report for the reporters."""
+    __tracebackhide__ = True
+    from pytest_amp.experiment import run as experiment
+    from pytest_amp.experiment.job import failed
+    from pytest_amp.plugin.live_line import LiveLine
+    from pytest_amp.progress import Progress
+
+    live = LiveLine(item.config, item.nodeid)
+    progress = Progress(show=live.show, say=live.say)
+    job = job_of(item, setup, device, notes)
+    if job.settings.snapshot != "off":
+        from pytest_amp.plugin import snapshot
+
+        job = replace(job, snapshot=snapshot.stored_for(item, job.settings.snapshot == "update"))
+    try:
+        report = item.config.stash.get(RUNNER, experiment.run)(job, progress)
+    except Exception as error:
+        item.stash[REPORT] = failed(job, progress, error)
+        raise
+    finally:
+        live.clear()
+    item.stash[REPORT] = report  # whatever becomes of the comparison
+    from pytest_amp.plugin import compare
+
+    if compare.is_wanted(job.settings):
+        report = compare.compared(item.config, report, job.settings)
+        item.stash[REPORT] = report
+    return report
+
+
+def job_of(
+    item: pytest.Item, setup: Callable[[Arm], Any], device: Device, notes: Iterable[str] = ()
+) -> Job:
+    """The experiment's view of a pytest item."""
+    from pytest_amp.experiment.job import Job
+
+    rank = os.environ.get("RANK", "")
+    return Job(
+        nodeid=item.nodeid,
+        setup=setup,
+        device=device,
+        settings=settings_of(item),
+        fixture=item.stash.get(_SCALER, None),
+        attempt=attempt_of(item),
+        worker=os.environ.get("PYTEST_XDIST_WORKER"),
+        rank=int(rank) if rank.isdigit() else None,
+        notes=tuple(notes),
+    )
+
+
+def attempt_of(item: pytest.Item) -> int:
+    """1, or more where a rerun plugin runs the test again."""
+    return int(getattr(item, "execution_count", 1))
+
+
+def run_body(item: pytest.Function) -> None:
+    """Form 1: the body is the step. Copies the fixtures per arm and asserts the gates."""
+    __tracebackhide__ = True
+    from pytest_amp.errors import AmpError
+    from pytest_amp.lab.body import SELF, CopiedFixtures, form_one
+    from pytest_amp.lab.machine.device import Device
+
+    names = item._fixtureinfo.argnames
+    values = {name: item.funcargs[name] for name in names}
+    body = item.obj
+    if item.instance is not None and getattr(body, "__self__", None) is item.instance:
+        values = {SELF: item.instance, **values}
+        body = body.__func__
+    shared = frozenset(name for name, value in values.items() if _is_pytests(value))
+    fixtures = CopiedFixtures(values, shared)
+    device, notes, settings = device_of(item), [], settings_of(item)
+    where = fixtures.device()
+    if where is not None and settings.device == "auto" and "cuda_device" not in names:
+        if where.type != device.type:
+            note = (
+                f"measured on {where}, where the fixtures' parameters are, although {device} is "
+                "there: build them on the amp_device fixture to measure it"
+            )
+            if "device" in settings.strict:
+                raise AmpError(f"{note}, or choose {where} with --amp-device={where.type}")
+            notes.append(note)
+        device = Device(where)
+    measure(item, form_one(body, fixtures), device, notes).check()
+
+
+def _is_pytests(value: object) -> bool:
+    """pytest's own fixtures and those of its plugins belong to the run and are not copied."""
+    package = type(value).__module__.partition(".")[0]
+    return package in ("_pytest", "pytest_benchmark", "pytest_mock")
+
+
+def settings_of(item: pytest.Item) -> Settings:
+    """The settings in force for a test."""
+    return options.item_settings(item, item.config.stash[options.LEVELS])
+
+
+def device_of(item: pytest.Item) -> Device:
+    """The device that a test is measured on: cuda_device's where it asks for it.
+
+    Under ``--amp-strict=device`` the test fails where that is a CPU for want of an accelerator.
+    """
+    from pytest_amp.lab.machine import device
+
+    if _DEVICE not in item.stash:
+        settings = settings_of(item)
+        wants_cuda = "cuda_device" in getattr(item, "fixturenames", ())
+        cuda = device.cuda() if wants_cuda and not settings.device.startswith("cuda:") else None
+        found = cuda or device.choose(settings.device)
+        if "device" in settings.strict and (why := _fallback(settings, found)):
+            pytest.fail(why, pytrace=False)
+        item.stash[_DEVICE] = found
+    chosen: Device = item.stash[_DEVICE]
+    return chosen
+
+
+def _fallback(settings: Settings, found: Device) -> str | None:
+    """Why `found` is not what the test was meant for; None where it is, or was chosen by name."""
+    from pytest_amp.lab.machine import device
+
+    if found.is_accelerator or settings.device != "auto" or settings.static:
+        return None
+    named = [
+        f"{name} is set for {key}"
+        for name, threshold in settings.thresholds.items()
+        for key in threshold.accelerators
+    ]
+    if not named and device.unseen() is None:
+        return None
+    return (
+        f"--amp-strict: the test fell back to {found}, because "
+        f"{' and '.join([*named, _what_torch_sees()])}; mend the driver or install a torch that "
+        "is built for the accelerator; where the CPU is meant, say so with --amp-device=cpu"
+    )
+
+
+def _what_torch_sees() -> str:
+    """``this torch (2.13.0) is built for CUDA 13.0 and sees no GPU``"""
+    import torch
+
+    from pytest_amp.lab.machine import device
+
+    unseen = device.unseen()
+    built = "without CUDA" if unseen is None else f"for {unseen} and sees no GPU"
+    return f"this torch ({torch.__version__}) is built {built}"

@@ -1,0 +1,164 @@
+"""How the settings' values are read, from whatever an option, an ini key or a marker gives."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+
+from pytest_amp.codes import CODES, METRICS
+from pytest_amp.settings import thresholds
+from pytest_amp.settings.thresholds import Range, Threshold
+
+STRICT_KINDS = ("device", "inconclusive", "unmeasured", "baseline")
+DTYPES = ("float16", "bfloat16")
+SNAPSHOT_MODES = ("off", "compare", "update")
+_METRIC = r"(\w+):([^%]+)%?"
+_DEVICE = re.compile(r"(auto|(cpu|cuda|xpu|mps)(:\d+)?)")
+_CODES = re.compile(r"AMP\d{0,3}")
+
+POSITIVE_RATIO = Range(0, 1000, False, True, "a ratio above 0 and at most 1000")
+REDUCTION = Range(-math.inf, 1, False, False, "a fraction below 1 (0.25 asks for a quarter less)")
+SHARE = Range(0, 1, False, True, "a share above 0 and at most 1")
+DIFFERENCE = Range(0, 100, True, True, "a relative difference from 0 to 100 (0.02 is 2%)")
+ATOL = Range(0, math.inf, True, False, "a finite number of 0 or more")
+PERCENT = Range(0, 10_000, True, True, "a percentage from 0 to 10000")
+DROP = Range(0, 100, True, False, "a percentage from 0 to below 100, by which a speedup may drop")
+SECONDS = Range(0, 86_400, False, True, "a number of seconds above 0 and at most 86400")
+RATE = Range(1e-9, 0.25, True, True, "a probability from 1e-9 to 0.25")
+
+
+def threshold(valid: Range) -> Callable[[object], Threshold]:
+    return lambda value: thresholds.threshold(value, valid)
+
+
+def number(valid: Range) -> Callable[[object], float]:
+    return lambda value: thresholds.number(value, valid)
+
+
+def whole(low: int, high: int) -> Callable[[object], int]:
+    valid = Range(low, high, True, True, f"a whole number from {low} to {high}")
+
+    def parse(value: object) -> int:
+        number = thresholds.number(value, valid)
+        if number != int(number):
+            raise ValueError(f"{value!r} is not {valid.says}")
+        return int(number)
+
+    return parse
+
+
+def whole_threshold(value: object) -> Threshold:
+    parsed = thresholds.threshold(value, Range(0, 10**6, True, True, "a number of steps from 0 up"))
+    for number in parsed.by_device.values():
+        if number is not None and number != int(number):
+            raise ValueError(f"{number!r} is not a whole number of steps")
+    return parsed
+
+
+def dtype(value: object) -> str | None:
+    name = str(value).removeprefix("torch.").strip()
+    if name == "auto":
+        return None
+    if name not in DTYPES:
+        raise ValueError(f"{value!r} is not one of auto, {', '.join(DTYPES)}")
+    return name
+
+
+def device(value: object) -> str:
+    name = str(value).strip()
+    if not _DEVICE.fullmatch(name):
+        raise ValueError(f"{value!r} is not one of auto, cpu, cuda, cuda:N, xpu, xpu:N, mps")
+    return name
+
+
+def words(value: object) -> list[str]:
+    if isinstance(value, str):
+        return [word for word in re.split(r"[,\s]+", value) if word]
+    if isinstance(value, Iterable):
+        return [str(word) for word in value]
+    raise ValueError(f"{value!r} is neither text nor a list")
+
+
+def code(word: str) -> str:
+    if not (_CODES.fullmatch(word) and any(code.startswith(word) for code in CODES)):
+        raise ValueError(
+            f"{word!r} is neither a rule's code such as AMP203 nor a prefix such as AMP2"
+        )
+    return word
+
+
+def select(value: object) -> tuple[str, ...]:
+    given = words(value)
+    if given == ["all"]:
+        return ("AMP",)
+    return tuple(code(word) for word in given)
+
+
+def ignore(value: object) -> dict[str, str]:
+    if isinstance(value, Mapping):
+        reasons = {str(key): str(reason) for key, reason in value.items()}
+    else:
+        reasons = dict.fromkeys(words(value), "ignored by the settings")
+    for pattern in reasons:
+        code(pattern.partition("@")[0])
+    return reasons
+
+
+def flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text in ("1", "true", "yes", "on"):
+        return True
+    if text in ("0", "false", "no", "off", ""):
+        return False
+    raise ValueError(f"{value!r} is neither true nor false")
+
+
+def strict(value: object) -> frozenset[str]:
+    if isinstance(value, bool):
+        return frozenset(STRICT_KINDS) if value else frozenset()
+    kinds = words(value)
+    if kinds in (["all"], ["true"]):
+        return frozenset(STRICT_KINDS)
+    for kind in kinds:
+        if kind not in STRICT_KINDS:
+            hint = before_a_path(kind, "--amp-strict=all")
+            raise ValueError(f"{kind!r} is not one of all, {', '.join(STRICT_KINDS)}{hint}")
+    return frozenset(kinds)
+
+
+def snapshot(value: object) -> str:
+    mode = str(value).strip()
+    if mode not in SNAPSHOT_MODES:
+        hint = before_a_path(mode, "--amp-snapshot=compare")
+        raise ValueError(f"{mode!r} is not one of {', '.join(SNAPSHOT_MODES)}{hint}")
+    return mode
+
+
+def text(value: object) -> str:
+    return str(value).strip()
+
+
+def allowed(value: object) -> dict[str, float]:
+    """``speedup:10%`` and more of them, as fractions by metric."""
+    allowed: dict[str, float] = {}
+    for word in words(value):
+        found = re.fullmatch(_METRIC, word)
+        if found is None or found[1] not in METRICS:
+            raise ValueError(
+                f"{word!r} is not METRIC:PCT with a metric of {', '.join(METRICS)}; "
+                "write for example speedup:10%"
+            )
+        if found[1] in allowed:
+            raise ValueError(f"{found[1]} is limited twice")
+        drop = found[1] == "speedup"  # by all of itself it can't
+        allowed[found[1]] = thresholds.number(found[2], DROP if drop else PERCENT) / 100
+    return allowed
+
+
+def before_a_path(given: str, write: str) -> str:
+    """A bare option takes the path that follows it for its value."""
+    path = "/" in given or "\\" in given or given.endswith(".py")
+    return f"; before a path write {write}" if path else ""
