@@ -1,7 +1,7 @@
 """What things are called everywhere: the rules, the gates and the compared metrics.
 
-What a rule looks for is in `rules`. An error fails its test, a warning is shown. A rule may lower its
-error to a warning where the harm is not shown, and never the other way round.
+What a rule looks for is in `rules`. An error fails its test, a warning is shown. A rule may lower
+its error to a warning where the harm is not shown, and never the other way round.
 """
 
 from __future__ import annotations
