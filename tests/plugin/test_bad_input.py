@@ -385,4 +385,4 @@ def test_step(amp_benchmark, monkeypatch):
 
 
 def test_a_bug_of_our_own_stays_in_sight(project: pytest.Pytester) -> None:
-    assert "pytest_amp/experiment.py" in error_of(told(project, BUG))
+    assert "pytest_amp/experiment/run.py" in error_of(told(project, BUG))
