@@ -1,10 +1,12 @@
-"""What is checked out where the tests run: the commit, its branch, and whether it was changed."""
+"""Where results come from: the run, its time, and what is checked out where the tests run."""
 
 from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 # CI checks a commit out without its branch, and names the branch here. For a pull request most name
 # one of its own, such as 12/merge: what came from a fork's main is not a result of main.
@@ -48,3 +50,24 @@ def _git(root: Path, *arguments: str) -> str | None:
 def now() -> str:
     """The time in UTC, as ISO 8601."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def run_of(root: Path, started: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """What identifies a run of pytest. `arguments`: those of its command line."""
+    import shlex
+    import uuid
+
+    return {
+        "id": uuid.uuid4().hex,
+        "commit": commit(root),
+        "branch": branch(root),
+        "dirty": dirty(root),
+        "started": started,
+        "command": shlex.join(["pytest", *arguments]),
+    }
+
+
+def rank() -> int | None:
+    """The number of this process among those that train together; None without a launcher."""
+    given = os.environ.get("RANK", "")
+    return int(given) if given.isdigit() else None

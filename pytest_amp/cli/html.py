@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pytest_amp import units
+from pytest_amp import __version__, units
 from pytest_amp.cli.console import FINE, NO_BASELINE, USAGE, complain, show, take_storage
 from pytest_amp.provenance import now
 from pytest_amp.render import html
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
             html.Result(each.report, stored.get(each.key), str(origin(each.run, each.report)))
             for each in found
         ]
-        html.write(options.output, html.page(results, None, now()))
+        html.write(options.output, html.page(results, None, now(), __version__))
     except NoBaseline as error:
         complain(str(error))
         return USAGE

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_amp.plugin import options
+from pytest_amp.provenance import rank
 from pytest_amp.settings.table import Settings
 
 if TYPE_CHECKING:
@@ -64,7 +65,6 @@ def job_of(
     """The experiment's view of a pytest item."""
     from pytest_amp.experiment.job import Job
 
-    rank = os.environ.get("RANK", "")
     return Job(
         nodeid=item.nodeid,
         setup=setup,
@@ -73,7 +73,7 @@ def job_of(
         fixture=item.stash.get(_SCALER, None),
         attempt=attempt_of(item),
         worker=os.environ.get("PYTEST_XDIST_WORKER"),
-        rank=int(rank) if rank.isdigit() else None,
+        rank=rank(),
         notes=tuple(notes),
     )
 

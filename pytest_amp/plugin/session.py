@@ -6,7 +6,6 @@ the same as a run in one process does.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import sys
 from collections import Counter
@@ -16,11 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_amp import __version__
-from pytest_amp.plugin import options
+from pytest_amp.plugin import options, output_files
 from pytest_amp.plugin.options import LEVELS
 from pytest_amp.plugin.output_files import own_path, require_writable
-from pytest_amp.provenance import now
+from pytest_amp.provenance import now, run_of
 from pytest_amp.settings import table as settings
 
 if TYPE_CHECKING:
@@ -146,28 +144,12 @@ class Session:
 
     def _write_json(self) -> None:
         if self._json is not None:
-            from pytest_amp.render import json
-
-            document = json.document(self.reports, self.run(), now(), __version__, self._unasked)
-            json.write(self._json, document)
+            output_files.write_json(self._json, self.reports, self.run(), self._unasked)
             self._written.append(self._json)
 
     def _write_html(self) -> None:
         if self._html is not None:
-            from pytest_amp.plugin import compare
-            from pytest_amp.render import html
-            from pytest_amp.storage import trends
-            from pytest_amp.storage.key import key
-
-            storage = None
-            with contextlib.suppress(ValueError):  # as Elasticsearch, which is no folder
-                storage = compare.storage_of(self.config)
-            stored = {}
-            if storage is not None:
-                with contextlib.suppress(OSError):  # one that can't be read
-                    stored = trends.of_storage(storage, self.reports, self.run())
-            results = [html.Result(each, stored.get(key(each.to_dict()))) for each in self.reports]
-            html.write(self._html, html.page(results, self.run(), now()))
+            output_files.write_html(self._html, self.config, self.reports, self.run())
             self._written.append(self._html)
 
     def _hidden(self) -> dict[str, int]:
@@ -203,17 +185,4 @@ class Session:
     @functools.cache  # noqa: B019 - a run has one session
     def run(self) -> dict[str, Any]:
         """What identifies this run of pytest."""
-        import shlex
-        import uuid
-
-        from pytest_amp import provenance
-
-        root = self.config.rootpath
-        return {
-            "id": uuid.uuid4().hex,
-            "commit": provenance.commit(root),
-            "branch": provenance.branch(root),
-            "dirty": provenance.dirty(root),
-            "started": self._started,
-            "command": shlex.join(["pytest", *self.config.invocation_params.args]),
-        }
+        return run_of(self.config.rootpath, self._started, self.config.invocation_params.args)

@@ -20,6 +20,7 @@ from pytest_amp.errors import AmpError, none_of_ours
 from pytest_amp.judge.dtype_map import Snapshot
 from pytest_amp.judge.dtype_map_text import BrokenMapError, Section, Title, document, parse, section
 from pytest_amp.plugin import collection
+from pytest_amp.provenance import rank
 from pytest_amp.results.report import AmpReport
 
 __tracebackhide__ = none_of_ours
@@ -68,7 +69,7 @@ def _read(file: Path, shown: str) -> Mapping[Title, Section]:
 
 
 def _first_rank() -> bool:
-    return os.environ.get("RANK", "0") in ("", "0")
+    return not rank()
 
 
 class Snapshots:

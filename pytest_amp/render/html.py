@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pytest_amp import __version__, files, units
+from pytest_amp import files, units
 from pytest_amp.codes import CODES
 from pytest_amp.render import plots, trend_plots
 from pytest_amp.render.heading import heading
@@ -58,8 +58,13 @@ def available() -> bool:
     return all(find_spec(name) is not None for name in ("jinja2", "matplotlib"))
 
 
-def page(results: Sequence[Result], run: Mapping[str, Any] | None, created: str) -> str:
-    """The whole page. `run`: as in ``--amp-json``; None where results are of several runs."""
+def page(
+    results: Sequence[Result], run: Mapping[str, Any] | None, created: str, version: str
+) -> str:
+    """The whole page.
+
+    `run`: as in ``--amp-json``; None where results are of several runs. `version`: pytest-amp's.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -85,7 +90,7 @@ def page(results: Sequence[Result], run: Mapping[str, Any] | None, created: str)
         places=[plain(line) for line in heading(reports, 10_000, 0, {})],
         run=run,
         created=created.replace("T", " ").replace("+00:00", " UTC"),
-        version=__version__,
+        version=version,
         gates=_GATES,
         codes=CODES,
         explained=explain.for_terminal,

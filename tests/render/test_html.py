@@ -26,7 +26,7 @@ NASTY = [
 
 def page(*reports: AmpReport, trend: Trend | None = None) -> str:
     return html.page(
-        [html.Result(each, trend) for each in reports], RUN, "2026-01-31T12:00:00+00:00"
+        [html.Result(each, trend) for each in reports], RUN, "2026-01-31T12:00:00+00:00", "0.1.0"
     )
 
 

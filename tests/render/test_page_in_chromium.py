@@ -54,6 +54,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
         ],
         {"commit": None, "branch": None, "dirty": None, "command": None},
         "2026-01-31",
+        "0.1.0",
     )
     path = tmp_path_factory.mktemp("page") / "amp.html"
     html.write(path, text)

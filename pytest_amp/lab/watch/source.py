@@ -13,13 +13,11 @@ from types import FrameType
 
 import torch
 
-import pytest_amp
-
 _OURS_AND_TORCHS = tuple(
     os.path.join(path, "")  # noqa: PTH118 - strings are what frames have
     for path in (
         str(Path(torch.__file__).parent),
-        str(Path(pytest_amp.__file__).parent),
+        str(Path(__file__).parents[2]),
         sysconfig.get_path("stdlib"),
     )
 )
