@@ -7,15 +7,14 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch.amp.autocast_mode import autocast
 from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.lab.arm import Arm, Setup, Step, Workbench
 from pytest_amp.lab.phases import parity
 from pytest_amp.lab.scaling.step_watch import Replay
+from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.modules import ModuleStack
-from pytest_amp.lab.watch.patches import patched
 from pytest_amp.observations import ParityRun
 
 __tracebackhide__ = none_of_ours
@@ -33,7 +32,7 @@ def without_cast_cache(bench: Workbench, steps: int) -> tuple[ParityRun, Replay 
         region._cache_enabled = False
         return original(region, *args)
 
-    with patched(autocast, "__enter__", enter):
+    with subscribed(autocast_enter=enter):
         return parity.run(bench, "amp", steps)
 
 
@@ -102,7 +101,7 @@ def _kept(device_type: str, paths: Collection[str]) -> Iterator[None]:
                 return original(module, *args, **kwargs)
 
         # Around the stack's own call: a module's path is asked for before it is entered.
-        with patched(torch.nn.Module, "__call__", call):
+        with subscribed(module_call=call):
             yield
 
 

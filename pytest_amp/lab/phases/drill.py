@@ -12,15 +12,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.lab.arm import Resident, Workbench
 from pytest_amp.lab.scaling.step_watch import StepWatch
+from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.losses import LossCurves
 from pytest_amp.lab.watch.modules import ModuleStack
-from pytest_amp.lab.watch.patches import wrapped
 from pytest_amp.observations import ScalerUse
 
 __tracebackhide__ = none_of_ours
@@ -146,10 +145,8 @@ def _scalers_put_back() -> Iterator[None]:
             met[id(state)] = state, {name: _kept(value) for name, value in state.items()}
         return original(scaler, *args, **kwargs)
 
-    with ExitStack() as stack:
-        stack.enter_context(wrapped(GradScaler, "__init__", around_init))
-        for method in ("scale", "step", "update"):
-            stack.enter_context(wrapped(GradScaler, method, around_use))
+    use = {"scale": around_use, "scaler_step": around_use, "update": around_use}
+    with subscribed(scaler_made=around_init, **use):
         try:
             yield
         finally:

@@ -14,15 +14,14 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch.amp import GradScaler
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.lab.arm import ArmName, Workbench
+from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.losses import LossCurves
 from pytest_amp.lab.watch.modules import Call, ModuleStack
 from pytest_amp.lab.watch.numerics import Witness
 from pytest_amp.lab.watch.operators import OpRecord
-from pytest_amp.lab.watch.patches import wrapped
 from pytest_amp.observations import Numerics, Operators, Parameter, ParityRun
 
 __tracebackhide__ = none_of_ours
@@ -140,5 +139,5 @@ def _starting_at(scale: float) -> Iterator[None]:
             scaler._init_scale = scale
         return original(scaler, *args, **kwargs)
 
-    with wrapped(GradScaler, "scale", around):
+    with subscribed(scale=around):
         yield

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch.amp import GradScaler
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
@@ -17,8 +16,8 @@ from pytest_amp.errors import none_of_ours
 from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.phases.drill import Cycle, Run
 from pytest_amp.lab.scaling.scaler import infinite, raised_by_scaler
+from pytest_amp.lab.watch.events import OptimizerSteps, subscribed
 from pytest_amp.lab.watch.fingerprint import digest
-from pytest_amp.lab.watch.patches import OptimizerSteps, patched, wrapped
 from pytest_amp.lab.watch.tensors import floating, is_finite, plain
 from pytest_amp.observations import Overflow, OverflowDrill
 
@@ -163,14 +162,16 @@ class _Injection:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(wrapped(GradScaler, "scale", self._around_scale))
-            stack.enter_context(wrapped(GradScaler, "step", self._around_step))
-            stack.enter_context(wrapped(GradScaler, "update", self._around_update))
-            engine = patched(torch.autograd, "_engine_run_backward", self._around_backward)
-            stack.enter_context(engine)
-            before = self._before_step
-            stack.enter_context(OptimizerSteps(before, self._after_step, again=before))
+        before = self._before_step
+        with (
+            subscribed(
+                scale=self._around_scale,
+                scaler_step=self._around_step,
+                update=self._around_update,
+                backward=self._around_backward,
+            ),
+            OptimizerSteps(before, self._after_step, again=before),
+        ):
             yield
 
     def _around_scale(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.amp import GradScaler
-from torch.amp.autocast_mode import autocast
 from torch.optim import Optimizer
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.phases.drill import NothingShown, Run
-from pytest_amp.lab.watch.patches import OptimizerSteps, patched, wrapped
+from pytest_amp.lab.watch.events import OptimizerSteps, subscribed
 from pytest_amp.lab.watch.tensors import values
 from pytest_amp.observations import GradientAtTwoScales, TwoScales
 
@@ -113,14 +111,16 @@ class _AtScale:
 
     @contextmanager
     def _installed(self, before_step: Callable[..., None]) -> Iterator[None]:
-        with ExitStack() as stack:
-            for method in ("__init__", "load_state_dict"):
-                stack.enter_context(wrapped(GradScaler, method, self._around_making))
-            stack.enter_context(wrapped(GradScaler, "scale", self._around_scale))
-            stack.enter_context(patched(autocast, "__enter__", _in_float32))
-            backward = patched(torch.autograd, "_engine_run_backward", self._around_backward)
-            stack.enter_context(backward)
-            stack.enter_context(OptimizerSteps(before_step))
+        with (
+            subscribed(
+                scaler_made=self._around_making,
+                scaler_loaded=self._around_making,
+                scale=self._around_scale,
+                autocast_enter=_in_float32,
+                backward=self._around_backward,
+            ),
+            OptimizerSteps(before_step),
+        ):
             yield
 
     def _around_making(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch.amp import GradScaler
 
 from pytest_amp.errors import none_of_ours
-from pytest_amp.lab.watch.patches import wrapped
+from pytest_amp.lab.watch.events import subscribed
 
 __tracebackhide__ = none_of_ours
 
@@ -44,10 +44,7 @@ class SkipCheck:
     @contextmanager
     def watching(self) -> Iterator[SkipCheck]:
         """Find the enabled scalers that are used inside."""
-        with (
-            wrapped(GradScaler, "scale", self._around_scale),
-            wrapped(GradScaler, "update", self._around_update),
-        ):
+        with subscribed(scale=self._around_scale, update=self._around_update):
             yield self
 
     def look(self) -> Mapping[GradScaler, ScalerState]:

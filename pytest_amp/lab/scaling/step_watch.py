@@ -8,20 +8,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.amp import GradScaler
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.lab.scaling.accumulation import Accumulation
 from pytest_amp.lab.scaling.optimizers import Trained
 from pytest_amp.lab.scaling.scaler import ScalerLog
-from pytest_amp.lab.watch.patches import Closure, OptimizerSteps, patched, wrapped
+from pytest_amp.lab.watch.events import Closure, OptimizerSteps, subscribed
 from pytest_amp.observations import ScalerStep, ScalerUse
 
 __tracebackhide__ = none_of_ours
@@ -105,19 +103,22 @@ class StepWatch:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Watch what happens inside."""
-        with ExitStack() as stack:
-            stack.enter_context(wrapped(GradScaler, "__init__", self._around_making))
-            stack.enter_context(wrapped(GradScaler, "scale", self._around_scale))
-            stack.enter_context(wrapped(GradScaler, "step", self._around_scaler_step))
-            stack.enter_context(wrapped(GradScaler, "update", self._around_update))
-            stack.enter_context(wrapped(LRScheduler, "__init__", self._around_making_schedule))
-            stack.enter_context(wrapped(LRScheduler, "step", self._around_schedule))
-            engine = patched(torch.autograd, "_engine_run_backward", self._around_backward)
-            stack.enter_context(engine)
-            steps = OptimizerSteps(self._before_step, self._after_step, self._begin_step)
-            stack.enter_context(steps)
-            stack.callback(self._give_back)
-            yield
+        with (
+            subscribed(
+                scaler_made=self._around_making,
+                scale=self._around_scale,
+                scaler_step=self._around_scaler_step,
+                update=self._around_update,
+                schedule_made=self._around_making_schedule,
+                schedule_step=self._around_schedule,
+                backward=self._around_backward,
+            ),
+            OptimizerSteps(self._before_step, self._after_step, self._begin_step),
+        ):
+            try:
+                yield
+            finally:
+                self._give_back()
 
     def _attempt(self, optimizer: Optimizer) -> Attempt:
         number = self.trained.number(optimizer)

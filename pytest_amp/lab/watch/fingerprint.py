@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import none_of_ours
+from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.tensors import plain, real
 
 __tracebackhide__ = none_of_ours
@@ -124,21 +125,15 @@ def first_inputs(seen: list[Inputs]) -> Iterator[None]:
     The class's ``__call__`` is replaced until the first call and no longer: hooks would stay, and
     a module hook makes torch.compile warn and guard.
     """
-    original = torch.nn.Module.__call__
 
-    def restore() -> None:
-        torch.nn.Module.__call__ = original  # type: ignore[method-assign]
-
-    def look_once(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def look_once(original: Any, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not torch.compiler.is_compiling():
-            restore()
+            watch.close()
             inputs = pytree.tree_leaves((args, kwargs))
             if all(getattr(each, "grad_fn", None) is None for each in inputs):
                 seen.append(Inputs(digest(inputs), tuple(map(sample, inputs))))
-        return original(self, *args, **kwargs)
+        return original(module, *args, **kwargs)
 
-    torch.nn.Module.__call__ = look_once  # type: ignore[method-assign]
-    try:
+    with ExitStack() as watch:
+        watch.enter_context(subscribed(module_call=look_once))
         yield
-    finally:
-        restore()

@@ -17,11 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch.autograd.profiler as autograd_profiler
 from torch._C._profiler import RecordScope, _EventType
 from torch.profiler import ProfilerActivity
 
 from pytest_amp.lab.machine.device import Device
+from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.profiler import Profiler
 
 # What libraries keep of a first use (the states of cuDNN's dropout, their handles). What is more
@@ -193,17 +193,12 @@ def _allocations_only() -> Iterator[None]:
 
     It is told to record a scope that nothing in a training step has; allocations have none.
     """
-    module: Any = autograd_profiler
-    enable = module._enable_profiler
 
-    def enable_scoped(config: Any, activities: Any) -> None:
+    def enable_scoped(enable: Any, config: Any, activities: Any) -> None:
         enable(config, activities, {RecordScope.STATIC_RUNTIME_OP})
 
-    module._enable_profiler = enable_scoped
-    try:
+    with subscribed(profiler_enabled=enable_scoped):
         yield
-    finally:
-        module._enable_profiler = enable
 
 
 class _Unmeasured:

@@ -6,12 +6,14 @@ Not for compiled code, which is left to run as it was compiled: set the stance "
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 
 from pytest_amp.errors import none_of_ours
+from pytest_amp.lab.watch.events import subscribed
 
 __tracebackhide__ = none_of_ours
 
@@ -40,27 +42,27 @@ class ModuleStack:
         self._stack: list[Call] = []
         self._paths: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
         self._roots: set[str] = set()
-        self._original: Any = None
+        self._watch = ExitStack()
 
     def __enter__(self) -> ModuleStack:
-        original = self._original = torch.nn.Module.__call__
-
-        def call(module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-            again = torch._C._current_graph_task_id() != -1
-            self._stack.append(Call(module, self.path_of(module), again))
-            try:
-                self._entered(module)
-                output = original(module, *args, **kwargs)
-                self._left(self._stack[-1], output)
-                return output
-            finally:
-                self._stack.pop()
-
-        torch.nn.Module.__call__ = call  # type: ignore[method-assign]
+        self._watch.enter_context(subscribed(module_call=self._around_call))
         return self
 
     def __exit__(self, *_: object) -> None:
-        torch.nn.Module.__call__ = self._original  # type: ignore[method-assign]
+        self._watch.close()
+
+    def _around_call(
+        self, original: Any, module: torch.nn.Module, *args: Any, **kwargs: Any
+    ) -> Any:
+        again = torch._C._current_graph_task_id() != -1
+        self._stack.append(Call(module, self.path_of(module), again))
+        try:
+            self._entered(module)
+            output = original(module, *args, **kwargs)
+            self._left(self._stack[-1], output)
+            return output
+        finally:
+            self._stack.pop()
 
     @property
     def top(self) -> Call | None:

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import none_of_ours
+from pytest_amp.lab.watch.events import OptimizerSteps
 from pytest_amp.lab.watch.modules import Call
-from pytest_amp.lab.watch.patches import OptimizerSteps
 from pytest_amp.lab.watch.tensors import values
 from pytest_amp.observations import Gradient, ModuleOutput
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from time import perf_counter
@@ -12,16 +11,15 @@ from typing import Any
 from weakref import ref
 
 import torch
-from torch.amp.autocast_mode import autocast
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import none_of_ours
 from pytest_amp.lab.watch.dispatch import DispatchMode
+from pytest_amp.lab.watch.events import OptimizerSteps, custom_functions, launches, subscribed
 from pytest_amp.lab.watch.fingerprint import digest_in_any_dtype
 from pytest_amp.lab.watch.flops import flops, is_heavy, operator_name
 from pytest_amp.lab.watch.modules import ModuleStack
-from pytest_amp.lab.watch.patches import OptimizerSteps, custom_functions, patched
 from pytest_amp.lab.watch.source import framework, location
 from pytest_amp.lab.watch.tensors import (
     dtype_name,
@@ -38,15 +36,6 @@ from pytest_amp.lab.watch.tensors import (
 from pytest_amp.observations import FRAMEWORKS, REDUCED, Operators, OpRow, Phase
 
 __tracebackhide__ = none_of_ours
-
-# Work that no dispatch mode sees: what to call it, and the module, class and method that launch it.
-_OUT_OF_SIGHT = (
-    ("a CUDA graph", "torch.cuda.graphs", "CUDAGraph", "replay"),
-    ("a Triton kernel", "triton.runtime.jit", "JITFunction", "run"),
-)
-
-# What a step calls to cast by itself, where autocast does it unasked.
-_CASTS = ("to", "float", "double", "type", "type_as")
 
 
 class OpRecord(DispatchMode):
@@ -123,18 +112,17 @@ class OpRecord(DispatchMode):
         torch.clear_autocast_cache()  # in a region that is never left, casts from before the record
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.enter_context(patched(autocast, "__enter__", self._around_enter))
-            stack.enter_context(patched(autocast, "__exit__", self._around_exit))
-            backward = torch.autograd
-            stack.enter_context(patched(backward, "_engine_run_backward", self._around_backward))
-            for name in _CASTS:
-                stack.enter_context(patched(torch.Tensor, name, self._around_cast))
+            stack.enter_context(
+                subscribed(
+                    autocast_enter=self._around_enter,
+                    autocast_exit=self._around_exit,
+                    backward=self._around_backward,
+                    cast=self._around_cast,
+                )
+            )
             stack.enter_context(custom_functions(self._around_function))
             stack.enter_context(self._optimizers)
-            for what, module, cls, method in _OUT_OF_SIGHT:
-                owner = getattr(sys.modules.get(module), cls, None)
-                if owner is not None:
-                    stack.enter_context(patched(owner, method, self._noting(what)))
+            stack.enter_context(launches(self._note_hidden))
             stack.enter_context(self.modules)
             stack.enter_context(self)
             yield self
@@ -324,16 +312,11 @@ class OpRecord(DispatchMode):
         finally:
             self._functions.pop()
 
-    def _noting(self, what: str) -> Callable[..., Any]:
+    def _note_hidden(self, what: str) -> None:
         """Note that work was launched past the dispatcher."""
-
-        def noted(original: Any, *args: Any, **kwargs: Any) -> Any:
-            if not self._optimizers.at_work:
-                self._hidden[what] = None
-                self._hidden_reduced = True
-            return original(*args, **kwargs)
-
-        return noted
+        if not self._optimizers.at_work:
+            self._hidden[what] = None
+            self._hidden_reduced = True
 
 
 Tensors = list[torch.Tensor]

@@ -8,11 +8,10 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
-import torch.autograd.profiler as autograd_profiler
 from torch.profiler import profile
 
 from pytest_amp.lab.machine.global_state import quietly
-from pytest_amp.lab.watch.patches import patched
+from pytest_amp.lab.watch.events import subscribed
 
 
 class Profiler:
@@ -43,8 +42,8 @@ class Profiler:
             return original(*args, **kwargs)
 
         self._running.callback(self._stop)
-        for name in ("_prepare_profiler", "_enable_profiler"):  # some are not prepared
-            self._running.enter_context(patched(autograd_profiler, name, give_way))
+        started = subscribed(profiler_prepared=give_way, profiler_enabled=give_way)
+        self._running.enter_context(started)  # some are not prepared
 
     def stop(self) -> None:
         """Stop, if it still runs."""

@@ -14,7 +14,7 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
-from pytest_amp.lab.watch import operators
+from pytest_amp.lab.watch import events
 from pytest_amp.lab.watch.operators import OpRecord
 from tests.helpers.lab import SimulatedDevice, active, codes, measure, train, workbench
 
@@ -230,7 +230,7 @@ def test_flex_attention_is_seen() -> None:
 
 @pytest.mark.parametrize(
     ("what", "module", "cls", "method"),
-    [pytest.param(*each, id=each[1]) for each in operators._OUT_OF_SIGHT],
+    [pytest.param(*each, id=each[1]) for each in events.OUT_OF_SIGHT],
 )
 def test_what_is_launched_past_the_dispatcher_is_told(monkeypatch, what, module, cls, method):
     class Launcher:

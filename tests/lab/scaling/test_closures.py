@@ -14,8 +14,8 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 
 from pytest_amp.lab.phases.overflow_drill import overflow
 from pytest_amp.lab.scaling.step_watch import Replay, StepWatch
+from pytest_amp.lab.watch.events import OptimizerSteps
 from pytest_amp.lab.watch.operators import OpRecord
-from pytest_amp.lab.watch.patches import OptimizerSteps
 from tests.helpers.lab import codes, measure, train, workbench
 from tests.helpers.steps import parameter, sgd
 

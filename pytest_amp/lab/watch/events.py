@@ -1,0 +1,226 @@
+"""What happens in a training step, to be subscribed to. Nothing else in the package patches torch.
+
+A subscriber is called around what it subscribed to, as ``around(original, *args, **kwargs)``, and
+calls the original itself, or leaves it out.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+import torch.autograd.profiler as autograd_profiler
+from torch.amp import GradScaler
+from torch.amp.autocast_mode import autocast
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from pytest_amp.errors import none_of_ours
+from pytest_amp.lab.watch.patches import patched, wrapped
+
+__tracebackhide__ = none_of_ours
+
+Around = Callable[..., Any]
+
+# Each event's name, and how, of what and where it is seen: `wrapped` in all subclasses too.
+_EVENTS: Mapping[str, tuple[Callable[[Any, str, Around], Any], Any, tuple[str, ...]]] = {
+    "scaler_made": (wrapped, GradScaler, ("__init__",)),
+    "scaler_loaded": (wrapped, GradScaler, ("load_state_dict",)),
+    "scale": (wrapped, GradScaler, ("scale",)),
+    "scaler_step": (wrapped, GradScaler, ("step",)),
+    "update": (wrapped, GradScaler, ("update",)),
+    "schedule_made": (wrapped, LRScheduler, ("__init__",)),
+    "schedule_step": (wrapped, LRScheduler, ("step",)),
+    "backward": (patched, torch.autograd, ("_engine_run_backward",)),
+    "autocast_enter": (patched, autocast, ("__enter__",)),
+    "autocast_exit": (patched, autocast, ("__exit__",)),
+    "module_call": (patched, torch.nn.Module, ("__call__",)),
+    "cast": (patched, torch.Tensor, ("to", "float", "double", "type", "type_as")),
+    "profiler_prepared": (patched, autograd_profiler, ("_prepare_profiler",)),
+    "profiler_enabled": (patched, autograd_profiler, ("_enable_profiler",)),
+}
+
+# Work that no dispatch mode sees: what to call it, and the module, class and method that launch it.
+OUT_OF_SIGHT = (
+    ("a CUDA graph", "torch.cuda.graphs", "CUDAGraph", "replay"),
+    ("a Triton kernel", "triton.runtime.jit", "JITFunction", "run"),
+)
+
+
+@contextmanager
+def subscribed(**around: Around) -> Iterator[None]:
+    """Call each of them around the event that it is given for, inside.
+
+    The events: ``scaler_made``, ``scaler_loaded``, ``scale``, ``scaler_step`` and ``update`` of
+    GradScalers, ``schedule_made`` and ``schedule_step`` of learning rate schedulers, ``backward``,
+    ``autocast_enter`` and ``autocast_exit``, ``module_call``, a tensor's ``cast``, and
+    ``profiler_prepared`` and ``profiler_enabled``. For an optimizer's steps see `OptimizerSteps`.
+    """
+    with ExitStack() as stack:
+        for event, subscriber in around.items():
+            how, owner, names = _EVENTS[event]
+            for name in names:
+                stack.enter_context(how(owner, name, subscriber))
+        yield
+
+
+@contextmanager
+def launches(told: Callable[[str], None]) -> Iterator[None]:
+    """Tell of each launch past the dispatcher inside: ``"a CUDA graph"``, ``"a Triton kernel"``."""
+    with ExitStack() as stack:
+        for what, module, cls, method in OUT_OF_SIGHT:
+            owner = getattr(sys.modules.get(module), cls, None)
+            if owner is not None:
+                stack.enter_context(patched(owner, method, _telling(told, what)))
+        yield
+
+
+def _telling(told: Callable[[str], None], what: str) -> Around:
+    def around(original: Any, *args: Any, **kwargs: Any) -> Any:
+        told(what)
+        return original(*args, **kwargs)
+
+    return around
+
+
+@contextmanager
+def custom_functions(around: Callable[[type], Any]) -> Iterator[None]:
+    """Tell of each call of a custom autograd function that is not torch's own."""
+    own = vars(torch.autograd.Function)["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if cls.__module__.partition(".")[0] == "torch":
+            return own.__func__(cls, *args, **kwargs)
+        with around(cls):
+            return own.__func__(cls, *args, **kwargs)
+
+    function: Any = torch.autograd.Function
+    function.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        function.apply = own
+
+
+Closure = Callable[..., Any]
+Told = Callable[[Any, dict[str, Any]], None]
+
+
+def _unchanged(_: Any, closure: Closure | None) -> Closure | None:
+    return closure
+
+
+def _nothing(*_: Any) -> None: ...
+
+
+class OptimizerSteps:
+    """Within it, tells of the steps of all optimizers.
+
+    `begins` is told of an optimizer and its closure, if it was given one, before anything else, and
+    returns the closure to go on with. `before` is told of its gradients, which a closure brings:
+    behind the closure's first call then, `again` behind each further one. `after` ends a step.
+    A step that an optimizer's own calls, such as that of its parent class, is part of it.
+    """
+
+    def __init__(
+        self,
+        before: Told = _nothing,
+        after: Callable[[Any], None] = _nothing,
+        begins: Callable[[Any, Closure | None], Closure | None] = _unchanged,
+        again: Told = _nothing,
+    ) -> None:
+        self._before, self._after, self._begins, self._again = before, after, begins, again
+        self._running: dict[Optimizer, _Running] = {}
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> OptimizerSteps:
+        self._hooks = [
+            register_optimizer_step_pre_hook(self._enter_step),
+            register_optimizer_step_post_hook(self._leave_step),
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._running.clear()
+
+    @property
+    def at_work(self) -> bool:
+        """Whether an optimizer is at its own work, and not in its closure."""
+        return bool(self._running) and not next(reversed(self._running.values())).in_closure
+
+    def _enter_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        if _is_part_of_its_own_step(optimizer):
+            return None
+        self._running.pop(optimizer, None)  # a step that raised has not ended
+        given = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        closure = self._begins(optimizer, given if callable(given) else None)
+        running = self._running[optimizer] = _Running()
+        if closure is None:
+            self._tell(running, optimizer, kwargs)
+            return None
+        closure = self._told_of(running, closure, optimizer, kwargs)
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": closure}
+        return (args[0], closure, *args[2:]), kwargs
+
+    def _leave_step(self, optimizer: Optimizer, _: Any, kwargs: Any) -> None:
+        if _is_part_of_its_own_step(optimizer):
+            return
+        running = self._running.pop(optimizer, None)
+        if running is None:
+            return
+        if not running.told:  # it has a closure, and never called it
+            self._tell(running, optimizer, kwargs)
+        self._after(optimizer)
+
+    def _tell(self, running: _Running, optimizer: Optimizer, kwargs: Any) -> None:
+        tell = self._again if running.told else self._before
+        running.told = True
+        tell(optimizer, kwargs)
+
+    def _told_of(
+        self, running: _Running, closure: Closure, optimizer: Optimizer, given: Any
+    ) -> Closure:
+        @wraps(closure)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            running.in_closure = True
+            try:
+                loss = closure(*args, **kwargs)
+            finally:
+                running.in_closure = False
+            self._tell(running, optimizer, given)
+            return loss
+
+        return call
+
+
+@dataclass
+class _Running:
+    """A step that has begun."""
+
+    told: bool = False
+    in_closure: bool = False
+
+
+_STEP = Optimizer.profile_hook_step(_nothing).__code__  # what calls the hooks
+
+
+def _is_part_of_its_own_step(optimizer: Optimizer) -> bool:
+    """Asked by a hook; told from the stack itself, since no hook tells of a step that raised."""
+    frame = sys._getframe(2).f_back  # the caller of what called the hook
+    while frame is not None:
+        if frame.f_code is _STEP and frame.f_locals["self"] is optimizer:
+            return True
+        frame = frame.f_back
+    return False
