@@ -89,6 +89,13 @@ def test_both_arms_are_told_so_that_a_faster_fp32_is_not_read_as_a_slower_amp() 
     assert "fp32 is faster" not in held(slower, before, speedup=0.1).gate("compare:speedup").reason
 
 
+@pytest.mark.parametrize(("amp_s", "as_fast"), [(0.00509, True), (0.00512, False), (0.0058, False)])
+def test_an_arm_is_as_fast_as_it_was_within_two_percent(amp_s: float, as_fast: bool) -> None:
+    before, now = report(speedup=2.0, amp_s=0.005), report(speedup=1.0, amp_s=amp_s)
+    reason = held(now, before, speedup=0.1).gate("compare:speedup").reason
+    assert ("amp is as fast as it was" in reason) == as_fast
+
+
 def test_too_few_pairs_are_no_answer() -> None:
     few = replace(report(), speedup=Estimate((1.0,), None, None, 7))
     assert verdict(few, report(), "speedup", 0.1) == "inconclusive"

@@ -500,3 +500,28 @@ def test_skipped_steps_are_counted(skipped, limit, verdict, reason) -> None:
 
 def test_a_skipped_step_is_no_divergence_of_the_loss() -> None:
     assert gate("loss_diff", seen(amp={"skipped_steps": 5})).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    [
+        ("memory_reduction", {"min_memory_reduction": 0.4}),
+        ("coverage", {"min_coverage": 0.98}),
+        ("skipped_steps", {"max_skipped_steps": 3}),
+    ],
+)
+def test_what_is_exactly_at_a_threshold_has_met_it(name: str, limits: dict[str, float]) -> None:
+    observed = seen(amp={"skipped_steps": 3})
+    found = gate(name, observed, **limits)
+    assert found.value == found.threshold
+    assert found.verdict == "pass"
+
+
+def test_a_loss_exactly_as_far_off_as_rounding_moves_it_is_no_answer() -> None:
+    """2 against 2.5, where fp32 alone goes from 2 to 2.5: exact in binary."""
+    flat = {"losses": losses(*(2.0,) * 8)}
+    half = {"losses": losses(2.0, 2.0, *(2.5,) * 6)}
+    observed = seen(fp32=flat, amp={"losses": losses(*(2.5,) * 8)}, floor=half)
+    assert gate("loss_diff", observed, max_loss_diff=0.02).verdict == "inconclusive"
+    less = seen(fp32=flat, amp={"losses": losses(*(2.51,) * 8)}, floor=half)
+    assert gate("loss_diff", less, max_loss_diff=0.02).verdict == "fail"

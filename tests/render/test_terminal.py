@@ -539,3 +539,16 @@ def test_a_difference_that_only_loss_atol_accepts_is_shown_as_such() -> None:
     text = "\n".join(plain(line) for line in summary([near_zero], 140, 0))
     assert "<atol" in text
     assert "150" not in text
+
+
+def test_errors_are_told_before_warnings_and_each_by_its_code() -> None:
+    found = [
+        Finding("AMP402", "fp32-fallback", "warning", "of speed"),
+        Finding("AMP301", "nonfinite-loss", "error", "of a loss"),
+        Finding("AMP105", "backward-under-autocast", "warning", "of a region"),
+        Finding("AMP204", "scaler-protocol", "error", "of a scaler"),
+    ]
+    report = AmpReport("test_it.py::test_step", "fail", "2026-01-31", findings=tuple(found))
+    text = "\n".join(plain(line) for line in summary([report], 100, 0))
+    places = [text.index(f"{code} ") for code in ("AMP204", "AMP301", "AMP105", "AMP402")]
+    assert places == sorted(places)

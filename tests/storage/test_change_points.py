@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 
 import numpy
 import pytest
@@ -40,6 +41,15 @@ def test_each_of_several_steps_is_found() -> None:
 def test_a_spell_that_passes_has_two_ends() -> None:
     steps = change_points([*series(2.0), *series(1.5, runs=8), *series(2.0)])
     assert [step.index for step in steps] == [30, 38]
+
+
+def test_a_short_spell_is_found_though_one_end_of_it_alone_says_little() -> None:
+    """A split between the two ends has a p-value over 1%, and each end is beyond doubt."""
+    draw = random.Random(0)
+    level = [1 + 0.01 * draw.gauss(0, 1) for _ in range(30)]
+    spell = [1.05 + 0.01 * draw.gauss(0, 1) for _ in range(8)]
+    steps = change_points([*level[:12], *spell, *level[12:26]])
+    assert [step.index for step in steps] == [12, 20]
 
 
 @pytest.mark.parametrize(
