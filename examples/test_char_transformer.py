@@ -1,4 +1,4 @@
-"""Form 2: a training step of one's own, with a GradScaler and gradient clipping."""
+"""A training step of its own, with a GradScaler and gradient clipping."""
 
 import pydoc_data.topics
 

@@ -1,4 +1,4 @@
-"""Form 1: the test's body is the forward pass and the loss. A small CNN on handwritten digits."""
+"""The test's body is the forward pass and the loss of a small CNN on handwritten digits."""
 
 import pytest
 import torch

@@ -26,7 +26,7 @@ def add_note(error: BaseException, text: str) -> None:
         notes.__notes__ = [*getattr(error, "__notes__", []), text]
 
 
-def none_of_ours(info: Any) -> bool:
+def unless_our_bug(info: Any) -> bool:
     """The ``__tracebackhide__`` of the modules that stand between pytest and the user's step.
 
     `info` is pytest's ExceptionInfo. Our frames are hidden where they tell nothing: the user's code

@@ -20,7 +20,7 @@ TESTS = Path(__file__).parent
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """A project with the fixtures model, optimizer, batch, and setup for form 2; 80 columns."""
+    """A project with the fixtures model, optimizer, batch, and setup; 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
     pytester.makeconftest(CONFTEST)
     return pytester

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_amp import units
-from pytest_amp.errors import AmpError, none_of_ours
+from pytest_amp.errors import AmpError, unless_our_bug
 from pytest_amp.experiment.job import Job
 from pytest_amp.experiment.plan import limits_of
 from pytest_amp.experiment.run import laboratory
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pytest_amp.experiment.minimal_set import Bisection
     from pytest_amp.progress import Progress
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 
 class Trials:

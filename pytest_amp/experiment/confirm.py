@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.experiment import suspects
 from pytest_amp.judge.case import Case
 from pytest_amp.lab.arm import Setup, Workbench
@@ -15,7 +15,7 @@ from pytest_amp.lab.watch import kernel_time
 from pytest_amp.results.values import Finding
 from pytest_amp.settings.table import Settings
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 # Of max_time, for each remedy that is tried.
 _SHARE_OF_TIME = 1 / 6

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from pytest_amp import units
-from pytest_amp.errors import AmpError, none_of_ours
+from pytest_amp.errors import AmpError, unless_our_bug
 from pytest_amp.experiment.confirm import confirmed, look_for_idling, try_remedies
 from pytest_amp.experiment.job import Job, arms_of, blank_report, environment_of, phases_of
 from pytest_amp.experiment.plan import limits_of, plan_of
@@ -32,7 +32,7 @@ from pytest_amp.results.report import AmpReport
 from pytest_amp.rules import registry
 from pytest_amp.settings.table import Settings
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 
 def run(job: Job, progress: Progress) -> AmpReport:

@@ -12,13 +12,13 @@ from weakref import WeakSet
 import torch
 from torch.optim import Optimizer
 
-from pytest_amp.errors import AmpError, add_note, none_of_ours
+from pytest_amp.errors import AmpError, add_note, unless_our_bug
 from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.machine.global_state import GlobalState, seed_all
 from pytest_amp.lab.scaling.scaler import AmpScaler
 from pytest_amp.progress import Progress
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 ArmName = Literal["fp32", "amp"]
 Step = Callable[[], Any]

@@ -1,4 +1,4 @@
-"""Form 1: the test's body is the forward pass and the loss, its fixtures are copied per arm."""
+"""A test whose body is the forward pass and the loss: its fixtures are copied for each arm."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from pytest_amp.errors import AmpError, none_of_ours
+from pytest_amp.errors import AmpError, unless_our_bug
 from pytest_amp.lab.arm import Arm, Setup, Step
 from pytest_amp.lab.scaling.scaler import AmpScaler, ScalerLog
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 FORM_2 = (
     "write the whole step yourself instead: request amp_benchmark and call "
@@ -97,7 +97,7 @@ class CopiedFixtures:
         return check
 
 
-def form_one(body: Callable[..., Any], fixtures: CopiedFixtures) -> Setup:
+def setup_of_body(body: Callable[..., Any], fixtures: CopiedFixtures) -> Setup:
     """A `setup(arm)` that copies the fixtures and trains on the loss that `body` returns."""
 
     def setup(arm: Arm) -> Step:

@@ -30,7 +30,7 @@ def _fixture_names(item: pytest.Item) -> Sequence[str]:
 
 
 def is_step(item: pytest.Item) -> bool:
-    """Whether the test's body is itself the training step (form 1)."""
+    """Whether the test's body is itself the training step."""
     return is_amp(item) and "amp_benchmark" not in _fixture_names(item)
 
 

@@ -27,7 +27,7 @@ SAID_IN_FULL = (AmpRegression, AmpInconclusive)
 
 def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
     """Put the amp report on pytest's, from where reporters and xdist's controller read it."""
-    # In form 1 there is no line of the user's that led to an AmpError, only ours.
+    # Where the body is the step, no line of the user's led to an AmpError, only ours.
     in_full = (*SAID_IN_FULL, AmpError) if collection.is_step(item) else SAID_IN_FULL
     if call.excinfo is not None and isinstance(call.excinfo.value, in_full):
         report.longrepr = call.excinfo.getrepr(style="value")

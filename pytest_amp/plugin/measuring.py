@@ -84,10 +84,10 @@ def attempt_of(item: pytest.Item) -> int:
 
 
 def run_body(item: pytest.Function) -> None:
-    """Form 1: the body is the step. Copies the fixtures per arm and asserts the gates."""
+    """Measure a test whose body is the step: copy its fixtures per arm, and assert the gates."""
     __tracebackhide__ = True
     from pytest_amp.errors import AmpError
-    from pytest_amp.lab.body import SELF, CopiedFixtures, form_one
+    from pytest_amp.lab.body import SELF, CopiedFixtures, setup_of_body
     from pytest_amp.lab.machine.device import Device
 
     names = item._fixtureinfo.argnames
@@ -110,7 +110,7 @@ def run_body(item: pytest.Function) -> None:
                 raise AmpError(f"{note}, or choose {where} with --amp-device={where.type}")
             notes.append(note)
         device = Device(where)
-    measure(item, form_one(body, fixtures), device, notes).check()
+    measure(item, setup_of_body(body, fixtures), device, notes).check()
 
 
 def _is_pytests(value: object) -> bool:

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 
 from pytest_amp import files
-from pytest_amp.errors import AmpError, none_of_ours
+from pytest_amp.errors import AmpError, unless_our_bug
 from pytest_amp.judge.dtype_map import Snapshot
 from pytest_amp.judge.dtype_map_text import BrokenMapError, Section, Title, document, parse, section
 from pytest_amp.plugin import collection
 from pytest_amp.provenance import rank
 from pytest_amp.results.report import AmpReport
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 DIRECTORY = "__amp__"
 _CARGO = "amp_snapshot"

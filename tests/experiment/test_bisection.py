@@ -40,7 +40,7 @@ OVERFLOWING = """
         x = x + 300
         return (x - 300) / ((x * x).mean(-1, keepdim=True) / 90000).sqrt() * 3
 """
-FORM_2 = """
+SETUP_OF_ITS_OWN = """
 def test_step(amp_benchmark):
     def setup(arm):
         model = Net()
@@ -64,7 +64,7 @@ def test_of_something_else():
 def test_without_a_parity_gate(amp_benchmark):
     amp_benchmark(lambda arm: lambda: 1.0)
 """
-FORM_1 = """
+BODY_IS_THE_STEP = """
 @pytest.fixture
 def model():
     torch.manual_seed(0)
@@ -99,7 +99,7 @@ def net(scale=BY_SUBTRACTION):
     return NET.format(scale=scale.strip())
 
 
-@pytest.mark.parametrize("form", [FORM_1, FORM_2], ids=["body", "setup"])
+@pytest.mark.parametrize("form", [BODY_IS_THE_STEP, SETUP_OF_ITS_OWN], ids=["body", "setup"])
 def test_the_planted_modules_are_found_and_the_fix_is_printed(bisected, form) -> None:
     code, said = bisected(net(OVERFLOWING) + form, "test_it.py::test_step", "--amp-dtype=float16")
     assert code == bisect.FOUND
@@ -118,9 +118,9 @@ def test_pasting_the_fix_makes_the_test_pass(pytester: pytest.Pytester, bisected
             spread = (x * x).mean(-1, keepdim=True) - x.mean(-1, keepdim=True) ** 2
             return (x - 50) / (spread.abs() + 0.1).sqrt()
 """
-    pytester.makepyfile(test_it=net() + FORM_1)
+    pytester.makepyfile(test_it=net() + BODY_IS_THE_STEP)
     pytester.runpytest("--amp-static").assert_outcomes(failed=1)
-    code, said = bisected(net(fixed) + FORM_1)
+    code, said = bisected(net(fixed) + BODY_IS_THE_STEP)
     assert (code, "nothing to do: the losses agree as it is (1 trial" in said) == (
         bisect.FOUND,
         True,
@@ -130,7 +130,9 @@ def test_pasting_the_fix_makes_the_test_pass(pytester: pytest.Pytester, bisected
 
 def test_what_no_module_explains_is_said(bisected) -> None:
     loss = "F.cross_entropy(model(x).float(), y)"
-    outside = net("return x") + FORM_2.replace(loss, f"(1.5 if arm.enabled else 1.0) * {loss}")
+    outside = net("return x") + SETUP_OF_ITS_OWN.replace(
+        loss, f"(1.5 if arm.enabled else 1.0) * {loss}"
+    )
     code, said = bisected(outside)
     assert code == bisect.NO_HELP
     assert "not even all modules in float32 make the losses agree (2 trials" in said
@@ -145,13 +147,15 @@ def test_what_no_module_explains_is_said(bisected) -> None:
     ],
 )
 def test_what_cannot_be_bisected_is_a_usage_error(bisected, nodeid, message) -> None:
-    code, said = bisected(net("return x") + FORM_2, nodeid)
+    code, said = bisected(net("return x") + SETUP_OF_ITS_OWN, nodeid)
     assert code == bisect.USAGE
     assert message in said
 
 
 def test_the_tests_own_settings_hold_and_more_can_be_given(bisected) -> None:
-    marked = FORM_1.replace("@pytest.mark.amp", "@pytest.mark.amp(steps=4, dtype='float16')")
+    marked = BODY_IS_THE_STEP.replace(
+        "@pytest.mark.amp", "@pytest.mark.amp(steps=4, dtype='float16')"
+    )
     source = net("return x") + marked
     _, said = bisected(source, "test_it.py::test_step", "--amp-override", "max_loss_diff=9")
     assert "on cpu in float16" in said
@@ -169,7 +173,7 @@ def test_a_module_of_torchs_own_is_kept_where_it_is_called(bisected) -> None:
 """
     source = net("return x").replace("        self.head", f"{cancels}        self.head")
     source = source.replace("self.head(x)", "self.head(x + self.even(x * 0 + 0.5 + 1e-3 * x))")
-    code, said = bisected(source + FORM_1)
+    code, said = bisected(source + BODY_IS_THE_STEP)
     assert code == bisect.FOUND
     assert "  even  (Linear, torch/nn/modules/linear.py:" in said
     assert "    where it is called, test_it.py:" in said

@@ -1,4 +1,4 @@
-"""What form 1 copies of an optimizer: what torch copies, and what it leaves out."""
+"""What is copied of an optimizer for each arm: what torch copies, and what it leaves out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import StepLR
 
 from pytest_amp.errors import AmpError
-from pytest_amp.lab.body import CopiedFixtures, form_one
+from pytest_amp.lab.body import CopiedFixtures, setup_of_body
 from tests.helpers.lab import codes, measure
 
 
@@ -146,6 +146,6 @@ def test_a_body_trains_with_such_an_optimizer() -> None:
     def body(model, optimizer, x):
         return model(x).float().square().mean()
 
-    report = measure(form_one(body, fixtures), dtype="bfloat16")
+    report = measure(setup_of_body(body, fixtures), dtype="bfloat16")
     assert (report.verdict, codes(report)) == ("pass", [])
     assert report.fp32.losses[-1] < report.fp32.losses[0]

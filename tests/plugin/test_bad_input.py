@@ -181,7 +181,7 @@ def test_an_original_that_goes_on_training(project: pytest.Pytester, case: str) 
 
 
 def steps(body: str, before: str = "", call: str = "amp_benchmark(setup)") -> str:
-    """A test of form 2 around the body of its step."""
+    """A test with a setup of its own, around the body of its step."""
     return f"""
 def test_step(amp_benchmark):
     def setup(arm):

@@ -148,7 +148,7 @@ def test_warnings_may_be_errors(project: pytest.Pytester) -> None:
     project.makepyfile(
         test_it=STEP
         + """
-def test_form_two(amp_benchmark, setup):
+def test_setup_of_its_own(amp_benchmark, setup):
     amp_benchmark(setup)
 """
     )
@@ -226,7 +226,7 @@ def test_a_project_may_wrap_the_fixture_in_its_own(project: pytest.Pytester) -> 
     assert reports["test_wrapped"]["verdict"] == "pass"
 
 
-def test_what_form_one_cannot_measure_is_told_without_our_own_source(
+def test_what_a_body_cannot_measure_is_told_without_our_own_source(
     project: pytest.Pytester,
 ) -> None:
     project.makepyfile(test_it=STEP.replace("return ", ""))

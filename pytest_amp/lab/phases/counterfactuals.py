@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import Arm, Setup, Step, Workbench
 from pytest_amp.lab.phases import parity
 from pytest_amp.lab.scaling.step_watch import Replay
@@ -17,7 +17,7 @@ from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.modules import ModuleStack
 from pytest_amp.observations import ParityRun
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch.optim import Optimizer
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import Resident, Workbench
 from pytest_amp.lab.scaling.step_watch import StepWatch
 from pytest_amp.lab.watch.events import subscribed
@@ -22,7 +22,7 @@ from pytest_amp.lab.watch.losses import LossCurves
 from pytest_amp.lab.watch.modules import ModuleStack
 from pytest_amp.observations import ScalerUse
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 Found = TypeVar("Found")
 

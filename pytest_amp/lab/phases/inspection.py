@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import ArmName, Workbench
 from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.losses import LossCurves
@@ -24,7 +24,7 @@ from pytest_amp.lab.watch.numerics import Witness
 from pytest_amp.lab.watch.operators import OpRecord
 from pytest_amp.observations import Numerics, Operators, Parameter, ParityRun
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 
 def inspect(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.watch.dispatch import DispatchMode
 from pytest_amp.lab.watch.flops import operator_name
@@ -17,7 +17,7 @@ from pytest_amp.lab.watch.modules import ModuleStack
 from pytest_amp.lab.watch.tensors import floating, is_finite
 from pytest_amp.observations import Origin
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 
 class _FirstNonfinite(DispatchMode):

@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.phases.drill import Cycle, Run
 from pytest_amp.lab.scaling.scaler import infinite, raised_by_scaler
@@ -21,7 +21,7 @@ from pytest_amp.lab.watch.fingerprint import digest
 from pytest_amp.lab.watch.tensors import floating, is_finite, plain
 from pytest_amp.observations import Overflow, OverflowDrill
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 # After an overflow the scale is halved: a step that is skipped this often again is stuck.
 PATIENCE = 3

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import ArmName, Resident, Workbench
 from pytest_amp.lab.scaling.optimizers import Trained
 from pytest_amp.lab.scaling.step_watch import Replay, StepWatch
@@ -18,7 +18,7 @@ from pytest_amp.lab.watch.memory import peak_memory
 from pytest_amp.lab.watch.tensors import dtype_name, floating
 from pytest_amp.observations import Floor, Losses, Parameter, ParityRun, Start
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 BEFORE_NUDGE = 2
 # Left out of the peak, where more follow: kernels are chosen in them, and compiled.

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.phases.drill import NothingShown, Run
 from pytest_amp.lab.watch.events import OptimizerSteps, subscribed
 from pytest_amp.lab.watch.tensors import values
 from pytest_amp.observations import GradientAtTwoScales, TwoScales
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 # Powers of two, so that whatever is linear in the gradients comes out the same to the last bit. In
 # float32 nothing underflows at the lower of them or overflows at the higher.

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import ArmName, Resident, Setup, Workbench
 from pytest_amp.lab.scaling.skip_check import SkipCheck
 from pytest_amp.observations import Timing
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 LEAST_BLOCK_S = 0.010
 MOST_BLOCK_STEPS = 10_000

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch.optim import Optimizer
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.fingerprint import digest, sample
 from pytest_amp.lab.watch.tensors import size
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 
 class Trained:

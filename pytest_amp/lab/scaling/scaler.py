@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.tape import Tape
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 
 class ScalerLog:

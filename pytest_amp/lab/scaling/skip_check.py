@@ -11,10 +11,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch.amp import GradScaler
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.events import subscribed
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 
 class ScalerState(NamedTuple):

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.scaling.accumulation import Accumulation
 from pytest_amp.lab.scaling.optimizers import Trained
 from pytest_amp.lab.scaling.scaler import ScalerLog
 from pytest_amp.lab.watch.events import Closure, OptimizerSteps, subscribed
 from pytest_amp.observations import ScalerStep, ScalerUse
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 # (the optimizer's number, by the order of their first steps; which of its steps, from 0)
 Attempt = tuple[int, int]

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 
 class DispatchMode(TorchDispatchMode):

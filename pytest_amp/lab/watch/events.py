@@ -24,10 +24,10 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.patches import patched, wrapped
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 Around = Callable[..., Any]
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils import _pytree as pytree
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.tensors import plain, real
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 # Elements: on a CPU what its caches hold; an accelerator needs as long for a launch as for 2**20.
 _LEAST_PIECE = {"cpu": 2**12}

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch.utils.flop_counter import flop_registry
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 _HEAVY = re.compile(r"conv|mm\b|mm_|matmul|attention|linear|rnn|lstm|gru|bilinear")
 # A cell's fused part on CUDA (`_thnn_`) is pointwise: its products are `mm`s of their own.

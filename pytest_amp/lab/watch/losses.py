@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from pytest_amp.errors import AmpError, none_of_ours
+from pytest_amp.errors import AmpError, unless_our_bug
 from pytest_amp.lab.watch.tape import Tape
 from pytest_amp.observations import Losses
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 SINGLE = "loss"
 

@@ -12,10 +12,10 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.events import subscribed
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 
 class Call(NamedTuple):

@@ -13,13 +13,13 @@ import torch
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.events import OptimizerSteps
 from pytest_amp.lab.watch.modules import Call
 from pytest_amp.lab.watch.tensors import values
 from pytest_amp.observations import Gradient, ModuleOutput
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 SAMPLE = 1024
 

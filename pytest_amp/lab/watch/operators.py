@@ -14,7 +14,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils import _pytree as pytree
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.dispatch import DispatchMode
 from pytest_amp.lab.watch.events import OptimizerSteps, custom_functions, launches, subscribed
 from pytest_amp.lab.watch.fingerprint import digest_in_any_dtype
@@ -35,7 +35,7 @@ from pytest_amp.lab.watch.tensors import (
 )
 from pytest_amp.observations import FRAMEWORKS, REDUCED, Operators, OpRow, Phase
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 
 class OpRecord(DispatchMode):

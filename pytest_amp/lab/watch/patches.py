@@ -7,9 +7,9 @@ from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 
 @contextmanager

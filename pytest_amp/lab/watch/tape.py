@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch.utils._mode_utils import no_dispatch
 
-from pytest_amp.errors import none_of_ours
+from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.tensors import plain
 
-__tracebackhide__ = none_of_ours
+__tracebackhide__ = unless_our_bug
 
 FIRST = 256
 

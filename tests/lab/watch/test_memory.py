@@ -307,7 +307,9 @@ def test_step(model, optimizer{request}):
 
 
 @pytest.mark.parametrize(("ballast", "request_", "more"), [(0, "", 0), (64, ", ballast", 64)])
-def test_only_the_copies_of_form_1_are_counted(pytester, ballast, request_, more) -> None:
+def test_only_the_copies_of_a_body_s_fixtures_are_counted(
+    pytester, ballast, request_, more
+) -> None:
     pytester.makepyfile(ORIGINALS.format(ballast=ballast, request=request_))
     result = pytester.runpytest("--amp-static", "--amp-steps=3", "--amp-json=amp.json")
     result.assert_outcomes(passed=1)
