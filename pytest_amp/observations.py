@@ -190,7 +190,8 @@ class ParityRun:
     `stalled`: whether a GradScaler skipped every step of the last quarter. `moved`: whether the
     trained parameters ended elsewhere than they started; None without any. `parameters`: those, in
     the order in which optimizers first stepped. `levels`: bytes that the arm holds after each step;
-    `held`: at the end, by kind (parameters, gradients, optimizer state).
+    `held`: at the end, by kind (parameters, gradients, optimizer state). `fastest_step_s`:
+    seconds of the fastest step, as the host sees it.
     """
 
     losses: Losses
@@ -208,6 +209,7 @@ class ParityRun:
     parameters: tuple[Parameter, ...] = ()
     flags: Mapping[str, Any] = field(default_factory=dict)
     scaler: ScalerUse = ScalerUse()
+    fastest_step_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,19 @@ from tests.helpers.observations import seen
 
 
 def observed(
-    amp: dict[str, float], fp32: dict[str, float], device_type: str = "cpu"
+    amp: dict[str, float],
+    fp32: dict[str, float],
+    device_type: str = "cpu",
+    repeated: float = 1.0,
 ) -> Observations:
-    """Seconds by operator, in each arm's inspected step."""
+    """Seconds by operator in each arm's inspected step; its fastest took `repeated` of them."""
 
-    def of(arm: dict[str, float], dtype: str) -> dict[str, Operators]:
+    def of(arm: dict[str, float], dtype: str) -> dict[str, object]:
         rows = tuple(OpRow(op, dtype, dtype, seconds=seconds) for op, seconds in arm.items())
-        return {"operators": Operators(rows=rows)}
+        return {
+            "operators": Operators(rows=rows),
+            "fastest_step_s": repeated * sum(arm.values()),
+        }
 
     return seen(
         amp=of(amp, "float16"),
@@ -66,6 +72,14 @@ def test_it_is_silent_up_to_20_times_and_where_operators_only_start(
 def test_it_is_silent_of_a_step_that_nobody_waits_for() -> None:
     assert kernels.without_fast_ones(observed({"aten::mm": 0.019}, {"aten::mm": 1e-5})) is None
     assert kernels.without_fast_ones(observed({"aten::mm": 0.021}, {"aten::mm": 1e-5})) is not None
+
+
+@pytest.mark.parametrize(("repeated", "told"), [(1.0, True), (0.51, True), (0.49, False)])
+def test_an_inspected_step_that_was_held_up_is_not_taken_for_a_slow_kernel(
+    repeated: float, told: bool
+) -> None:
+    seconds = observed(FAST, {"aten::mm": 0.5}, repeated=repeated)
+    assert (kernels.without_fast_ones(seconds) is not None) is told
 
 
 def test_it_is_silent_where_a_step_was_not_inspected() -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from time import perf_counter
 
 import torch
 
@@ -36,14 +38,19 @@ def run(
     bench.progress.at("parity", name)
     with peak_memory(bench.device) as memory:
         with bench.built(name) as resident:
-            watch = StepWatch(replay)
+            watch, clock = StepWatch(replay), _Stopwatch()
 
             def settle(step: int) -> None:
                 if step == min(FIRST_STEPS, steps - 1):
                     memory.settled()
+                clock.step_begins()
+
+            def done() -> None:
+                clock.step_ends()
+                memory.mark()
 
             losses, start = _steps(
-                bench, resident, watch, steps, before_step=settle, after_step=memory.mark
+                bench, resident, watch, steps, before_step=settle, after_step=done
             )
             peak = memory.stop()
             with resident.active():
@@ -61,11 +68,26 @@ def run(
                 parameters=_parameters(watch.trained),
                 flags=flags,
                 scaler=watch.use(),
+                fastest_step_s=clock.fastest_s,
             )
             skips = watch.replay()
             del watch  # which holds on to what the arm trained
         peak = memory.less_kept(peak)
     return replace(record, peak_bytes=peak.peak_bytes, reserved_bytes=peak.reserved_bytes), skips
+
+
+class _Stopwatch:
+    """Keeps the seconds of the fastest step, which the rest of the machine disturbed least."""
+
+    def __init__(self) -> None:
+        self.fastest_s = math.inf
+        self._began = 0.0
+
+    def step_begins(self) -> None:
+        self._began = perf_counter()
+
+    def step_ends(self) -> None:
+        self.fastest_s = min(self.fastest_s, perf_counter() - self._began)
 
 
 def floor(bench: Workbench, steps: int, replay: Replay | None, other_stream: bool) -> Floor:
