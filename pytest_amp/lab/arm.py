@@ -165,7 +165,11 @@ class Resident:
 
 
 class Workbench:
-    """What all arms of one test share: the device, the dtype, the seed and the user's setup."""
+    """What all arms of one test share: the device, the dtype, the seed and the user's setup.
+
+    Attributes:
+        notes: what the report has to say besides its figures; each phase appends its own.
+    """
 
     def __init__(
         self,
@@ -179,6 +183,7 @@ class Workbench:
         self.device = device
         self.dtype = dtype
         self.progress = progress
+        self.notes: list[str] = []
         self.globals = GlobalState(device)
         # Weakly, because an arm that is gone takes its optimizers with it, and ids come again.
         self.optimizers_before: WeakSet[Optimizer] = WeakSet()

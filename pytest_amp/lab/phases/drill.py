@@ -31,22 +31,20 @@ class NothingShown(Exception):
     """The drill ran, and its outcome says nothing; why."""
 
 
-def attempted(name: str, drill: Callable[[], Found], notes: list[str]) -> Found | None:
-    """What the drill shows; None, and a note, where the user's code does not bear it.
+def attempted(name: str, drill: Callable[[], Found], note: Callable[[str], object]) -> Found | None:
+    """Run a drill, and return what it shows; None, and a note, where the user's code ends it.
 
-    Its warnings are not the user's run's, and are left out.
+    Warnings that the drill provokes are not the user's run's, and are left out.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return drill()
     except NothingShown as why:
-        notes.append(f"the {name} says nothing: {why}")
+        note(f"the {name} says nothing: {why}")
     except Exception as error:  # noqa: BLE001 - a step that is healthy without it is not at fault
         what = (str(error).splitlines() or [""])[0]
-        notes.append(
-            f"the {name} ended early, and its rules are silent: {type(error).__name__}: {what}"
-        )
+        note(f"the {name} ended early, and its rules are silent: {type(error).__name__}: {what}")
     return None
 
 
