@@ -11,7 +11,7 @@ from pytest_amp.errors import add_note
 from pytest_amp.judge import dtype_map
 from pytest_amp.lab.arm import Setup, Workbench
 from pytest_amp.lab.machine.device import Device, unseen
-from pytest_amp.lab.scaling.scaler import AmpScaler, raised_by_scaler
+from pytest_amp.lab.scaling.scaler import FixtureScaler, raised_by_scaler
 from pytest_amp.lab.watch.source import location_of
 from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.observations import Observations, ParityRun
@@ -49,7 +49,7 @@ class Job:
     setup: Setup
     device: Device
     settings: Settings
-    fixture: AmpScaler | None = None
+    fixture: FixtureScaler | None = None
     attempt: int = 1
     worker: str | None = None
     rank: int | None = None

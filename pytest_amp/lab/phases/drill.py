@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch.optim import Optimizer
@@ -129,18 +130,16 @@ class Cycle:
 @contextmanager
 def _scalers_put_back() -> Iterator[None]:
     """Scalers that were not made inside are afterwards as they were at their first use inside."""
-    made: set[int] = set()
-    met: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+    made: WeakSet[Any] = WeakSet()
+    met: dict[Any, dict[str, Any]] = {}
 
     def around_init(original: Any, scaler: Any, *args: Any, **kwargs: Any) -> None:
         original(scaler, *args, **kwargs)
-        made.add(id(scaler.__dict__))
+        made.add(scaler)
 
     def around_use(original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
-        # The dict, because the amp_scaler fixture is lent that of another one.
-        state = scaler.__dict__
-        if id(state) not in made and id(state) not in met:
-            met[id(state)] = state, {name: _kept(value) for name, value in state.items()}
+        if scaler not in made and scaler not in met:
+            met[scaler] = {name: _kept(value) for name, value in vars(scaler).items()}
         return original(scaler, *args, **kwargs)
 
     use = {"scale": around_use, "scaler_step": around_use, "update": around_use}
@@ -148,9 +147,9 @@ def _scalers_put_back() -> Iterator[None]:
         try:
             yield
         finally:
-            for state, before in met.values():
-                state.clear()
-                state.update(before)
+            for scaler, before in met.items():
+                vars(scaler).clear()
+                vars(scaler).update(before)
 
 
 def _kept(value: Any) -> Any:
