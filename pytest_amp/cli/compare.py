@@ -25,6 +25,7 @@ from pytest_amp.judge.comparison import compared
 from pytest_amp.render.verdicts import why_nothing
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import COMPARED, Gate
+from pytest_amp.rules import registry
 from pytest_amp.settings import table as settings
 from pytest_amp.storage import store
 from pytest_amp.storage.baseline import Baselines, NoBaseline, index_of
@@ -72,7 +73,8 @@ def run(options: argparse.Namespace) -> int:
             except (NoBaseline, ValueError) as error:
                 missing.append((each.report, str(error)))
             else:
-                found.append(compared(each.report, before, origin, allowed))
+                said = registry.beside_baseline(each.report, before)
+                found.append(compared(each.report, before, origin, allowed, said))
         gone = baselines.others(report.nodeid for report in (*unmeasured, *(r.report for r in now)))
         problems += [text for text in baselines.warnings if text not in problems]
     for problem in problems:
