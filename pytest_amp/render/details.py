@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pytest_amp import units
 from pytest_amp.render.text import (
@@ -24,6 +24,7 @@ from pytest_amp.render.text import (
 from pytest_amp.render.verdicts import both_arms, shown, why_nothing
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import COMPARED, Finding, Gate
+from pytest_amp.settings import table
 
 _LABEL = 10  # the widest of the words that begin a line
 _GATES: Mapping[str, tuple[str, Markup]] = {
@@ -127,24 +128,9 @@ def _measured(report: AmpReport) -> Iterator[Entry]:
         whole = f"{units.duration(report.duration_s)} in all"
         yield Entry("phases", FAINT, ", ".join([*phases, whole]))
     chosen = [
-        f"{name} {_given(name, setting.value)} ({setting.source})"
+        f"{name} {table.written(name, setting.value)} ({setting.source})"
         for name, setting in report.settings.items()
         if setting.source != "default"
     ]
     if chosen:
         yield Entry("settings", FAINT, ", ".join(chosen))
-
-
-def _given(name: str, value: Any) -> str:
-    if name == "compare_fail" and isinstance(value, Mapping):
-        return ",".join(f"{metric}:{100 * share:g}%" for metric, share in value.items())
-    return _value(value)
-
-
-def _value(value: Any) -> str:
-    """A setting as one would give it on the command line."""
-    if isinstance(value, Mapping):
-        return ",".join(f"{key}={_value(item)}" for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(_value, value))
-    return units.number(value) if isinstance(value, float) else str(value)
