@@ -33,9 +33,6 @@ from pytest_amp.storage.key import seconds
 from pytest_amp.storage.newest import Result, newest
 
 HELP = "two saved runs, test by test"
-_WORDS = {
-    "pass": "ok", "fail": "FAILED", "inconclusive": "no answer", "not_gated": "",
-}  # fmt: skip
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,8 +131,7 @@ def _shown(reports: Iterable[AmpReport]) -> Iterator[str]:
         yield store.shown(report.nodeid) + own
         for gate in _gates(report):
             name = gate.name.removeprefix("compare:")
-            word = _WORDS["inconclusive" if gate.unmeasured else gate.verdict]
-            yield beside(f"  {name:<7}  {word:<9}  ", gate.reason)
+            yield beside(f"  {name:<7}  {gate.word:<9}  ", gate.reason)
         yield beside("  since    ", str(report.baseline))
         yield ""
 

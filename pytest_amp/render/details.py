@@ -22,17 +22,15 @@ from pytest_amp.render.text import (
     wrapped,
 )
 from pytest_amp.render.verdicts import both_arms, shown, why_nothing
+from pytest_amp.results.explanation import in_order
 from pytest_amp.results.report import AmpReport
-from pytest_amp.results.values import COMPARED, Finding, Gate
+from pytest_amp.results.values import COMPARED, Finding, Gate, GateVerdict
 from pytest_amp.settings import table
 
 _LABEL = 10  # the widest of the words that begin a line
-_GATES: Mapping[str, tuple[str, Markup]] = {
-    "pass": ("passed", GOOD),
-    "fail": ("failed", BAD),
-    "inconclusive": ("no answer", UNSURE),
-    "not_gated": ("not gated", FAINT),
-}
+_COLOURS: Mapping[GateVerdict, Markup] = {
+    "pass": GOOD, "fail": BAD, "inconclusive": UNSURE, "not_gated": FAINT,
+}  # fmt: skip
 
 
 class Entry(NamedTuple):
@@ -70,8 +68,7 @@ def said(report: AmpReport) -> Iterator[Entry]:
             yield _gate(gate)
     if report.baseline is not None and _changed_for_the_worse(report):
         yield Entry("baseline", PLAIN, str(report.baseline))
-    spoken = [finding for finding in report.findings if finding.suppressed is None]
-    for finding in sorted(spoken, key=lambda finding: (finding.severity, finding.code)):
+    for finding in in_order(report):
         yield Entry(finding.severity, BAD if finding.stands else UNSURE, _finding(finding))
     for note in report.notes:
         yield Entry("note", PLAIN, note)
@@ -84,8 +81,8 @@ def _changed_for_the_worse(report: AmpReport) -> bool:
 
 
 def _gate(gate: Gate) -> Entry:
-    word, markup = ("unmeasured", UNSURE) if gate.unmeasured else _GATES[gate.verdict]
-    return Entry(word, markup, f"{gate.name}: {gate.reason}")
+    markup = UNSURE if gate.unmeasured else _COLOURS[gate.verdict]
+    return Entry(gate.word, markup, f"{gate.name}: {gate.reason}")
 
 
 def _finding(finding: Finding) -> str:
