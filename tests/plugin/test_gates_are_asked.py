@@ -1,6 +1,6 @@
 """A run with gates is not green by accident: each way to it is told, and fails under strict.
 
-docs/gates.md lists them, each with its test of this file.
+docs/reference/gates.md lists them, each with its test of this file.
 """
 
 from __future__ import annotations
