@@ -19,7 +19,9 @@ myst_heading_anchors = 3  # GitHub's anchors, so that a link works there and her
 highlight_language = "none"  # blocks without a language are output or commands
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
+# How a class is made is left out: pytest-amp makes them all, and users read them.
+autodoc_class_signature = "separated"
+autodoc_default_options = {"exclude-members": "__init__, __new__"}
 napoleon_google_docstring = True
 default_role = "code"  # `name` in a docstring is code
 
@@ -27,16 +29,18 @@ html_theme = "furo"
 html_title = "pytest-amp"
 html_show_sourcelink = False
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 copybutton_exclude = ".linenos, .gp, .go"
 
 
 def setup(app: Sphinx) -> None:
-    """Keep the sidebar of the page of rules at one line a rule."""
+    app.connect("doctree-read", _one_line_a_rule)
 
-    def shorten(app: Sphinx, _: object) -> None:
-        if app.env.docname == "reference/rules":
-            app.env.metadata["reference/rules"]["tocdepth"] = 2
 
-    app.connect("doctree-read", shorten)
+def _one_line_a_rule(app: Sphinx, _: object) -> None:
+    """Keep the contents beside the page of rules to the rules' names."""
+    if app.env.docname == "reference/rules":
+        app.env.metadata["reference/rules"]["tocdepth"] = 2

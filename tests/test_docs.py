@@ -191,7 +191,8 @@ def test_each_page_is_in_a_table_of_contents() -> None:
     listed = set()
     for page, text in PAGES.items():
         for toctree in re.findall(r"```\{toctree\}\n(.*?)```", text, re.DOTALL):
-            entries = [line for line in toctree.split() if not line.startswith(":")]
+            lines = [line for line in toctree.splitlines() if line and line[0] != ":"]
+            entries = [line.rpartition("<")[2].rstrip(">") for line in lines]
             listed |= {(Path(page).parent / f"{entry}.md").as_posix() for entry in entries}
     assert listed == set(PAGES) - {"README.md", "docs/index.md"}
 

@@ -388,7 +388,7 @@ def test_another_plugin_s_marker_is_left_alone(project: pytest.Pytester) -> None
 
 def test_the_documentation_names_a_test_for_each_way() -> None:
     table = (Path(__file__).parents[2] / "docs" / "reference" / "gates.md").read_text("utf-8")
-    rows = re.findall(r"^\| .* \| `(test_\w+)` \|$", table, re.MULTILINE)
+    rows = re.findall(r"^\| .* <!-- (test_\w+) --> \|$", table, re.MULTILINE)
     ours = {name for name in globals() if name.startswith("test_")}
     assert len(rows) >= 12
     assert set(rows) <= ours
