@@ -18,7 +18,7 @@ from pytest_amp.observations import Observations, ParityRun
 from pytest_amp.progress import Progress
 from pytest_amp.provenance import now
 from pytest_amp.results.report import AmpReport
-from pytest_amp.results.values import ArmRun, Environment, Failure, Finding
+from pytest_amp.results.values import PHASES, ArmRun, Environment, Failure, Finding
 from pytest_amp.rules import registry
 from pytest_amp.rules.base import NeverCalled, Raised
 from pytest_amp.settings.table import Settings
@@ -134,7 +134,7 @@ def arms_of(seen: Observations) -> dict[str, ArmRun]:
 
 
 def phases_of(progress: Progress) -> dict[str, float]:
-    totals = dict.fromkeys(("parity", "inspection", "timing"), 0.0)
+    totals = dict.fromkeys(PHASES, 0.0)
     for phase, seconds in progress.seconds.items():
         if phase in _PHASES:
             totals[_PHASES[phase]] += seconds

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 
+def key_of(field: dataclasses.Field[Any]) -> str:
+    """Return the key of a dataclass's field in JSON: its own name, unless its metadata differs."""
+    return str(field.metadata.get("json", field.name))
+
+
 def plain(value: Any, path: str, nonfinite: list[str]) -> Any:
-    """`value` as JSON has it; what is not finite becomes None, and its path joins `nonfinite`."""
+    """Return `value` as JSON has it.
+
+    A dataclass becomes an object of its fields, and of the properties that its class lists as
+    `summaries`. What is not finite becomes None, and its path joins `nonfinite`.
+    """
+    if dataclasses.is_dataclass(value):
+        fields = {key_of(each): getattr(value, each.name) for each in dataclasses.fields(value)}
+        summaries = getattr(type(value), "summaries", ())
+        value = fields | {name: getattr(value, name) for name in summaries}
     if isinstance(value, Mapping):
         return {str(key): plain(item, at(path, key), nonfinite) for key, item in value.items()}
     if isinstance(value, (frozenset, set)):

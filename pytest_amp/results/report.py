@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from pytest_amp.errors import SaidInFull
 from pytest_amp.results.explanation import explanation
@@ -13,6 +12,7 @@ from pytest_amp.results.plain import plain, restored
 from pytest_amp.results.typed import typed
 from pytest_amp.results.values import (
     COMPARED,
+    PHASES,
     ArmRun,
     Baseline,
     DtypeMap,
@@ -54,16 +54,20 @@ class AmpReport:
     coverage: float | None = None
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
-    phases_s: Mapping[str, float] = field(default_factory=dict)
+    phases_s: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     dtype_map: DtypeMap | None = None
     baseline: Baseline | None = None
 
+    summaries: ClassVar = ("memory_reduction",)
+
     @property
     def fp32(self) -> ArmRun:
+        """The fp32 arm; KeyError where it never ran."""
         return self.arms["fp32"]
 
     @property
     def amp(self) -> ArmRun:
+        """The amp arm; KeyError where it never ran."""
         return self.arms["amp"]
 
     @property
@@ -161,21 +165,8 @@ class AmpReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON, schema 1. What is not finite becomes None and is named in `nonfinite`."""
-        data = dataclasses.asdict(self)
-        data["settings"] = {
-            name: {"value": setting.value, "from": setting.source}
-            for name, setting in self.settings.items()
-        }
-        for arm in data["arms"].values():
-            arm["losses"] = arm.pop("losses_by_key")
-        if self.speedup is not None:
-            data["speedup"].update(value=self.speedup.value, pairs=self.speedup.pairs)
-        data["memory_reduction"] = self.memory_reduction
-        data["phases_s"] = {
-            phase: self.phases_s.get(phase, 0.0) for phase in ("parity", "inspection", "timing")
-        }
         nonfinite: list[str] = []
-        written: dict[str, Any] = plain(data, "", nonfinite)
+        written: dict[str, Any] = plain(self, "", nonfinite)
         written["nonfinite"] = nonfinite
         return written
 

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
-from pytest_amp.results.plain import at
+from pytest_amp.results.plain import at, key_of
 
 _LARGEST: Final = 2**63  # of whole numbers; everything that is counted is far below
 _WORDS: Final = {
@@ -53,7 +53,7 @@ def _is_of(kind: Any, value: object) -> bool:
 
 def _fields(kind: Any, value: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     for field, hint in _hints(kind):
-        key = field.metadata.get("json", field.name)
+        key = key_of(field)
         if key in value:
             yield field.name, typed(hint, value[key], at(path, key))
         elif field.default is field.default_factory is dataclasses.MISSING:

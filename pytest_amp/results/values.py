@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pytest_amp import units
 
@@ -23,6 +23,8 @@ NO_ANSWER = "no answer"
 _GATE_WORDS: Mapping[GateVerdict, str] = {
     "pass": "ok", "fail": "FAILED", "inconclusive": NO_ANSWER, "not_gated": "not gated",
 }  # fmt: skip
+# What an experiment's time is accounted to.
+PHASES = ("parity", "inspection", "timing")
 COMPARED = ("compare:speedup", "compare:memory", "compare:loss")
 
 
@@ -77,6 +79,8 @@ class Estimate:
     low: float | None
     high: float | None
     block_steps: int
+
+    summaries: ClassVar = ("value", "pairs")
 
     def __post_init__(self) -> None:
         if not self.pair_ratios:
