@@ -3,27 +3,84 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_amp import __version__
+from pytest_amp.plugin.options import LEVELS
 from pytest_amp.provenance import now, rank
+from pytest_amp.settings import table as settings
 
 if TYPE_CHECKING:
     from pytest_amp.results.report import AmpReport
 
 
-def own_path(path: str) -> Path:
-    """The path as given; ``x.rank1.json`` of a further rank, which must not overwrite it."""
-    own, number = Path(path).expanduser(), rank()
-    return own.with_name(f"{own.stem}.rank{number}{own.suffix}") if number else own
+class OutputFiles:
+    """The paths that ``--amp-json`` and ``--amp-html`` name, checked now and written at the end.
+
+    Raises:
+        pytest.UsageError: a path can't be written to, names a baseline that it would replace, or
+            needs a package that is missing. Better now than after an hour of measurements.
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self.written: list[Path] = []
+        self._json = _own_path(config, "--amp-json")
+        if self._json is not None:
+            given = settings.resolve([*config.stash[LEVELS]])
+            if given.compare is not None:
+                from pytest_amp.plugin import compare
+
+                compare.refuse_overwriting(config, given, self._json)
+        self._html = _own_path(config, "--amp-html")
+        if self._html is not None:
+            from pytest_amp.render import html
+
+            if not html.available():
+                raise pytest.UsageError(f"--amp-html: {html.MISSING}")
+
+    def write(
+        self, reports: Sequence[AmpReport], run: Callable[[], Mapping[str, Any]], unasked: list[str]
+    ) -> Iterator[str]:
+        """Write what was asked for, once. Yields a sentence for each file that can't be written."""
+        for option, path, write in (
+            ("--amp-json", self._json, lambda path: _write_json(path, reports, run(), unasked)),
+            (
+                "--amp-html",
+                self._html,
+                lambda path: _write_html(path, self._config, reports, run()),
+            ),
+        ):
+            if path is None:
+                continue
+            try:
+                write(path)
+            except OSError as error:
+                yield f"{option} could not be written: {error}"
+            else:
+                self.written.append(path)
+        self._json = self._html = None
 
 
-def require_writable(option: str, path: Path) -> None:
-    """Raise UsageError now rather than lose an hour of measurements at the end."""
+def _own_path(config: pytest.Config, option: str) -> Path | None:
+    """Return the path that an option gives, checked; None without one.
+
+    A further rank gets ``x.rank1.json``, since it must not overwrite the first one's.
+    """
+    given = config.getoption(option)
+    if given is None:
+        return None
+    own, number = Path(given).expanduser(), rank()
+    path = own.with_name(f"{own.stem}.rank{number}{own.suffix}") if number else own
+    _require_writable(option, path)
+    return path
+
+
+def _require_writable(option: str, path: Path) -> None:
     from tempfile import TemporaryFile
 
     try:
@@ -38,7 +95,7 @@ def require_writable(option: str, path: Path) -> None:
         raise pytest.UsageError(f"{option}={path}: can't write there: {error}") from None
 
 
-def write_json(
+def _write_json(
     path: Path, reports: Sequence[AmpReport], run: Mapping[str, Any], unasked: Sequence[str]
 ) -> None:
     """Write what ``--amp-json`` asks for."""
@@ -47,7 +104,7 @@ def write_json(
     json.write(path, json.document(reports, run, now(), __version__, unasked))
 
 
-def write_html(
+def _write_html(
     path: Path, config: pytest.Config, reports: Sequence[AmpReport], run: Mapping[str, Any]
 ) -> None:
     """Write what ``--amp-html`` asks for, with what the storage knows of the tests."""

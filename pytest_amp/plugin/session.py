@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_amp.plugin import options, output_files
+from pytest_amp.plugin import options
 from pytest_amp.plugin.options import LEVELS
-from pytest_amp.plugin.output_files import own_path, require_writable
+from pytest_amp.plugin.output_files import OutputFiles
 from pytest_amp.provenance import now, run_of
 from pytest_amp.settings import table as settings
 
@@ -28,7 +25,6 @@ if TYPE_CHECKING:
 
 # Under which name an xdist worker sends home what it could not read of the baselines.
 _CARGO = "amp_unread"
-_MOST_UNREAD = 3
 
 
 class Session:
@@ -39,26 +35,9 @@ class Session:
         self.reports: list[AmpReport] = []
         self._unread: dict[str, None] = {}
         self._unasked: list[str] = []
-        self._written: list[Path] = []
         self._started = now()
         self._worker = hasattr(config, "workerinput")
-        json_path = config.getoption("amp_json")
-        self._json = None if json_path is None or self._worker else own_path(json_path)
-        if self._json is not None:
-            require_writable("--amp-json", self._json)
-            given = settings.resolve([*config.stash[LEVELS]])
-            if given.compare is not None:
-                from pytest_amp.plugin import compare
-
-                compare.refuse_overwriting(config, given, self._json)
-        html_path = config.getoption("amp_html")
-        self._html = None if html_path is None or self._worker else own_path(html_path)
-        if self._html is not None:
-            require_writable("--amp-html", self._html)
-            from pytest_amp.render import html
-
-            if not html.available():
-                raise pytest.UsageError(f"--amp-html: {html.MISSING}")
+        self._files = None if self._worker else OutputFiles(config)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = getattr(report, "amp", None)
@@ -70,20 +49,12 @@ class Session:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._worker or not (self.reports or self._unasked):
             return
-        from pytest_amp.render.terminal import not_gated, summary
+        from pytest_amp.plugin import summary
 
-        writer = terminalreporter._tw
-        verbosity = self.config.get_verbosity()
-        terminalreporter.section("pytest-amp")
-        lines = summary(self.reports, writer.fullwidth, verbosity, self._hidden())
-        for line in (*lines, *not_gated(self._unasked, self._strict, writer.fullwidth)):
-            for span in line:
-                writer.write(span.text, **dict.fromkeys(span.markup, True))
-            writer.line()
-        for note in self._notes():
-            writer.line(f"note: {note}")
-        for path in self._written:
-            writer.line(f"written: {path}")
+        notes = summary.notes(self.config, list(self._unread))
+        footer = [f"note: {each}" for each in notes]
+        footer += [f"written: {path}" for path in (self._files.written if self._files else ())]
+        summary.write(terminalreporter, self.reports, self._unasked, footer, strict=self._is_strict)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
@@ -106,8 +77,7 @@ class Session:
             keeper.hide_table()
             keeper.look_again()
             for problem in keeper.problems:
-                session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
-                sys.stderr.write(f"\npytest-amp: {problem}\n")
+                self._fail(session, problem)
         self._see_what_was_unasked(session)
         self.write_reports(session)
 
@@ -122,58 +92,24 @@ class Session:
 
         given, static = options.given_gates(self.config)
         self._unasked = list(unasked(self.reports, given, static=static))
-        if self._unasked and self._strict and session.exitstatus == pytest.ExitCode.OK:
+        if self._unasked and self._is_strict and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     @property
-    def _strict(self) -> bool:
+    def _is_strict(self) -> bool:
         """Whether a gate without an answer fails the run."""
         return "unmeasured" in settings.resolve([*self.config.stash[LEVELS]]).strict
 
     def write_reports(self, session: pytest.Session) -> None:
         """Write what was asked for, once, whatever became of other plugins' reports."""
-        if session.config.option.collectonly:
+        if self._files is None or session.config.option.collectonly:
             return
-        for option, write in (("--amp-json", self._write_json), ("--amp-html", self._write_html)):
-            try:
-                write()
-            except OSError as error:
-                session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
-                sys.stderr.write(f"\npytest-amp: {option} could not be written: {error}\n")
-        self._json = self._html = None
+        for problem in self._files.write(self.reports, self.run, self._unasked):
+            self._fail(session, problem)
 
-    def _write_json(self) -> None:
-        if self._json is not None:
-            output_files.write_json(self._json, self.reports, self.run(), self._unasked)
-            self._written.append(self._json)
-
-    def _write_html(self) -> None:
-        if self._html is not None:
-            output_files.write_html(self._html, self.config, self.reports, self.run())
-            self._written.append(self._html)
-
-    def _hidden(self) -> dict[str, int]:
-        """Per setting given on the command line: how many tests' markers hid it."""
-        _, (_, cli), _ = self.config.stash[LEVELS]
-        tests = {report.nodeid: report.settings for report in self.reports}
-        return Counter(
-            name
-            for given in tests.values()
-            for name, setting in given.items()
-            if name in cli and setting.source == "marker" and not settings.BY_NAME[name].merges
-        )
-
-    def _notes(self) -> Iterator[str]:
-        """What could not be read of the stored runs, and what became of saving."""
-        from pytest_amp.plugin import benchmark
-
-        yield from list(self._unread)[:_MOST_UNREAD]
-        if (left := len(self._unread) - _MOST_UNREAD) > 0:
-            yield f"and {left} more that can't be read: `pytest-amp history` names them all"
-        if keeper := self._keeper():
-            yield from keeper.notes
-        if why := benchmark.why_nothing_is_saved(self.config):
-            yield why
+    def _fail(self, session: pytest.Session, problem: str) -> None:
+        session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
+        sys.stderr.write(f"\npytest-amp: {problem}\n")
 
     def _keeper(self) -> Keeper | None:
         if not self.reports:

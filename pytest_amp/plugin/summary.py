@@ -1,0 +1,67 @@
+"""What a run says of its amp tests at the end of pytest's output."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_amp.plugin.options import LEVELS
+from pytest_amp.settings import table as settings
+
+if TYPE_CHECKING:
+    from pytest_amp.results.report import AmpReport
+
+_MOST_UNREAD = 3
+
+
+def hidden_settings(config: pytest.Config, reports: Sequence[AmpReport]) -> dict[str, int]:
+    """Return, by setting given on the command line, how many tests' markers hid it."""
+    _, (_, cli), _ = config.stash[LEVELS]
+    tests = {report.nodeid: report.settings for report in reports}
+    return Counter(
+        name
+        for given in tests.values()
+        for name, setting in given.items()
+        if name in cli and setting.source == "marker" and not settings.BY_NAME[name].merges
+    )
+
+
+def notes(config: pytest.Config, unread: Sequence[str]) -> Iterator[str]:
+    """Say which stored runs could not be read, and what became of saving this one."""
+    from pytest_amp.plugin import benchmark
+
+    yield from unread[:_MOST_UNREAD]
+    if (left := len(unread) - _MOST_UNREAD) > 0:
+        yield f"and {left} more that can't be read: `pytest-amp history` names them all"
+    if keeper := benchmark.keeper_of(config):
+        yield from keeper.notes
+    if why := benchmark.why_nothing_is_saved(config):
+        yield why
+
+
+def write(
+    reporter: pytest.TerminalReporter,
+    reports: Sequence[AmpReport],
+    unasked: Sequence[str],
+    footer: Sequence[str],
+    *,
+    strict: bool,
+) -> None:
+    """Write the section: the table, what each test has to say, gates nobody asked, a footer."""
+    from pytest_amp.render.terminal import not_gated, summary
+
+    config, writer = reporter.config, reporter._tw
+    hidden = hidden_settings(config, reports)
+    reporter.section("pytest-amp")
+    for line in (
+        *summary(reports, writer.fullwidth, config.get_verbosity(), hidden),
+        *not_gated(unasked, strict, writer.fullwidth),
+    ):
+        for span in line:
+            writer.write(span.text, **dict.fromkeys(span.markup, True))
+        writer.line()
+    for text in footer:
+        writer.line(text)
