@@ -47,13 +47,16 @@ class OutputFiles:
         self, reports: Sequence[AmpReport], run: Callable[[], Mapping[str, Any]], unasked: list[str]
     ) -> Iterator[str]:
         """Write what was asked for, once. Yields a sentence for each file that can't be written."""
+
+        def json_to(path: Path) -> None:
+            _write_json(path, reports, run(), unasked)
+
+        def html_to(path: Path) -> None:
+            _write_html(path, self._config, reports, run())
+
         for option, path, write in (
-            ("--amp-json", self._json, lambda path: _write_json(path, reports, run(), unasked)),
-            (
-                "--amp-html",
-                self._html,
-                lambda path: _write_html(path, self._config, reports, run()),
-            ),
+            ("--amp-json", self._json, json_to),
+            ("--amp-html", self._html, html_to),
         ):
             if path is None:
                 continue
