@@ -1,6 +1,6 @@
-"""The columns of the history: of each test in each run, what there is and in which unit.
+"""Define the columns of the history: what is kept of each test in each run, and in which unit.
 
-One table, from which the index, the DataFrame and the documentation are made.
+The index, the DataFrame and the documentation are all made from this one table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from pytest_amp.storage.store import Run
 
 
 class Column(NamedTuple):
-    """`of` takes a run and a report; `unit` is "" where there is none."""
+    """A column of the history.
+
+    Attributes:
+        name: the column's name.
+        unit: the unit; "" if there is none.
+        help: what the column holds, for docs/history.md.
+        of: takes a run and a report, and returns the value.
+    """
 
     name: str
     unit: str
@@ -125,7 +132,7 @@ COLUMNS: tuple[Column, ...] = (STARTED, *TEXTS, *NUMBERS)
 
 
 def page() -> str:
-    """docs/history.md: each column, its unit and what it holds."""
+    """Return the text of docs/history.md: each column, its unit and what it holds."""
     rows = [f"| `{column.name}` | {column.unit} | {column.help} |" for column in COLUMNS]
     return (
         "# The columns of the history\n\n"
