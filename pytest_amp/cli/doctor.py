@@ -1,4 +1,4 @@
-"""``pytest-amp doctor``: whether numbers from this machine can be trusted, on one screen."""
+"""``pytest-amp doctor``: say on one screen whether numbers from this machine can be trusted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pytest_amp.storage import store
 
 HELP = "whether numbers from this machine can be trusted, and what to change first"
 _WRITTEN_FOR = ("5.1", "5.2", "5.3")
-# Environment variables that move a baseline, and what to do about those that spoil it.
+# Environment variables that affect a baseline, and what to do about those that spoil it.
 _VARIABLES = {
     "CUDA_LAUNCH_BLOCKING": "unset CUDA_LAUNCH_BLOCKING: every kernel is waited for",
     "TORCH_SHOW_DISPATCH_TRACE": "unset TORCH_SHOW_DISPATCH_TRACE: it slows every operator",
@@ -38,7 +38,7 @@ _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 class Line(NamedTuple):
-    """A fact, and what to change before trusting a number; nothing where it is as it should be."""
+    """A fact, and what to change before trusting a number; "" if there is nothing to change."""
 
     name: str
     fact: str
@@ -46,12 +46,18 @@ class Line(NamedTuple):
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     take_storage(parser)
     parser.add_argument("--device", default="auto", help="as --amp-device (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
+    """Print each fact, marking those that have a remedy, and then the remedies.
+
+    Returns:
+        The exit code; a machine with problems is not an error.
+    """
     try:
         settings.parse(settings.entry_for("device"), options.device)
     except ValueError as error:
@@ -137,7 +143,8 @@ def _cpu_clocks() -> Iterator[Line]:
                    "(cpupower frequency-set -g performance)")  # fmt: skip
 
 
-# What NVML says holds the clocks back; it also says so of an idle GPU and of locked clocks.
+# What NVML names as holding the clocks back. It names an idle GPU and locked clocks too; they are
+# no fault, and are left out.
 _BRAKES = {
     "SwPowerCap": "its power cap", "HwSlowdown": "the hardware", "SyncBoost": "another GPU",
     "SwThermalSlowdown": "its temperature", "HwThermalSlowdown": "its temperature",
@@ -146,7 +153,7 @@ _BRAKES = {
 
 
 def _gpu_clocks(device: Any) -> Iterator[Line]:
-    """Clocks, temperature and throttling as NVML tells them, where its bindings are installed."""
+    """Yield clocks, temperature and throttling, if NVML's bindings are installed."""
     try:
         import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
@@ -160,7 +167,7 @@ def _gpu_clocks(device: Any) -> Iterator[Line]:
         most = pynvml.nvmlDeviceGetMaxClockInfo(gpu, pynvml.NVML_CLOCK_SM)
         celsius = pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU)
         busy = pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu
-    except Exception as error:  # noqa: BLE001 - NVML says no in many ways
+    except Exception as error:  # noqa: BLE001 - NVML fails in many ways
         yield Line("clocks", f"not known: NVML says {error}")
         return
     held = dict.fromkeys(

@@ -168,7 +168,7 @@ class Baselines:
         if self.any_verdict:
             return None
         if result.verdict != "pass":
-            return f"is no passing one ({result.verdict})"
+            return f"did not pass ({result.verdict})"
         if result.unanswered:
             missing = " and ".join(gate.name for gate in result.unanswered)
             return f"failed under --amp-strict, without {missing}: save a first one without it"

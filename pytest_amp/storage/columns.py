@@ -87,12 +87,12 @@ TEXTS: tuple[Column, ...] = (
     Column("nodeid", "", "the test", _of("nodeid")),
     Column("verdict", "", "pass, fail, inconclusive, skipped or error", _of("verdict")),
     Column("run", "", "the run's number, or its file's name", lambda run, _: run.name),
-    Column("run_id", "", "the run, as --amp-json has it too", lambda run, _: run.id),
+    Column("run_id", "", "the run's id, the same as in --amp-json", lambda run, _: run.id),
     Column("commit", "", "the commit", lambda run, _: run.commit),
     Column("branch", "", "the branch", lambda run, _: run.branch),
     Column("device", "", "the device's name", _in("environment", "device")),
     Column("device_type", "", "cuda, xpu, mps or cpu", _in("environment", "device_type")),
-    Column("dtype", "", "what amp ran in", _in("environment", "dtype")),
+    Column("dtype", "", "the dtype that autocast used", _in("environment", "dtype")),
     Column("torch", "", "version of torch", _in("environment", "torch")),
     Column("cuda", "", "version of CUDA or HIP", _in("environment", "cuda")),
     Column("cudnn", "", "version of cuDNN", _in("environment", "cudnn")),
@@ -101,11 +101,11 @@ TEXTS: tuple[Column, ...] = (
     Column("failed", "", "gates that failed", _failed),
     Column("errors", "", "rules that found an error", _codes("error")),
     Column("warnings", "", "rules that warned", _codes("warning")),
-    Column("key", "", "equal where results may be compared", lambda _, report: key(report)),
+    Column("key", "", "the same for results that may be compared", lambda _, report: key(report)),
 )  # fmt: skip
 
 NUMBERS: tuple[Column, ...] = (
-    Column("dirty", "0 or 1", "whether there were changes beside the commit",
+    Column("dirty", "0 or 1", "whether tracked files differed from the commit",
            lambda run, _: run.dirty),
     Column("attempt", "", "1, or more where the test was rerun", _of("attempt")),
     Column("duration_s", "s", "how long the test took", _of("duration_s")),
@@ -137,7 +137,7 @@ def page() -> str:
     return (
         "# The columns of the history\n\n"
         "`pytest_amp.history()` and `pytest-amp history --csv` have one row per test and run, and "
-        "these\ncolumns. Texts are categories, numbers floats; what there is none of is NaN.\n\n"
+        "these\ncolumns. Texts are categories and numbers are floats; a missing value is NaN.\n\n"
         "This page is generated: `python scripts/generate_docs.py` writes it.\n\n"
         "| column | unit | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
     )

@@ -229,7 +229,7 @@ class Index:
             if _encodable(name) == name:
                 yield name, stamp
             else:
-                self._listing.append(str(Broken(self._root / name, "its name is no UTF-8")))
+                self._listing.append(str(Broken(self._root / name, "its name is not UTF-8")))
 
     def _listed(self) -> Iterator[tuple[str, tuple[int, int]]]:
         if self._paths is not None:

@@ -107,7 +107,7 @@ def folder(storage: str | os.PathLike[str]) -> Path:
     text = os.fspath(storage)
     kind, separator, rest = text.partition("://")
     if separator and kind != "file":
-        raise ValueError(f"{text!r} is no folder: history is read from pytest-benchmark's files")
+        raise ValueError(f"{text!r} is not a folder: history is read from pytest-benchmark's files")
     return Path(rest if separator else text)
 
 
@@ -192,7 +192,7 @@ def _load(path: Path) -> Any:
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            raise Broken(path, "is no file")
+            raise Broken(path, "is not a file")
         if found.st_size > MOST_BYTES:
             size = units.size(found.st_size)
             raise Broken(path, f"is too large to be a saved run ({size})")
@@ -202,7 +202,7 @@ def _load(path: Path) -> Any:
     except RecursionError:
         raise Broken(path, "is nested too deeply") from None
     except ValueError as error:  # also what is no UTF-8
-        raise Broken(path, f"is no whole JSON ({error}); it may have been cut off") from None
+        raise Broken(path, f"is not complete JSON ({error}); it may have been cut off") from None
 
 
 def _of_benchmark(

@@ -159,7 +159,7 @@ def test_the_storage_is_counted_and_what_is_broken_named(capsys: Captured, tmp_p
     broken = save(tmp_path, 2, "{")
     fact, remedy = told(capsys, f"--storage={tmp_path}")["storage"]
     assert fact == f"{tmp_path}: 1 run, 2 results"
-    assert remedy.startswith(f"1 thing in it can't be read, the first: {broken}: is no whole")
+    assert remedy.startswith(f"1 thing in it can't be read, the first: {broken}: is not complete")
     (tmp_path / "file").write_text("")
     assert "can't be read" in told(capsys, f"--storage={tmp_path / 'file'}")["storage"][1]
 

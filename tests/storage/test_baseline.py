@@ -101,7 +101,7 @@ def test_json_reports_are_baselines_too_the_newest_of_several(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("stored", "why"),
     [
-        (report(verdict="fail"), "its newest, in run 0001, is no passing one (fail)"),
+        (report(verdict="fail"), "its newest, in run 0001, did not pass (fail)"),
         (
             report(environment=replace(ENVIRONMENT, device="A100")),
             "has device A100, not NVIDIA H100",
