@@ -99,7 +99,7 @@ def conclusion(search: Search) -> list[str]:
         f"{units.duration(search.seconds)}"
     )
     if names is None:
-        why = "what differs is outside of any module, or no matter of precision"
+        why = "what differs is outside of all modules, or is not due to precision"
         return [f"not even all modules in float32 make the losses agree ({cost}): {why}"]
     if not names:
         return [f"nothing to do: the losses agree as it is ({cost})"]

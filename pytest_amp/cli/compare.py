@@ -44,7 +44,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
                             help=f"{what}: a run's number, files, a folder or a glob")  # fmt: skip
     take_storage(parser)
     parser.add_argument("--fail", action="append", default=[], metavar="METRIC:PCT",
-                        help="what may get worse at most: speedup:10%%,memory:5%%")  # fmt: skip
+                        help="largest change for the worse: speedup:10%%,memory:5%%")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="the newer reports, with these gates")
 
 

@@ -30,8 +30,8 @@ def take_storage(parser: argparse.ArgumentParser) -> None:
 def take_history(parser: argparse.ArgumentParser) -> None:
     """Add the arguments by which `chosen` picks part of a storage."""
     parser.add_argument("tests", nargs="*", default=[], metavar="TEST",
-                        help="parts of node ids, or globs; all tests without any")  # fmt: skip
-    parser.add_argument("--branch", default=None, help="results of this branch alone")
+                        help="parts of node ids, or globs (default: all tests)")  # fmt: skip
+    parser.add_argument("--branch", default=None, help="only results of this branch")
     take_storage(parser)
 
 

@@ -20,7 +20,7 @@ HELP = "whether numbers from this machine can be trusted, and what to change fir
 _WRITTEN_FOR = ("5.1", "5.2", "5.3")
 # Environment variables that affect a baseline, and what to do about those that spoil it.
 _VARIABLES = {
-    "CUDA_LAUNCH_BLOCKING": "unset CUDA_LAUNCH_BLOCKING: every kernel is waited for",
+    "CUDA_LAUNCH_BLOCKING": "unset CUDA_LAUNCH_BLOCKING: the host waits for every kernel",
     "TORCH_SHOW_DISPATCH_TRACE": "unset TORCH_SHOW_DISPATCH_TRACE: it slows every operator",
     "NVIDIA_TF32_OVERRIDE": "NVIDIA_TF32_OVERRIDE changes what fp32 means: unset it, or keep it "
     "the same everywhere",
@@ -101,8 +101,8 @@ def _device(wanted: str) -> Iterator[Line]:
     unseen = devices.unseen()
     if unseen is not None:
         yield Line("accelerator", f"built for {unseen}, no GPU visible",
-                   f"torch is built for {unseen} and sees no GPU, and what is gated on one is not "
-                   "asked: see that nvidia-smi (or rocm-smi) lists it, that the container was "
+                   f"torch is built for {unseen} and sees no GPU, so gates that need one are not "
+                   "checked: see that nvidia-smi (or rocm-smi) lists it, that the container was "
                    "given it, and that CUDA_VISIBLE_DEVICES does not hide it")  # fmt: skip
     try:
         device = devices.choose(wanted)
@@ -116,7 +116,7 @@ def _device(wanted: str) -> Iterator[Line]:
         name, native = str(dtype).removeprefix("torch."), device.native_support(dtype)
         usual = ", what autocast uses here" if dtype is device.default_dtype() else ""
         yield Line(name, ("native" if native else "emulated, and slow") + usual, "" if native else
-                   f"{name} has no fast path here: gate no speed in it")  # fmt: skip
+                   f"{name} has no fast path here: don't gate speed in it")  # fmt: skip
     flags = GlobalState(device).flags()
     yield Line("flags", ", ".join(f"{name} {value}" for name, value in flags.items()
                                   if name in _SHIFTING))  # fmt: skip
@@ -157,7 +157,7 @@ def _gpu_clocks(device: Any) -> Iterator[Line]:
     try:
         import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
-        yield Line("clocks", "not known: pip install nvidia-ml-py tells them")
+        yield Line("clocks", "not known: pip install nvidia-ml-py to read them")
         return
     try:
         pynvml.nvmlInit()

@@ -39,7 +39,7 @@ def _bisect_arguments(parser: argparse.ArgumentParser) -> None:
         "arguments",
         nargs="*",
         default=[],
-        help="for pytest, behind --, such as -- --amp-override dtype=float16",
+        help="arguments for pytest, after --: -- --amp-override dtype=float16",
     )
 
 
