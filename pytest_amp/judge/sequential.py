@@ -92,7 +92,7 @@ def autocorrelation(ratios: Sequence[float]) -> float:
     if pairs < 3:
         return 0.0
     ordered = sorted(ratios)
-    # Twice the distance of each rank from the mean rank; equal ratios share the mean of their ranks.
+    # Twice each rank's distance from the mean rank; equal ratios share the mean of their ranks.
     ranks = [bisect_left(ordered, ratio) + bisect_right(ordered, ratio) - pairs for ratio in ratios]
     spread = sum(rank * rank for rank in ranks)
     if not spread:
