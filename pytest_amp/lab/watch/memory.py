@@ -160,7 +160,7 @@ class _CpuPeak:
         live: dict[int, int] = {}
         levels: list[int] = []
         # When a block that is older than the profiler is freed, torch may report the size of
-        # another block, from an earlier profile. So only blocks that were seen to be allocated count.
+        # another block, from an earlier profile. So only blocks that were seen to come count.
         for event in _allocations_on_the_cpu(profiler.kineto_results.experimental_event_tree()):
             while len(levels) < len(self._marks_ns) and (
                 event.start_time_ns > self._marks_ns[len(levels)]
