@@ -1,4 +1,4 @@
-"""What a rule is: a stable code, and a function from one test's case to what it has to say."""
+"""Define what a rule is: a stable code, and a function from a test's case to what it has to say."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from pytest_amp.results.values import Finding, Severity
 
 @dataclass(frozen=True)
 class Word:
-    """What a rule says of a case. `severity` overrides the rule's own."""
+    """What a rule says about a case.
+
+    Attributes:
+        message: what is wrong and how to fix it.
+        evidence: the figures behind it, as plain JSON.
+        severity: replaces the rule's own severity, for a rule that speaks of harm which is not
+            shown.
+        module: the path of the module that it is about.
+        location: the user's line, as ``file:line``.
+    """
 
     message: str
     evidence: Mapping[str, Any]
@@ -24,12 +33,13 @@ class Word:
 
 @dataclass(frozen=True)
 class Rule:
-    """A code, and what finds it. A `Word` of its own severity speaks where no harm is shown."""
+    """A code, and the function that finds it."""
 
     code: str
     check: Callable[[Case], Iterable[Word]]
 
     def findings(self, case: Case) -> Iterator[Finding]:
+        """Yield a finding for each word that the rule has to say about the case."""
         for word in self.check(case):
             yield Finding(
                 code=self.code,

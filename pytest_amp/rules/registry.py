@@ -1,4 +1,4 @@
-"""The linter for the training step: every rule, and which of them may speak."""
+"""Collect all rules, and ask those that are selected."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ RULES: tuple[Rule, ...] = tuple(
 
 
 def findings(case: Case, select: Sequence[str], ignore: Mapping[str, str]) -> tuple[Finding, ...]:
-    """What the selected rules say. What `ignore` suppresses stays, with the reason given."""
+    """Return what the selected rules find.
+
+    A finding that `ignore` suppresses is kept, with the reason that was given.
+    """
     return tuple(
         replace(finding, suppressed=suppression(finding, ignore))
         for rule in RULES
@@ -48,7 +51,7 @@ def findings(case: Case, select: Sequence[str], ignore: Mapping[str, str]) -> tu
 def in_exception(
     message: str, location: str | None, select: Sequence[str], ignore: Mapping[str, str]
 ) -> tuple[Finding, ...]:
-    """What the selected rules say of an exception that a GradScaler raised."""
+    """Return what the selected rules say about an exception that a GradScaler raised."""
     found = scaler.protocol_violated(message, location)
     if found is None or not found.code.startswith(tuple(select)):
         return ()
