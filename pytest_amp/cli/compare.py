@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     for report, why in (*missing, *((each, _why_unmeasured(each)) for each in unmeasured)):
         complain(f"{store.shown(report.nodeid)}: {why}")
     for nodeid in gone:
-        complain(f"{store.shown(nodeid)} is in {store.shown(options.a)} alone")
+        complain(f"{store.shown(nodeid)} is only in {store.shown(options.a)}")
     counts = {
         "without a baseline": len(missing),
         "not measured": len(unmeasured),

@@ -143,8 +143,8 @@ def _cpu_clocks() -> Iterator[Line]:
                    "(cpupower frequency-set -g performance)")  # fmt: skip
 
 
-# What NVML names as holding the clocks back. It names an idle GPU and locked clocks too; they are
-# no fault, and are left out.
+# NVML's reasons for holding the clocks back, without those that are no fault: an idle GPU and
+# locked clocks.
 _BRAKES = {
     "SwPowerCap": "its power cap", "HwSlowdown": "the hardware", "SyncBoost": "another GPU",
     "SwThermalSlowdown": "its temperature", "HwThermalSlowdown": "its temperature",

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
             if len(trend.points) > 1
         ]
         if not drawn:
-            complain(f"there are no two results{nothing(options)}")
+            complain(f"there are fewer than two results{nothing(options)}")
             return NO_BASELINE
         if len(drawn) > _MOST:
             complain(f"{len(drawn)} tests are too many to draw: name some")

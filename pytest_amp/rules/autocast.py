@@ -81,7 +81,7 @@ def _switch(framework: str, case: Case) -> str:
     return f"on a CPU, {name} casts {only}, whatever it is told: check this step on a GPU{other}"
 
 
-# torch names these as operators to cast to float16 for, as seen on an H100 with torch 2.11.
+# Autocast casts to float16 for these operators by name, as seen on an H100 with torch 2.11.
 _RECURRENT = ("aten::_cudnn_rnn", "aten::miopen_rnn")
 
 
@@ -209,8 +209,8 @@ def recompute_dtype(case: Case) -> Iterator[Word]:
         if before and not again & before:
             yield Word(
                 f"a checkpointed segment ran in {_or(before)} and is computed again in "
-                f"{_or(again)}: its gradients belong to another forward pass; recompute it under "
-                "the same autocast state (torch.utils.checkpoint does so by itself)",
+                f"{_or(again)}: its gradients belong to a different forward pass; recompute it "
+                "under the same autocast state (torch.utils.checkpoint does so by itself)",
                 {"forward": sorted(before), "recompute": sorted(again)},
                 module=module or None,
             )

@@ -124,7 +124,7 @@ def arms_start_differ(case: Case) -> Iterator[Word]:
         first, other, second = values(fp32), values(amp), values(again)
         if first.differ(second, MOVED_AND_BACK):
             yield Word(
-                f"two fp32 builds from one seed start from other {what}: nothing below is "
+                f"two fp32 builds from one seed start from different {what}: nothing below is "
                 f"comparable; {fix}",
                 {"what": what, "between": "fp32 and fp32"},
             )
@@ -139,9 +139,10 @@ def arms_start_differ(case: Case) -> Iterator[Word]:
                     severity="warning",
                 )
                 return
-            made = "" if what == "weights" else "; data made in the amp dtype is other data"
+            made = "" if what == "weights" else "; data made in the amp dtype is different data"
             yield Word(
-                f"the two arms start from other {what}: nothing below is comparable; {fix}{made}",
+                f"the two arms start from different {what}: nothing below is comparable; "
+                f"{fix}{made}",
                 {"what": what, "between": "fp32 and amp"},
             )
             return
@@ -149,8 +150,8 @@ def arms_start_differ(case: Case) -> Iterator[Word]:
     if fp32.inputs is None and differing is not None and differing[1] == 0:
         _, _, a, b = differing
         yield Word(
-            f"two fp32 builds from one seed have other first losses ({a:.6g} and {b:.6g}): nothing "
-            f"below is comparable; {fix}",
+            f"two fp32 builds from one seed have different first losses ({a:.6g} and {b:.6g}): "
+            f"nothing below is comparable; {fix}",
             {"what": "first losses", "losses": [a, b]},
         )
 
@@ -181,7 +182,7 @@ def fp32_arm_not_fp32(case: Case) -> Iterator[Word]:
     else:
         yield Word(
             f"{units.share(share)} of the fp32 arm's FLOPs ran in {dtypes}: a hard-coded autocast "
-            "or cast makes the baseline no baseline; enter arm.autocast() in its place",
+            "or cast spoils the baseline; enter arm.autocast() in its place",
             evidence,
         )
 

@@ -76,7 +76,7 @@ def gradient_underflow(case: Case) -> Iterator[Word]:
     The rule is silent if a module's output has left fp32's, since that zeroes gradients by itself.
     """
     lost = [each for each in _gradients(case) if each.zeroed >= UNDERFLOW]
-    if not lost or _first_to_leave(case):  # which makes gradients zero by itself
+    if not lost or _first_to_leave(case):  # that alone makes gradients zero
         return
     worst = max(lost, key=lambda each: (each.zeroed, each.share))
     yield Word(

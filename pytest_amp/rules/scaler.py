@@ -38,7 +38,7 @@ PROTOCOL = {
         "them, and that zero_grad() does not come between backward and step"
     ),
     "No inf checks were recorded prior to update": (
-        "update() came before any scaler.step(): it belongs at the end of each step, once, behind "
+        "update() came before any scaler.step(): it belongs at the end of each step, once, after "
         "the scaler.step(optimizer) of every optimizer; an optimizer.step() does not count"
     ),
     "Attempted": (
@@ -147,8 +147,8 @@ def stepped_on_overflow(case: Case) -> Iterator[Word]:
             yield Word(
                 f"{named(drill.optimizers if drill else (), number)} stepped although an overflow "
                 f"had made its gradients inf: {changed[0]}{_and_more(changed)} changed{wrong}; let "
-                "scaler.step(optimizer) decide, and heed found_inf in an optimizer or a scaler of "
-                "your own",
+                "scaler.step(optimizer) decide, and respect found_inf in an optimizer or a scaler "
+                "of your own",
                 {"changed": list(changed), "next_loss_finite": each.next_loss_finite},
             )
             return

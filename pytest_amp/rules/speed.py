@@ -56,8 +56,8 @@ def fp32_fallback(case: Case) -> Iterator[Word]:
     kept.sort(key=lambda row: -row.flops)
     yield Word(
         f"{units.share(share)} of the forward FLOPs stay in float32, outside of any autocast "
-        f"region, most of them in {_place(kept[0])}: cover them, or say that they are kept so on "
-        "purpose, with a region inside of the other that is switched off (enabled=False)",
+        f"region, most of them in {_place(kept[0])}: cover them, or show that this is on "
+        "purpose with a nested region that is switched off (enabled=False)",
         {"share": share, "where": [_place(row) for row in kept[:5]]},
         module=kept[0].module,
         location=kept[0].location,
@@ -131,8 +131,8 @@ def slow_shapes(case: Case) -> Iterator[Word]:
     most = max(odd, key=lambda row: row.flops)
     sizes = [size for size in most.dims if size > TILE and size % TILE]
     yield Word(
-        f"{units.share(share)} of the reduced FLOPs have dimensions that are no multiple of {TILE} "
-        f"({', '.join(map(str, sizes[:3]))} in {_place(most)}), which tensor cores run at a "
+        f"{units.share(share)} of the reduced FLOPs have dimensions that are not multiples of "
+        f"{TILE} ({', '.join(map(str, sizes[:3]))} in {_place(most)}), which tensor cores run at a "
         f"fraction of their speed: pad them, for example to {-(-sizes[0] // TILE) * TILE}",
         {"share": share, "dims": sizes},
         module=most.module,

@@ -160,7 +160,7 @@ class Baselines:
         if self.branch is not None and run.branch != self.branch:
             return f"is of {f'branch {run.branch}' if run.branch else 'no branch'}"
         if self.exact and (found := list(differences(result.environment, report.environment))):
-            return f"is of another environment ({', '.join(found)})"
+            return f"is from a different environment ({', '.join(found)})"
         return self._unfit(result, report)
 
     def _unfit(self, result: AmpReport, report: AmpReport) -> str | None:
@@ -178,7 +178,7 @@ class Baselines:
             if result.speedup.low is None:
                 return f"was timed too briefly ({units.plural(result.speedup.pairs, 'pair')})"
         if seconds(result.started) >= self._before(report):
-            return f"says that it is of {result.started[:10]}, which is yet to come"
+            return f"is dated {result.started[:10]}, which is in the future"
         return None
 
     def _before(self, report: AmpReport) -> float:

@@ -322,7 +322,7 @@ def _opened(root: Path) -> sqlite3.Connection:
                     database.close()
                 if not _is_damage(error):
                     break
-                with contextlib.suppress(OSError):  # it is no database
+                with contextlib.suppress(OSError):  # it is not a database
                     (root / NAME).unlink()
     return _in_memory()
 

@@ -201,7 +201,7 @@ def _load(path: Path) -> Any:
         raise Broken(path, _unreadable(error)) from None
     except RecursionError:
         raise Broken(path, "is nested too deeply") from None
-    except ValueError as error:  # also what is no UTF-8
+    except ValueError as error:  # including bytes that are not UTF-8
         raise Broken(path, f"is not complete JSON ({error}); it may have been cut off") from None
 
 

@@ -76,7 +76,7 @@ def test_tests_of_one_run_alone_are_told(runs: Path, capsys: Captured) -> None:
     other = "test_it.py::test_other: there is no result of this test on NVIDIA H100 in"
     assert captured.err.splitlines() == [
         f"pytest-amp: {other} bfloat16 in 1",
-        "pytest-amp: test_it.py::test_step is in 1 alone",
+        "pytest-amp: test_it.py::test_step is only in 1",
     ]
     assert captured.out == "0 tests compared, 1 without a baseline, 1 gone\n"
 

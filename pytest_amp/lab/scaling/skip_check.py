@@ -41,7 +41,7 @@ class SkipCheck:
     """
 
     def __init__(self) -> None:
-        # By scaler, whether its scale's version counts its updates. In a subclass it may not.
+        # For each scaler, whether its scale's version counts its updates. In a subclass it may not.
         self._scalers: WeakKeyDictionary[GradScaler, bool] = WeakKeyDictionary()
 
     @contextmanager
