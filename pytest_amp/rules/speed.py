@@ -146,7 +146,7 @@ def _rows(case: Case, phase: str | None = None) -> Sequence[OpRow]:
 
 
 def _place(row: OpRow) -> str:
-    """``aten::mm in layers.0 (net.py:12)``"""
+    """Say where a row comes from: ``aten::mm in layers.0 (net.py:12)``."""
     module = f" in {row.module}" if row.module else ""
     return f"{row.op}{module}{f' ({row.location})' if row.location else ''}"
 

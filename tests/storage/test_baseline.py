@@ -118,7 +118,7 @@ def test_a_run_that_is_meant_and_does_not_fit_is_told(
 
 def test_other_reasons_are_told(tmp_path: Path) -> None:
     save(tmp_path, 1, document(report(environment=replace(ENVIRONMENT, torch="2.12.0"))))
-    assert "is from a different environment (torch 2.12.0 -> 2.13.0)" in why_none(tmp_path, "1", exact=True)
+    assert "different environment (torch 2.12.0 -> 2.13.0)" in why_none(tmp_path, "1", exact=True)
     assert "is of branch main" in why_none(tmp_path, "1", branch="topic")
     (tmp_path / "empty").mkdir()
     assert why_none(tmp_path, str(tmp_path / "empty")).endswith("write --amp-compare=newest")
