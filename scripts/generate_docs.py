@@ -12,7 +12,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # where it is run as a script
 
-from pytest_amp.plugin import options  # noqa: E402
 from pytest_amp.rules import explain  # noqa: E402
 from pytest_amp.settings import table as settings  # noqa: E402
 from pytest_amp.storage import columns  # noqa: E402
@@ -26,7 +25,7 @@ def settings_table() -> str:
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for entry in settings.TABLE:
         name = f"`{entry.name}`" if entry.marker else f"`{entry.flag}`"
-        rows.append(f"| {name} | {options.default_shown(entry)} | {entry.help} |")
+        rows.append(f"| {name} | {entry.default_shown} | {entry.help} |")
     return "\n".join(rows) + "\n"
 
 

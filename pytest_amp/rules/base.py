@@ -1,4 +1,8 @@
-"""Define what a rule is: a stable code, and a function from a test's case to what it has to say."""
+"""Define what a rule is: a stable code, and a function from a subject to what it says about it.
+
+Most rules look at a `Case`, the experiment of one test. A few look at less: at what a GradScaler
+raised, at the environments of two results, or at a test that never measured.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,46 @@ from typing import Any
 
 from pytest_amp.codes import CODES
 from pytest_amp.judge.case import Case
-from pytest_amp.results.values import Finding, Severity
+from pytest_amp.results.values import Environment, Finding, Severity
+
+
+@dataclass(frozen=True)
+class Raised:
+    """What torch's own GradScaler raised.
+
+    Attributes:
+        message: the exception's message.
+        location: the user's line that called the scaler, if it is known.
+    """
+
+    message: str
+    location: str | None = None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The environments of a stored result and of the result that is compared with it."""
+
+    before: Environment | None
+    now: Environment | None
+
+
+@dataclass(frozen=True)
+class NeverCalled:
+    """A test that requested amp_benchmark, passed, and never called it."""
+
+
+Subject = Case | Raised | Compared | NeverCalled
 
 
 @dataclass(frozen=True)
 class Word:
-    """What a rule says about a case.
+    """What a rule says about a subject.
 
     Attributes:
         message: what is wrong and how to fix it.
         evidence: the figures behind it, as plain JSON.
-        severity: replaces the rule's own severity, for a rule that speaks of harm which is not
-            shown.
+        severity: replaces the rule's own severity; a rule lowers it where no harm is shown.
         module: the path of the module that it is about.
         location: the user's line, as ``file:line``.
     """
@@ -33,14 +65,21 @@ class Word:
 
 @dataclass(frozen=True)
 class Rule:
-    """A code, and the function that finds it."""
+    """A code, and a function that finds it in subjects of one type; a code may have several.
+
+    Attributes:
+        code: the code.
+        check: yields a word for each thing that it finds in a subject.
+        of: the type of subject that `check` takes.
+    """
 
     code: str
-    check: Callable[[Case], Iterable[Word]]
+    check: Callable[[Any], Iterable[Word]]
+    of: type[Subject] = Case
 
-    def findings(self, case: Case) -> Iterator[Finding]:
-        """Yield a finding for each word that the rule has to say about the case."""
-        for word in self.check(case):
+    def findings(self, subject: Subject) -> Iterator[Finding]:
+        """Yield what the rule finds in the subject; nothing if the subject is of another type."""
+        for word in self.check(subject) if isinstance(subject, self.of) else ():
             yield Finding(
                 code=self.code,
                 name=CODES[self.code].name,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from pytest_amp.codes import CODES
-from pytest_amp.judge.case import Case
+from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import Finding, suppression
 from pytest_amp.rules import (
     autocast,
@@ -17,17 +16,7 @@ from pytest_amp.rules import (
     scaler,
     speed,
 )
-from pytest_amp.rules.base import Rule
-
-NOTHING_MEASURED = Finding(
-    code="AMP001",
-    name=CODES["AMP001"].name,
-    severity=CODES["AMP001"].severity,
-    message=(
-        "the test requested amp_benchmark and never called it: a gate that measured nothing is "
-        "not green; call amp_benchmark(setup)"
-    ),
-)
+from pytest_amp.rules.base import Compared, Rule, Subject
 
 GROUPS = (measurement, autocast, scaler, scale_drill, numerics, speed, memory)
 RULES: tuple[Rule, ...] = tuple(
@@ -35,8 +24,10 @@ RULES: tuple[Rule, ...] = tuple(
 )
 
 
-def findings(case: Case, select: Sequence[str], ignore: Mapping[str, str]) -> tuple[Finding, ...]:
-    """Return what the selected rules find.
+def findings(
+    subject: Subject, select: Sequence[str], ignore: Mapping[str, str]
+) -> tuple[Finding, ...]:
+    """Return what the selected rules find in the subject.
 
     A finding that `ignore` suppresses is kept, with the reason that was given.
     """
@@ -44,15 +35,12 @@ def findings(case: Case, select: Sequence[str], ignore: Mapping[str, str]) -> tu
         replace(finding, suppressed=suppression(finding, ignore))
         for rule in RULES
         if rule.code.startswith(tuple(select))
-        for finding in rule.findings(case)
+        for finding in rule.findings(subject)
     )
 
 
-def in_exception(
-    message: str, location: str | None, select: Sequence[str], ignore: Mapping[str, str]
-) -> tuple[Finding, ...]:
-    """Return what the selected rules say about an exception that a GradScaler raised."""
-    found = scaler.protocol_violated(message, location)
-    if found is None or not found.code.startswith(tuple(select)):
-        return ()
-    return (replace(found, suppressed=suppression(found, ignore)),)
+def beside_baseline(report: AmpReport, stored: AmpReport) -> tuple[Finding, ...]:
+    """Return what the report's selected rules find when comparing it with a stored result."""
+    select = map(str, report.setting("select", list, ["AMP"]))
+    ignore = {name: str(why) for name, why in report.setting("ignore", dict, {}).items()}
+    return findings(Compared(stored.environment, report.environment), tuple(select), ignore)

@@ -6,7 +6,6 @@ import re
 
 import pytest
 
-from pytest_amp.plugin import options
 from pytest_amp.settings.table import TABLE
 from tests.helpers.project import STEP, measure
 
@@ -32,7 +31,7 @@ def test_help_has_one_group_with_every_option_its_default_and_how_else_to_set_it
     assert set(re.findall(r"^  (--amp-[a-z-]+)", group, re.MULTILINE)) == OPTIONS
     flowed = re.sub(r"\s+", " ", group)
     for entry in TABLE:
-        assert f"{entry.help} (default: {options.default_shown(entry)})" in flowed
+        assert f"{entry.help} (default: {entry.default_shown})" in flowed
     assert "ini keys (amp_steps)" in flowed
     assert "cuda=1.3,cpu=1.0" in flowed
 
