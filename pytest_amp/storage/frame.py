@@ -25,9 +25,9 @@ def history(storage: str | os.PathLike[str] = store.DEFAULT) -> pandas.DataFrame
         storage: the folder of ``--benchmark-storage``, also as ``file://...``.
 
     Returns:
-        A DataFrame with the columns of docs/history.md, which also gives their units. Texts are
-        categories, numbers are floats with NaN for a missing value, and `started` is in UTC. An
-        empty storage gives the same columns without rows.
+        A DataFrame with the columns of docs/reference/history.md, which also gives their units.
+        Texts are categories, numbers are floats with NaN for a missing value, and `started` is in
+        UTC. An empty storage gives the same columns without rows.
 
     Warns:
         BrokenHistory: for each file or report that could not be read; it names the file.
