@@ -1,7 +1,7 @@
-"""What things are called everywhere: the rules, the gates and the compared metrics.
+"""Name the rules, the gates and the compared metrics, once for the whole package.
 
-What a rule looks for is in `rules`. An error fails its test, a warning is shown. A rule may lower
-its error to a warning where the harm is not shown, and never the other way round.
+What each rule looks for is in `rules`. An error fails its test; a warning is only shown. A rule may
+lower its error to a warning if no harm has been shown, but never the other way round.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 
 class Code(NamedTuple):
-    """A row of the table. `explains`: the gates whose failure it may be the cause of."""
+    """A row of the table of rules. `explains` lists the gates whose failure it may have caused."""
 
     name: str
     severity: Literal["error", "warning"]
@@ -61,7 +61,7 @@ CODES = {
 # What --amp-compare compares.
 METRICS = ("speedup", "memory", "loss")
 
-# Which gate each threshold is for.
+# The gate that each threshold belongs to.
 GATES: Mapping[str, str] = {
     "min_speedup": "speedup",
     "min_memory_reduction": "memory_reduction",

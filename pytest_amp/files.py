@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Write files completely or not at all."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def write(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write so that a reader finds either all of it or what was there before.
+    """Write `data` so that a reader finds either all of it or what was there before.
 
-    Missing directories are made; a link is followed.
+    Missing directories are created, and a symbolic link is followed.
     """
     target = Path(os.path.realpath(path))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +24,11 @@ def write(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write a file that must not be there yet: FileExistsError where it is, and nothing changes."""
+    """Write a file that must not exist yet.
+
+    Raises:
+        FileExistsError: there is such a file; it is left as it is.
+    """
     with _written(path, data) as temporary:
         os.link(temporary, path)
         temporary.unlink()
@@ -32,7 +36,10 @@ def write_new(path: Path, data: bytes) -> None:
 
 @contextmanager
 def _written(target: Path, data: bytes) -> Iterator[Path]:
-    """The data in a file beside `target`, down on the disk; gone where anything fails."""
+    """Write `data` to a temporary file beside `target`, flushed to the disk.
+
+    The file is removed if anything fails inside the block.
+    """
     temporary = target.with_name(f".amp-{os.getpid()}-{secrets.token_hex(8)}.tmp")
     try:
         with temporary.open("xb") as file:  # not mkstemp: its 0600 ignores the umask

@@ -1,4 +1,4 @@
-"""What the laboratory saw, as frozen values: the raw material that judge/ concludes from.
+"""Frozen records of what the laboratory saw: the raw material that `judge` draws conclusions from.
 
 Nothing here imports torch. A record holds what happened, never what it means.
 """
@@ -14,12 +14,17 @@ Losses = Mapping[str, tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Start:
-    """Where an arm started: digests by value of its parameters and of its first module's inputs.
+    """The state in which an arm started.
 
-    None where there was no optimizer, or no module, to look at. `parameter_samples`,
-    `input_samples`: the norm of each, and sums that change as its elements do. `devices`: those
-    that the trained parameters are on. `shared`: whether it trained with an optimizer of a former
-    arm.
+    Digests and samples are taken by value, so that arms can be compared without keeping tensors.
+
+    Attributes:
+        parameters: a digest of each trained parameter; None if there was no optimizer.
+        inputs: a digest of each input of the first module; None if no module was called.
+        devices: the devices that the trained parameters are on.
+        shared: whether the arm trained with an optimizer of an earlier arm.
+        parameter_samples: the norm of each parameter, followed by signed sums of its elements.
+        input_samples: the same of each input.
     """
 
     parameters: tuple[str, ...] | None = None
@@ -35,19 +40,33 @@ Phase = Literal["forward", "backward", "recompute", "update"]
 
 @dataclass(frozen=True)
 class OpRow:
-    """Calls of one operator that are alike.
+    """The calls of one operator that are alike.
 
-    `module`: the path of the module that made the call, in a backward pass of the one whose
-    gradient it is; None outside of modules. `phase`: "recompute" is a forward pass that a backward
-    pass repeats, "update" an optimizer's step. `dtype` and `out`: of the first floating point
-    tensor that goes in and comes out. `autocast`: whether it was in force where the step called.
-    `chosen`: whether the step itself asked for float32, by a region that is switched off within one
-    that is not, by a cast up that it calls, or by one whose result no weight then meets.
-    `function`: the custom autograd function that it is part of. `flops`, `bytes` (made) and
-    `largest` (bytes of the largest output): of all `count` calls. `stretch`: how many times its
-    memory the most expanded input is large. `dims`: the dimensions of matrix products.
-    `location`: the user's line that made the first call, as file:line. `seconds`: of all calls,
-    where the device is done when they return.
+    Sums and maxima are taken over all `count` calls.
+
+    Attributes:
+        op: the operator's qualified name, such as ``aten::mm``.
+        dtype: the dtype of the first floating point input.
+        out: the dtype of the first floating point output; None if there is none.
+        module: the path of the calling module; None outside of modules. In a backward pass it is
+            the module whose forward pass is being differentiated.
+        phase: "recompute" is a forward pass that a backward pass repeats; "update" is an
+            optimizer's step.
+        autocast: whether autocast was in force at the call; in a backward pass, at the forward
+            call.
+        function: the custom autograd function that the call is part of.
+        count: how many calls there were.
+        flops: their FLOPs.
+        bytes: the bytes of the outputs that they allocated.
+        largest: the bytes of the largest single output.
+        stretch: how often the most expanded input repeats its memory; 1 if none is expanded.
+        dims: the dimensions of matrix products that a kernel's alignment depends on.
+        location: the user's line that made the first call, as ``file:line``.
+        chosen: whether the step itself asked for float32. It did if the call is in a region that is
+            switched off inside one that is on, if it is an explicit cast up, or if it works outside
+            of any region on values that were cast up, and on no weight.
+        seconds: the host's time until the calls returned. It measures the work only on a device
+            that is done by then, as a CPU is.
     """
 
     op: str
@@ -69,28 +88,34 @@ class OpRow:
 
     @property
     def is_cast(self) -> bool:
-        """Whether it only copies a tensor into another dtype."""
+        """Whether the operator only copies a tensor into another dtype."""
         return self.op == "aten::_to_copy" and self.out is not None and self.out != self.dtype
 
 
 @dataclass(frozen=True)
 class Operators:
-    """One inspected step, counted by dtype name.
+    """One inspected step, with totals by the names of dtypes.
 
-    `flops_by_dtype`: matmul, convolution and attention FLOPs by the dtype that was computed in.
-    `bytes_by_dtype`: bytes of the floating point tensors that operators made.
-    `unknown`: heavy operators without a FLOP formula. `hidden`: what ran out of sight altogether.
-    `hidden_reduced`: whether any of these may have computed in reduced precision.
-    `random_dtypes`: dtypes in which random numbers were drawn.
-    `draws`: digests of those numbers, in order; None where they were not looked at.
-    `autocast_entered`: how often an enabled autocast region was entered. `autocast_devices`: the
-    device types that any regions were for, switched on or off. `framework`: the library whose
-    training loop it was, as its package is called.
-    `reduced_weights`: whether weights that are kept in reduced precision took part.
-    `rows`: the calls, one row for all that are alike. `stale`: modules that computed with casts of
-    weights from before an update. `backward_under_autocast`: how many backward passes began inside
-    an autocast region. `backward_scale`: by how much the loss that backward was called on is larger
-    than the one that the step returned; None where that can't be told.
+    The totals leave optimizers' updates out; `rows` has them too.
+
+    Attributes:
+        flops_by_dtype: FLOPs of matrix products, convolutions and attention, by the dtype of their
+            input.
+        bytes_by_dtype: bytes of the floating point tensors that operators allocated.
+        unknown: heavy operators that have no FLOP formula.
+        hidden: work that no dispatch mode sees, such as a CUDA graph.
+        hidden_reduced: whether anything unknown or hidden may have computed in reduced precision.
+        random_dtypes: the dtypes in which random numbers were drawn.
+        draws: a digest of each draw, in order; None if draws were not looked at.
+        autocast_entered: how often an enabled autocast region was entered.
+        autocast_devices: the device types that regions were for, whether switched on or off.
+        framework: the package whose training loop ran the step, if it is a known one.
+        reduced_weights: whether weights that are kept in reduced precision were multiplied.
+        rows: the calls, grouped into one row for all that are alike.
+        stale: the modules that computed with a weight's cast from before the weight's update.
+        backward_under_autocast: how many backward passes began inside an autocast region.
+        backward_scale: how many times larger the loss was when backward was called on it than when
+            the step returned it; None if that can't be told.
     """
 
     flops_by_dtype: Mapping[str, int] = field(default_factory=dict)
@@ -111,26 +136,32 @@ class Operators:
 
     @property
     def flops(self) -> int:
+        """The FLOPs of the step in all dtypes."""
         return sum(self.flops_by_dtype.values())
 
     def reduced_flops(self) -> int:
+        """Return the FLOPs that ran in a reduced dtype."""
         return sum(self.flops_by_dtype.get(dtype, 0) for dtype in REDUCED)
 
     def reduced_bytes(self) -> int:
+        """Return the bytes that were allocated in a reduced dtype."""
         return sum(self.bytes_by_dtype.get(dtype, 0) for dtype in REDUCED)
 
 
 REDUCED = ("float16", "bfloat16")
 
-# Packages that enter autocast themselves, where a switch of theirs says so.
+# Packages that enter autocast themselves if one of their own switches says so.
 FRAMEWORKS = ("accelerate", "ignite", "lightning", "pytorch_lightning", "transformers")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A trained parameter. `name`: its path, where a module that was called has it.
+    """A trained parameter.
 
-    `has_gradient`: whether it had one at any step of its optimizer.
+    Attributes:
+        dtype: the name of its dtype.
+        has_gradient: whether it had a gradient at any step of its optimizer.
+        name: its path, if a module that was called owns it.
     """
 
     dtype: str
@@ -140,9 +171,13 @@ class Parameter:
 
 @dataclass(frozen=True)
 class ScalerStep:
-    """One `step()` of an enabled GradScaler: on which optimizer, by its number, at which scale.
+    """One `step()` of an enabled GradScaler.
 
-    `step`: in which step of the experiment, from 0.
+    Attributes:
+        step: the step of the experiment, from 0.
+        optimizer: the optimizer's number.
+        scale: the loss scale at that time.
+        skipped: whether the scaler skipped the optimizer's step.
     """
 
     step: int
@@ -153,14 +188,20 @@ class ScalerStep:
 
 @dataclass(frozen=True)
 class ScalerUse:
-    """What enabled GradScalers did in a run, and the schedulers beside them.
+    """What enabled GradScalers, and the schedulers beside them, did in a run.
 
-    `optimizers`: their kinds, in the order of their first steps, which numbers them. `scaled`: how
-    often losses were scaled. `updates_in_midst`: of the updates, those between backward passes that
-    add to the same gradients; `updates_before_step`: those between a backward pass and a scaler's
-    step on its gradients. `made_in_steps`: enabled scalers that were made while steps ran. `moves`:
-    each plain `step()` of a scheduler, as the experiment's step and the optimizer's number, -1
-    where that one never stepped.
+    Attributes:
+        optimizers: the optimizers' class names. Their order, that of their first steps, numbers
+            them.
+        scaled: how often a loss was scaled.
+        updates: how often a scaler was updated.
+        updates_in_midst: the updates between backward passes that add to the same gradients.
+        updates_before_step: the updates between a backward pass and a scaler's step on its
+            gradients.
+        made_in_steps: how many enabled scalers were created while steps ran.
+        steps: the scalers' steps, in order.
+        moves: each `step()` of a scheduler without arguments, as the experiment's step and the
+            optimizer's number; -1 if that optimizer never stepped.
     """
 
     optimizers: tuple[str, ...] = ()
@@ -179,19 +220,32 @@ class ScalerUse:
 
     @property
     def first_moves(self) -> dict[int, int]:
-        """By the optimizer's number, the step in which its scheduler moved for the first time."""
+        """The step in which each optimizer's scheduler first moved, by the optimizer's number."""
         return {number: step for step, number in reversed(self.moves)}
 
 
 @dataclass(frozen=True)
 class ParityRun:
-    """One arm alone in memory for `steps` steps: losses, peak, scaler, and one inspected step.
+    """One arm, run alone in memory, and one inspected step of it.
 
-    `stalled`: whether a GradScaler skipped every step of the last quarter. `moved`: whether the
-    trained parameters ended elsewhere than they started; None without any. `parameters`: those, in
-    the order in which optimizers first stepped. `levels`: bytes that the arm holds after each step;
-    `held`: at the end, by kind (parameters, gradients, optimizer state). `fastest_step_s`:
-    seconds of the fastest step, as the host sees it.
+    Attributes:
+        losses: the loss curves, one value per step.
+        start: the state in which the arm started.
+        peak_bytes: the peak of allocated memory above the level before the arm was built; None if
+        it is not known.
+        reserved_bytes: the peak of what the allocator reserved; None on a CPU.
+        peak_unknown: why the peak is not known although the device has a counter.
+        levels: the bytes that the arm holds after each step.
+        held: the bytes held at the end by parameters, gradients and optimizer state.
+        scales: the loss scale after each update.
+        skipped_steps: how many steps a GradScaler skipped.
+        stalled: whether a GradScaler skipped every step of the last quarter.
+        moved: whether the trained parameters ended elsewhere than they started; None without any.
+        operators: the inspected step.
+        parameters: the trained parameters, in the order in which optimizers first stepped on them.
+        flags: the global switches in force at the end.
+        scaler: what scalers and schedulers did.
+        fastest_step_s: seconds of the fastest step, as the host sees it.
     """
 
     losses: Losses
@@ -216,9 +270,12 @@ class ParityRun:
 class Floor:
     """A second fp32 run from the same seed, nudged by one ulp of the amp dtype on the way.
 
-    `before_nudge`: how many steps ran before the nudge; up to there it must repeat the first run.
-    All of them, where no optimizer said in time what there is to nudge.
-    `other_stream`: whether random numbers were drawn from a second stream after the nudge.
+    Attributes:
+        losses: the loss curves, one value per step.
+        start: the state in which the run started.
+        before_nudge: how many steps ran before the nudge; up to there it must repeat the first run.
+            If no optimizer stepped in time to show what can be nudged, it is all steps.
+        other_stream: whether random numbers came from a second stream after the nudge.
     """
 
     losses: Losses
@@ -229,12 +286,18 @@ class Floor:
 
 @dataclass(frozen=True)
 class Timing:
-    """Paired blocks: seconds per step of each block, fp32 and amp by pair.
+    """The timed pairs of blocks.
 
-    `stopped`: why the sampling ended ("decided", "precise" or "budget"). `one_resident`: the arms
-    did not fit in memory together and were rebuilt for every block. `skipping_pairs`: how many
-    pairs were left out because a GradScaler skipped steps in them. `busy_s`: how long the
-    accelerator works in one amp step; None on a CPU, or where it can't be told.
+    Attributes:
+        fp32_step_s: seconds per step of each pair's fp32 block.
+        amp_step_s: seconds per step of each pair's amp block.
+        block_steps: how many steps a block has.
+        stopped: why sampling ended: "decided", "precise" or "budget".
+        elapsed_s: seconds that timing took.
+        one_resident: whether the arms did not fit in memory together and were rebuilt for each
+            block.
+        skipping_pairs: how many pairs were left out because a GradScaler skipped steps in them.
+        busy_s: seconds that the accelerator works in one amp step; None if unknown, as on a CPU.
     """
 
     fp32_step_s: tuple[float, ...]
@@ -248,16 +311,21 @@ class Timing:
 
     @property
     def ratios(self) -> tuple[float, ...]:
+        """The speedup that each pair shows: fp32 step time / amp step time."""
         return tuple(f / a for f, a in zip(self.fp32_step_s, self.amp_step_s, strict=True))
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """A parameter's gradient in the amp arm's first step, beside the fp32 arm's.
+    """A parameter's gradient in the amp arm's first step, compared with the fp32 arm's.
 
-    `parameter`: its number among the trained ones. `cosine`: between the two; `ratio`: of their
-    norms, amp to fp32. `zeroed`: the share of elements that are zero in amp and not in fp32.
-    `share`: of the norm of all fp32 gradients together.
+    Attributes:
+        parameter: the parameter's number among the trained ones.
+        cosine: the cosine between the two gradients.
+        ratio: amp's norm / fp32's norm.
+        zeroed: the share of elements that are zero under amp, among those that are not in fp32.
+        share: this gradient's fp32 norm / the norm of all fp32 gradients together.
+        name: the parameter's path, if it is known.
     """
 
     parameter: int
@@ -270,9 +338,12 @@ class Gradient:
 
 @dataclass(frozen=True)
 class ModuleOutput:
-    """What a module returned first in the amp arm, beside the fp32 arm's.
+    """What a module first returned in the amp arm, compared with the fp32 arm.
 
-    `distance`: of a sample, relative to fp32's norm. `largest`: magnitude in the fp32 arm.
+    Attributes:
+        module: the module's path.
+        distance: the norm of the difference over a sample, relative to fp32's norm.
+        largest: the largest magnitude in the fp32 arm's output.
     """
 
     module: str
@@ -282,7 +353,7 @@ class ModuleOutput:
 
 @dataclass(frozen=True)
 class Numerics:
-    """The first step of the two arms, side by side; modules in the order of their first calls."""
+    """The first step of both arms, side by side. Modules are in the order of their first calls."""
 
     gradients: tuple[Gradient, ...] = ()
     outputs: tuple[ModuleOutput, ...] = ()
@@ -299,18 +370,24 @@ class Origin:
 
 @dataclass(frozen=True)
 class Overflow:
-    """What the amp arm did with one loss that was made infinite, up to the scaler's `update()`.
+    """How the amp arm dealt with one loss that was made infinite, up to the scaler's `update()`.
 
-    `reached`: the optimizers (by number) that stepped, or were to, on gradients that are not
-    finite. `changed`: what changed of these all the same, by optimizer. `ruined`: parameters that
-    are not finite after the update, and `ruined_later` a few steps on. `skipped`: the optimizers
-    that took no step. `left_out`: whether the step itself took none, and the scale did not go down.
-    `backward`:
-    whether a backward pass that adds to gradients began at that loss. `hidden`: whether one did,
-    an optimizer stepped on finite gradients, and the scale did not go down. `moves`: for each plain
-    `step()` of a scheduler the number of its optimizer. `scale`: before, and after the update; None
-    where there was none. `next_loss_finite`: of the step that followed. `recovered`: whether one of
-    the next few was not skipped. `raised`: what the scaler raised on the way.
+    Attributes:
+        reached: the numbers of the optimizers that stepped, or would have, on non-finite gradients.
+        changed: by optimizer, the parameters and state that changed although the overflow reached
+            it.
+        ruined: the parameters that are not finite after the update.
+        ruined_later: the parameters that are not finite a few steps later.
+        skipped: the optimizers that took no step.
+        left_out: whether the training step itself left the optimizers out, and the scale stayed.
+        backward: whether a backward pass that adds to gradients began at the infinite loss.
+        hidden: whether such a pass began, optimizers nevertheless stepped on finite gradients, and
+            the scale stayed.
+        moves: for each `step()` of a scheduler without arguments, its optimizer's number.
+        scale: the loss scale before, and after the update; None if there was no update.
+        next_loss_finite: whether the following step's loss was finite.
+        recovered: whether one of the next few steps was taken.
+        raised: what the scaler raised meanwhile.
     """
 
     reached: tuple[int, ...] = ()
@@ -330,7 +407,13 @@ class Overflow:
 
 @dataclass(frozen=True)
 class OverflowDrill:
-    """Overflows on purpose. `moves`: those of schedulers in a step that nothing was done to."""
+    """The overflows that were provoked.
+
+    Attributes:
+        optimizers: the optimizers' class names, in the order of their numbers.
+        moves: the schedulers' moves in a step that nothing was done to.
+        overflows: what happened at each overflow.
+    """
 
     optimizers: tuple[str, ...]
     moves: tuple[int, ...]
@@ -339,11 +422,14 @@ class OverflowDrill:
 
 @dataclass(frozen=True)
 class GradientAtTwoScales:
-    """A gradient as its optimizer (by number) sees it at its first step, at two loss scales.
+    """A gradient at its optimizer's first step, as the optimizer sees it at two loss scales.
 
-    `difference`: the norm of the difference by the larger norm. `ratio`: the norm at the higher
-    scale by that at the lower; None where a norm is zero. `noise`: the difference between two
-    builds at one scale.
+    Attributes:
+        optimizer: the optimizer's number.
+        parameter: the parameter's path.
+        difference: the norm of the difference / the larger of the two norms.
+        ratio: the norm at the higher scale / the norm at the lower; None if a norm is zero.
+        noise: the difference between two builds at the same scale.
     """
 
     optimizer: int
@@ -355,11 +441,15 @@ class GradientAtTwoScales:
 
 @dataclass(frozen=True)
 class TwoScales:
-    """The amp arm at two loss scales, its autocast regions in float32.
+    """The amp arm at two loss scales, with its autocast regions in float32.
 
-    `backwards`: how many backward passes there were, and `unscaled`: how many of them began at a
-    loss that was the same at both scales. `in_half`: whether gradients flowed in float16 all the
-    same, where they may have underflowed.
+    Attributes:
+        scales: the higher and the lower loss scale.
+        optimizers: the optimizers' class names, in the order of their numbers.
+        gradients: the gradients at each optimizer's first step.
+        backwards: how many backward passes there were.
+        unscaled: how many of them began at a loss that was the same at both scales.
+        in_half: whether gradients flowed in float16 nevertheless, where they may have underflowed.
     """
 
     scales: tuple[float, float]

@@ -1,4 +1,4 @@
-"""Where the experiment is, for the live line and for naming the place of an error."""
+"""Keep track of where the experiment is, for the live line and for naming the place of an error."""
 
 from __future__ import annotations
 
@@ -13,11 +13,19 @@ def _nothing(_: object) -> None: ...
 
 @dataclass
 class Progress:
-    """The one mutable thing that all phases share; `show` is called after each change.
+    """The one mutable object that all phases share; `show` is called after each change.
 
-    `step` counts from 1. `estimate` is the running estimate as text, while timing. `why_slow` is
-    what is known of a step that takes long. `seconds` is what each phase took so far, `began` when
-    all of it did, by the same clock.
+    Attributes:
+        show: displays this object.
+        say: displays a line of text that stays.
+        phase: the phase that is running; None before the first.
+        arm: the arm that the phase works on; None if it works on both.
+        step: the step within the phase, from 1.
+        total: how many steps the phase has, if that is known.
+        estimate: the running estimate as text, while timing.
+        why_slow: what is known about a step that takes long.
+        seconds: what each phase has taken so far.
+        began: when the experiment began, by the same clock as `seconds`.
     """
 
     show: Callable[[Progress], None] = _nothing
@@ -41,7 +49,7 @@ class Progress:
         total: int | None = None,
         estimate: str | None = None,
     ) -> None:
-        """Move on."""
+        """Move to a place in the experiment and show it."""
         self.count()
         if (phase, arm) != (self.phase, self.arm) or step == 1:
             self._steps_since = self._since
@@ -50,7 +58,7 @@ class Progress:
         self.show(self)
 
     def count(self) -> None:
-        """Add what the phase has taken up to now."""
+        """Charge the time since the last call to the current phase."""
         now = time.perf_counter()
         if self.phase is not None:
             self.seconds[self.phase] += now - self._since
@@ -58,13 +66,13 @@ class Progress:
 
     @property
     def step_s(self) -> float | None:
-        """Seconds that a step of this phase has taken so far; None before the first is done."""
+        """Mean seconds per step in this phase so far; None before the first step is done."""
         if self.step is None or self.total is None or self.step < 2:
             return None
         return (self._since - self._steps_since) / (self.step - 1)
 
     def place(self) -> str:
-        """``the amp arm, step 3 (parity)``"""
+        """Describe the place in words: ``the amp arm, step 3 (parity)``."""
         arm = "the test" if self.arm is None else f"the {self.arm} arm"
         step = "" if self.step is None else f", step {self.step}"
         return f"{arm}{step}" + (f" ({self.phase})" if self.phase else "")

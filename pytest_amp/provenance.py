@@ -1,4 +1,4 @@
-"""Where results come from: the run, its time, and what is checked out where the tests run."""
+"""Record where results come from: the run, its time, and what is checked out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# CI checks a commit out without its branch, and names the branch here. For a pull request most name
-# one of its own, such as 12/merge: what came from a fork's main is not a result of main.
+# CI systems check out a commit without its branch and name the branch in one of these. For a pull
+# request most of them give a name such as 12/merge, so that results from a fork's main branch are
+# not taken for results of main.
 _CI_BRANCH = (
     "GITHUB_REF_NAME", "CI_COMMIT_REF_NAME", "BUILDKITE_BRANCH", "CIRCLE_BRANCH",
     "BITBUCKET_BRANCH", "BRANCH_NAME", "BUILD_SOURCEBRANCHNAME",
@@ -17,12 +18,15 @@ _CI_BRANCH = (
 
 
 def commit(root: Path) -> str | None:
-    """The commit's hash; None where there is no git or no repository, as everywhere here."""
+    """Return the hash of the commit that is checked out.
+
+    Like the other functions here, it returns None if git or the repository is missing.
+    """
     return _git(root, "rev-parse", "HEAD")
 
 
 def branch(root: Path) -> str | None:
-    """The branch, by git or else by the CI system; None where neither knows one."""
+    """Return the branch that git or else the CI system names; None if neither knows one."""
     name = _git(root, "rev-parse", "--abbrev-ref", "HEAD")
     if name not in (None, "HEAD"):
         return name
@@ -30,7 +34,10 @@ def branch(root: Path) -> str | None:
 
 
 def dirty(root: Path) -> bool | None:
-    """Whether files differ from the commit's; what git does not track, as results, is no change."""
+    """Return whether tracked files differ from the commit.
+
+    Untracked files do not count: results are often saved into the checkout.
+    """
     status = _git(root, "status", "--porcelain", "--untracked-files=no")
     return None if status is None else bool(status)
 
@@ -48,12 +55,18 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def now() -> str:
-    """The time in UTC, as ISO 8601."""
+    """Return the time in UTC, in ISO 8601."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def run_of(root: Path, started: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """What identifies a run of pytest. `arguments`: those of its command line."""
+    """Return what identifies a run of pytest, as plain JSON.
+
+    Args:
+        root: the folder whose checkout the run belongs to.
+        started: when the run began, as `now` writes it.
+        arguments: the arguments of pytest's command line.
+    """
     import shlex
     import uuid
 
@@ -68,6 +81,6 @@ def run_of(root: Path, started: str, arguments: Sequence[str]) -> dict[str, Any]
 
 
 def rank() -> int | None:
-    """The number of this process among those that train together; None without a launcher."""
+    """Return this process's rank among those that train together; None without a launcher."""
     given = os.environ.get("RANK", "")
     return int(given) if given.isdigit() else None

@@ -1,4 +1,8 @@
-"""How numbers and stored texts are written for people: one place owns units and digits."""
+"""Format numbers and stored texts for people.
+
+Every figure that is shown goes through this module, so that units and digits are the same
+everywhere. A figure that is not known is shown as ``-``.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +14,14 @@ NOTHING = "-"
 
 
 def _three_digits(value: float) -> str:
-    """Three significant digits without an exponent: 1.23, 12.3, 123."""
+    """Format with three significant digits and no exponent: 1.23, 12.3, 123."""
     magnitude = abs(value)
     decimals = 2 if magnitude < 9.995 else 1 if magnitude < 99.95 else 0
     return f"{value:.{decimals}f}"
 
 
 def duration(seconds: float | None) -> str:
-    """12.3 ms"""
+    """Format seconds in the unit that suits them: 12.3 ms."""
     if seconds is None or not math.isfinite(seconds):
         return NOTHING
     scale, unit = next((pair for pair in _TIMES if abs(seconds) >= pair[0] * 0.9995), _TIMES[-1])
@@ -25,7 +29,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(count: float | None) -> str:
-    """412 MiB"""
+    """Format bytes in the binary unit that suits them: 412 MiB."""
     if count is None:
         return NOTHING
     scale, unit = next((pair for pair in _SIZES if abs(count) >= pair[0]), _SIZES[-1])
@@ -33,19 +37,22 @@ def size(count: float | None) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """1.52x"""
+    """Format a ratio such as a speedup: 1.52x."""
     return NOTHING if value is None or not math.isfinite(value) else f"{_three_digits(value)}x"
 
 
 def interval(low: float | None, high: float | None) -> str:
-    """[1.48, 1.55]"""
+    """Format a confidence interval: [1.48, 1.55]. Return "" if a bound is missing."""
     if low is None or high is None:
         return ""
     return f"[{_three_digits(low)}, {_three_digits(high)}]"
 
 
 def share(fraction: float | None) -> str:
-    """Percent, with the digits that a small difference needs: 48%, 1.2%, 0.03%; or 151x."""
+    """Format a fraction as a percentage, or as a multiple from 100 on: 48%, 1.2%, 0.03%, 151x.
+
+    Small percentages get more digits, so that a small difference does not round to nothing.
+    """
     if fraction is None or not math.isfinite(fraction):
         return NOTHING
     if abs(fraction) >= 100:
@@ -61,30 +68,30 @@ def share(fraction: float | None) -> str:
 
 
 def signed(fraction: float | None) -> str:
-    """A change in percent, with its sign: +3.1%"""
+    """Format a change as a percentage with its sign: +3.1%."""
     text = share(fraction)
     return f"+{text}" if fraction is not None and fraction > 0 and text[0].isdigit() else text
 
 
 def number(value: float | None) -> str:
-    """A plain figure without needless digits."""
+    """Format a figure with at most six significant digits and no trailing zeros."""
     return NOTHING if value is None else f"{value:.6g}"
 
 
 def printable(text: str) -> str:
-    """On one line, without what moves a terminal's cursor or its colours."""
+    """Escape the characters that would break the line or move a terminal's cursor or colours."""
     return "".join(
         each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
     )
 
 
 def plural(count: int, noun: str) -> str:
-    """1 pair, 2 pairs"""
+    """Format a count with its noun: 1 pair, 2 pairs."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def change(before: str, after: str) -> str:
-    """Two written figures as one, the unit once where both have it: 16.8 -> 11.1 ms"""
+    """Join two formatted figures, naming a shared unit only once: 16.8 -> 11.1 ms."""
     if before == after == NOTHING:
         return NOTHING
     figure, _, unit = before.partition(" ")
@@ -92,7 +99,7 @@ def change(before: str, after: str) -> str:
 
 
 def power(value: float | None) -> str:
-    """A power of two as such, as loss scales are: 2^15; other numbers as they are."""
+    """Format a power of two as one, as loss scales are (2^15), and any other number plainly."""
     if value is None:
         return NOTHING
     mantissa, exponent = math.frexp(value)

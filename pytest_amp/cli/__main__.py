@@ -1,4 +1,4 @@
-"""``python -m pytest_amp.cli``, where the script is not on the path."""
+"""Run ``python -m pytest_amp.cli``, for when the script is not on the path."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""``pytest-amp bisect``: which modules have to stay in float32 for a test's losses to hold."""
+"""``pytest-amp bisect``: find the modules that must stay in float32 for a test's losses to hold."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ FOUND, NO_HELP, USAGE = 0, 1, 2
 
 
 def main(nodeid: str, more: Sequence[str], say: Say) -> int:
-    """Run that one test under pytest, bisect it, and say what was found. The exit code."""
+    """Run one test under pytest, bisect it and say what was found. Return the exit code.
+
+    Args:
+        nodeid: the test.
+        more: further arguments for pytest.
+        say: prints a line.
+    """
     hook = _Hook(say)
     written = io.StringIO()
     arguments = [nodeid, "-s", "-p", "no:cacheprovider", "--amp-static", *more]
@@ -46,11 +52,11 @@ def main(nodeid: str, more: Sequence[str], say: Say) -> int:
 
 
 class _Bisected(Exception):
-    """Ends the test once it is bisected: there is no report for it to go on with."""
+    """Ends the test once it is bisected, since there is no report for it to go on with."""
 
 
 class _Hook:
-    """Takes the place of the experiment in this one run of pytest."""
+    """A plugin that bisects the test in place of the experiment."""
 
     def __init__(self, say: Say) -> None:
         self.search: Search | None = None
@@ -85,7 +91,7 @@ class _Hook:
 
 
 def conclusion(search: Search) -> list[str]:
-    """What was found, what it cost, and the lines that fix it."""
+    """Say what was found, what it cost, and which lines of code fix it."""
     assert search.found is not None
     names = search.found.names
     cost = (
@@ -93,7 +99,7 @@ def conclusion(search: Search) -> list[str]:
         f"{units.duration(search.seconds)}"
     )
     if names is None:
-        why = "what differs is outside of any module, or no matter of precision"
+        why = "what differs is outside of all modules, or is not due to precision"
         return [f"not even all modules in float32 make the losses agree ({cost}): {why}"]
     if not names:
         return [f"nothing to do: the losses agree as it is ({cost})"]
@@ -108,7 +114,7 @@ def conclusion(search: Search) -> list[str]:
 
 
 def _fix(place: Place, search: Search) -> list[str]:
-    """In the module's own forward where it is the user's, around the call where it is torch's."""
+    """Show the fix: in the module's own forward, or around its call if the module is torch's."""
     region = f'with torch.autocast("{search.device_type}", enabled=False):'
     if place.is_torchs:
         attribute = place.path.rpartition(".")[2]

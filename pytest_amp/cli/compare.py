@@ -1,4 +1,4 @@
-"""``pytest-amp compare A B``: two saved runs, test by test."""
+"""``pytest-amp compare A B``: compare two saved runs, test by test."""
 
 from __future__ import annotations
 
@@ -36,16 +36,22 @@ HELP = "two saved runs, test by test"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     for name, what in (("a", "the older"), ("b", "the newer")):
         parser.add_argument(name, metavar=name.upper(),
                             help=f"{what}: a run's number, files, a folder or a glob")  # fmt: skip
     take_storage(parser)
     parser.add_argument("--fail", action="append", default=[], metavar="METRIC:PCT",
-                        help="what may get worse at most: speedup:10%%,memory:5%%")  # fmt: skip
+                        help="largest change for the worse: speedup:10%%,memory:5%%")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="the newer reports, with these gates")
 
 
 def run(options: argparse.Namespace) -> int:
+    """Compare the newer run's tests with the older's, and print each gate.
+
+    Returns:
+        The exit code: the gravest outcome of all tests.
+    """
     try:
         allowed = settings.parse(settings.entry_for("compare_fail"), ",".join(options.fail))
     except ValueError as error:
@@ -60,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         complain(str(error))
         return USAGE
     found, missing = [], []
-    # Without a limit nothing is gated, and runs that did not pass may be looked at, too.
+    # Without a limit nothing is gated, so runs that did not pass may be compared too.
     with closing(
         Baselines(root, options.a, timed="speedup" in allowed, any_verdict=not allowed)
     ) as baselines:
@@ -79,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     for report, why in (*missing, *((each, _why_unmeasured(each)) for each in unmeasured)):
         complain(f"{store.shown(report.nodeid)}: {why}")
     for nodeid in gone:
-        complain(f"{store.shown(nodeid)} is in {store.shown(options.a)} alone")
+        complain(f"{store.shown(nodeid)} is only in {store.shown(options.a)}")
     counts = {
         "without a baseline": len(missing),
         "not measured": len(unmeasured),
@@ -100,7 +106,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _told_apart(results: Iterable[Result]) -> tuple[list[Result], list[AmpReport]]:
-    """The measured results, and the tests whose newest one is none: an older stands for nothing."""
+    """Split the tests into measured results and tests whose newest result was not measured.
+
+    An older result must not stand for a test that has since gone unmeasured.
+    """
     by_test: dict[str, list[Result]] = {}
     for each in results:
         by_test.setdefault(each.report.nodeid, []).append(each)
@@ -137,7 +146,7 @@ def _shown(reports: Iterable[AmpReport]) -> Iterator[str]:
 
 
 def _counted(reports: list[AmpReport], others: Mapping[str, int]) -> str:
-    """2 tests compared, 1 regression, 1 without a baseline"""
+    """Summarise: ``2 tests compared, 1 regression, 1 without a baseline``."""
     verdicts = Counter(
         "fail" if "fail" in verdicts else "open" if "inconclusive" in verdicts else "fine"
         for verdicts in ({gate.verdict for gate in _gates(report)} for report in reports)

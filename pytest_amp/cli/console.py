@@ -1,4 +1,4 @@
-"""The commands of ``pytest-amp`` that look at stored results and at the machine."""
+"""What the commands share: exit codes, common arguments, and printing."""
 
 from __future__ import annotations
 
@@ -22,23 +22,26 @@ FINE, REGRESSION, USAGE, INCONCLUSIVE, NO_BASELINE = range(5)
 
 
 def take_storage(parser: argparse.ArgumentParser) -> None:
-    """``--storage``, as ``--benchmark-storage`` has it."""
+    """Add ``--storage``, which takes what ``--benchmark-storage`` takes."""
     parser.add_argument("--storage", default=store.DEFAULT, metavar="DIR",
                         help="pytest-benchmark's storage (default: %(default)s)")  # fmt: skip
 
 
 def take_history(parser: argparse.ArgumentParser) -> None:
-    """Which part of a storage, for `chosen`."""
+    """Add the arguments by which `chosen` picks part of a storage."""
     parser.add_argument("tests", nargs="*", default=[], metavar="TEST",
-                        help="parts of node ids, or globs; all tests without any")  # fmt: skip
-    parser.add_argument("--branch", default=None, help="results of this branch alone")
+                        help="parts of node ids, or globs (default: all tests)")  # fmt: skip
+    parser.add_argument("--branch", default=None, help="only results of this branch")
     take_storage(parser)
 
 
 def chosen(options: argparse.Namespace) -> pandas.DataFrame:
-    """The history that is meant; what could not be read of it goes to stderr.
+    """Return the part of the history that the options ask for.
 
-    Raises ValueError or OSError for what is no storage.
+    What can't be read is reported on stderr.
+
+    Raises:
+        ValueError, OSError: there is no such storage.
     """
     from pytest_amp.storage.frame import history
 
@@ -53,7 +56,7 @@ def chosen(options: argparse.Namespace) -> pandas.DataFrame:
 
 
 def nothing(options: argparse.Namespace) -> str:
-    """``of test_step on branch main in /repo/.benchmarks``"""
+    """Say where nothing was found: ``of test_step on branch main in /repo/.benchmarks``."""
     tests = f" of {', '.join(map(store.shown, options.tests))}" if options.tests else ""
     branch = "" if options.branch is None else f" on branch {store.shown(options.branch)}"
     return f"{tests}{branch} in {store.shown(Path(options.storage).absolute())}"
@@ -64,7 +67,7 @@ def _is_meant(nodeid: str, wanted: Sequence[str]) -> bool:
 
 
 def beside(head: str, text: str) -> str:
-    """The text behind `head`, wrapped on a terminal; on one line where another program reads."""
+    """Put `text` behind `head`: wrapped on a terminal, on one line for other programs."""
     if not sys.stdout.isatty():
         return (head + text).rstrip()
     width = shutil.get_terminal_size().columns
@@ -75,7 +78,10 @@ def beside(head: str, text: str) -> str:
 
 
 def show(text: str) -> None:
-    """Print it. A reader who has seen enough, as ``head``, changes no exit code."""
+    """Print the text.
+
+    A reader who has seen enough and closes the pipe, as ``head`` does, changes no exit code.
+    """
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -83,5 +89,5 @@ def show(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """On stderr, in our name."""
+    """Write the text to stderr, prefixed with the program's name."""
     sys.stderr.write(f"pytest-amp: {text}\n")

@@ -1,4 +1,4 @@
-"""``pytest-amp doctor``: whether numbers from this machine can be trusted, on one screen."""
+"""``pytest-amp doctor``: say on one screen whether numbers from this machine can be trusted."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pytest_amp.storage import store
 
 HELP = "whether numbers from this machine can be trusted, and what to change first"
 _WRITTEN_FOR = ("5.1", "5.2", "5.3")
-# Environment variables that move a baseline, and what to do about those that spoil it.
+# Environment variables that affect a baseline, and what to do about those that spoil it.
 _VARIABLES = {
-    "CUDA_LAUNCH_BLOCKING": "unset CUDA_LAUNCH_BLOCKING: every kernel is waited for",
+    "CUDA_LAUNCH_BLOCKING": "unset CUDA_LAUNCH_BLOCKING: the host waits for every kernel",
     "TORCH_SHOW_DISPATCH_TRACE": "unset TORCH_SHOW_DISPATCH_TRACE: it slows every operator",
     "NVIDIA_TF32_OVERRIDE": "NVIDIA_TF32_OVERRIDE changes what fp32 means: unset it, or keep it "
     "the same everywhere",
@@ -38,7 +38,7 @@ _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 class Line(NamedTuple):
-    """A fact, and what to change before trusting a number; nothing where it is as it should be."""
+    """A fact, and what to change before trusting a number; "" if there is nothing to change."""
 
     name: str
     fact: str
@@ -46,12 +46,18 @@ class Line(NamedTuple):
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     take_storage(parser)
     parser.add_argument("--device", default="auto", help="as --amp-device (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
 
 
 def run(options: argparse.Namespace) -> int:
+    """Print each fact, marking those that have a remedy, and then the remedies.
+
+    Returns:
+        The exit code; a machine with problems is not an error.
+    """
     try:
         settings.parse(settings.entry_for("device"), options.device)
     except ValueError as error:
@@ -95,8 +101,8 @@ def _device(wanted: str) -> Iterator[Line]:
     unseen = devices.unseen()
     if unseen is not None:
         yield Line("accelerator", f"built for {unseen}, no GPU visible",
-                   f"torch is built for {unseen} and sees no GPU, and what is gated on one is not "
-                   "asked: see that nvidia-smi (or rocm-smi) lists it, that the container was "
+                   f"torch is built for {unseen} and sees no GPU, so gates that need one are not "
+                   "checked: see that nvidia-smi (or rocm-smi) lists it, that the container was "
                    "given it, and that CUDA_VISIBLE_DEVICES does not hide it")  # fmt: skip
     try:
         device = devices.choose(wanted)
@@ -110,7 +116,7 @@ def _device(wanted: str) -> Iterator[Line]:
         name, native = str(dtype).removeprefix("torch."), device.native_support(dtype)
         usual = ", what autocast uses here" if dtype is device.default_dtype() else ""
         yield Line(name, ("native" if native else "emulated, and slow") + usual, "" if native else
-                   f"{name} has no fast path here: gate no speed in it")  # fmt: skip
+                   f"{name} has no fast path here: don't gate speed in it")  # fmt: skip
     flags = GlobalState(device).flags()
     yield Line("flags", ", ".join(f"{name} {value}" for name, value in flags.items()
                                   if name in _SHIFTING))  # fmt: skip
@@ -137,7 +143,8 @@ def _cpu_clocks() -> Iterator[Line]:
                    "(cpupower frequency-set -g performance)")  # fmt: skip
 
 
-# What NVML says holds the clocks back; it also says so of an idle GPU and of locked clocks.
+# NVML's reasons for holding the clocks back, without those that are no fault: an idle GPU and
+# locked clocks.
 _BRAKES = {
     "SwPowerCap": "its power cap", "HwSlowdown": "the hardware", "SyncBoost": "another GPU",
     "SwThermalSlowdown": "its temperature", "HwThermalSlowdown": "its temperature",
@@ -146,11 +153,11 @@ _BRAKES = {
 
 
 def _gpu_clocks(device: Any) -> Iterator[Line]:
-    """Clocks, temperature and throttling as NVML tells them, where its bindings are installed."""
+    """Yield clocks, temperature and throttling, if NVML's bindings are installed."""
     try:
         import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
-        yield Line("clocks", "not known: pip install nvidia-ml-py tells them")
+        yield Line("clocks", "not known: pip install nvidia-ml-py to read them")
         return
     try:
         pynvml.nvmlInit()
@@ -160,7 +167,7 @@ def _gpu_clocks(device: Any) -> Iterator[Line]:
         most = pynvml.nvmlDeviceGetMaxClockInfo(gpu, pynvml.NVML_CLOCK_SM)
         celsius = pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU)
         busy = pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu
-    except Exception as error:  # noqa: BLE001 - NVML says no in many ways
+    except Exception as error:  # noqa: BLE001 - NVML fails in many ways
         yield Line("clocks", f"not known: NVML says {error}")
         return
     held = dict.fromkeys(

@@ -1,4 +1,4 @@
-"""``pytest-amp history``: what each test measured over time, and where it stepped."""
+"""``pytest-amp history``: show what each test measured over time, and where it stepped."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ HELP = "what each test measured over time, and where it stepped"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     take_history(parser)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--csv", action="store_true", help="all rows and columns as CSV")
@@ -26,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    """Print the chosen history as a table, CSV or JSON, and return the exit code."""
     try:
         frame = chosen(options)
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""``pytest-amp html``: the page of ``--amp-html``, made of what is stored."""
+"""``pytest-amp html``: write the page of ``--amp-html`` from stored results."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ HELP = "a page of stored results, with figures and history, in one file"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     parser.add_argument("reference", nargs="?", default=NEWEST, metavar="RUN",
                         help="a run's number, files, a folder or a glob; by default the newest "
                         "result of each test in the storage")  # fmt: skip
@@ -26,6 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    """Write the page and return the exit code."""
     if not html.available():
         complain(html.MISSING)
         return USAGE

@@ -14,7 +14,14 @@ from pytest_amp.cli.console import show
 
 
 class Command(NamedTuple):
-    """A subcommand: its name, its help, its arguments, and what runs it."""
+    """A subcommand.
+
+    Attributes:
+        name: its name on the command line.
+        help: one line for ``--help``.
+        arguments: declares its arguments on a parser.
+        run: runs it and returns the exit code.
+    """
 
     name: str
     help: str
@@ -23,7 +30,7 @@ class Command(NamedTuple):
 
 
 def _nothing(_: argparse.ArgumentParser) -> None:
-    """No arguments."""
+    """Declare no arguments."""
 
 
 def _bisect_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +39,7 @@ def _bisect_arguments(parser: argparse.ArgumentParser) -> None:
         "arguments",
         nargs="*",
         default=[],
-        help="for pytest, behind --, such as -- --amp-override dtype=float16",
+        help="arguments for pytest, after --: -- --amp-override dtype=float16",
     )
 
 
@@ -57,7 +64,10 @@ COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a subcommand; the exit code. Usage errors end the process with 2, as argparse does."""
+    """Run a subcommand and return the exit code.
+
+    A usage error exits with 2, as argparse does it.
+    """
     parser = argparse.ArgumentParser(prog="pytest-amp", description=__doc__)
     parser.add_argument("--version", action="version", version=f"pytest-amp {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -66,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.arguments(subparser)
         subparser.set_defaults(run=command.run)
     options = parser.parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):  # names come from anywhere, consoles know less
+    for stream in (sys.stdout, sys.stderr):  # names may not fit a console's encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     run: Callable[[argparse.Namespace], int] = options.run

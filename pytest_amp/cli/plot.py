@@ -1,4 +1,4 @@
-"""``pytest-amp plot``: the history of speedup, memory and loss as a picture."""
+"""``pytest-amp plot``: draw the history of speedup, memory and loss."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ _MOST = 40
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
     take_history(parser)
     parser.add_argument("--output", "-o", default="amp-history.svg", metavar="PATH",
                         help="svg, png or pdf, by its ending (default: %(default)s)")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
+    """Draw the chosen history into a file and return the exit code."""
     if not html.available():
         complain(html.MISSING)
         return USAGE
@@ -44,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
             if len(trend.points) > 1
         ]
         if not drawn:
-            complain(f"there are no two results{nothing(options)}")
+            complain(f"there are fewer than two results{nothing(options)}")
             return NO_BASELINE
         if len(drawn) > _MOST:
             complain(f"{len(drawn)} tests are too many to draw: name some")

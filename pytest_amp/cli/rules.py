@@ -1,4 +1,4 @@
-"""`pytest-amp rules` and `pytest-amp explain`: the rules, listed and told."""
+"""``pytest-amp rules`` and ``pytest-amp explain``: list the rules, and explain them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from pytest_amp.rules.explain import WIDTH
 
 
 def list_all(_: argparse.Namespace) -> int:
+    """Print one line for each rule and return the exit code."""
     _list(list(CODES))
     return FINE
 
 
 def _list(codes: Sequence[str]) -> None:
-    """One line a rule, for a pipe or a wide terminal; on a narrow one the summary goes below."""
+    """Print one line for each rule; on a narrow terminal the summary goes on a line of its own."""
     longest = max(len(CODES[code].name) for code in codes)
     heads = [f"{code}  {CODES[code].name:<{longest}}  {CODES[code].severity}" for code in codes]
     summaries = [explain.summary(code) for code in codes]
@@ -37,10 +38,12 @@ def _list(codes: Sequence[str]) -> None:
 
 
 def explain_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``pytest-amp explain``."""
     parser.add_argument("rule", help="a code, a name, or a part of several: AMP203, AMP2, scaler")
 
 
 def explain_one(options: argparse.Namespace) -> int:
+    """Print a rule's text, or a list if several rules are meant, and return the exit code."""
     wanted: str = options.rule.strip().lower()
     names = {row.name: code for code, row in CODES.items()}
     meant = [

@@ -1,1 +1,1 @@
-"""Pure functions from what was observed to what is concluded: no torch, no pytest, no clock."""
+"""Pure functions from what was observed to what is concluded, without torch, pytest or a clock."""

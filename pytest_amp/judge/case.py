@@ -1,4 +1,4 @@
-"""What is judged: what was seen of one test, and the limits it is held to."""
+"""What is judged: what was seen of one test, and the limits that apply to it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from pytest_amp.results.values import Gate
 
 @dataclass(frozen=True)
 class Limits:
-    """The thresholds in force on the test's device; None where a metric is not gated.
+    """The thresholds in force on the test's device; None if a metric is not gated.
 
-    `elsewhere`: by gate, the devices that its threshold names, where this one is none of them.
+    `elsewhere` has the gates whose threshold names devices, none of which is this one, with these
+    devices.
     """
 
     min_speedup: float | None = None

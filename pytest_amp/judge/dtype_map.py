@@ -1,7 +1,8 @@
-"""The dtype map's gate: the inspected step's operators, held against the map that is stored.
+"""Gate the dtype map: compare the inspected step's operators with the stored map.
 
-A map is to be the same on every machine that has the same kind of device. So kernels among which
-torch chooses by build, shape or version share one name, and what moves memory is left out.
+A map has to be the same on every machine with the same kind of device. Therefore kernels among
+which torch chooses by build, shape or version share one name, and operators that only move memory
+are left out.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ _FAMILIES = {
     "layer_norm": re.compile(r"(native_)?layer_norm.*"),
     "rms_norm": re.compile(r"(_fused_)?rms_norm.*"),
 }
-# Memory that is made, filled, copied or viewed, as a kernel's layout asks for, and the work on all
-# parameters at once that optimizers, scalers and clipping do.
+# Operators that allocate, fill, copy or view memory, as a kernel's layout requires, and those with
+# which optimizers, scalers and clipping work on all parameters at once.
 _NO_ARITHMETIC = re.compile(
     r"_?(empty|zeros|ones|full|new|eye|lift)(_.*)?|(zero|fill|copy|resize|set|detach)_?"
     r"|clone|contiguous|_unsafe_view|_reshape_copy|_to_copy|scalar_tensor|_?pin_memory"
@@ -53,7 +54,14 @@ _NO_ARITHMETIC = re.compile(
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What is stored for a test's file, and whether to write it anew instead of comparing."""
+    """The stored maps of a test's file.
+
+    Attributes:
+        file: the file's name, for messages.
+        test: the test's name in the file.
+        update: whether to write the map anew instead of comparing it.
+        sections: the stored maps.
+    """
 
     file: str
     test: str
@@ -62,7 +70,7 @@ class Snapshot:
 
 
 def judge(snapshot: Snapshot, seen: Observations) -> tuple[DtypeMap, Gate]:
-    """This run's map beside the stored one, and the gate on it; what is written anew passes."""
+    """Compare this run's map with the stored one; a map that is written anew passes."""
     title = Title(snapshot.test, seen.device_type, seen.dtype)
     now, stored = lines_of(seen.amp.operators), snapshot.sections.get(title)
     changes = () if stored is None else tuple(diff(stored.lines, now))
@@ -93,7 +101,7 @@ def _missing(snapshot: Snapshot, title: Title) -> str:
 
 
 def lines_of(operators: Operators | None) -> Lines:
-    """The map of one inspected step; optimizers' updates left out."""
+    """Return the map of one inspected step, without the optimizers' updates."""
     if operators is None:
         return frozenset({_unseen("the whole step")})
     counts: Counter[tuple[str, str, str, str]] = Counter()
@@ -105,7 +113,7 @@ def lines_of(operators: Operators | None) -> Lines:
 
 
 def calls(operators: Operators | None) -> dict[str, dict[str, int]]:
-    """How often which operator ran in which dtype, in one inspected step, in the order it ran."""
+    """Count the calls in one inspected step, by operator and then dtype, in the order they ran."""
     found: dict[str, dict[str, int]] = {}
     for row, op, dtype in _named(operators) if operators else ():
         counts = found.setdefault(op, {})
@@ -114,7 +122,7 @@ def calls(operators: Operators | None) -> dict[str, dict[str, int]]:
 
 
 def _named(operators: Operators) -> Iterator[tuple[OpRow, str, str]]:
-    """What belongs into a map, with the names of its operator and its dtype there."""
+    """Yield the rows that belong in a map, with their operator's and dtype's names there."""
     for row in operators.rows:
         op = _op(row)
         if op is not None and row.out is not None and row.phase != "update":
@@ -126,12 +134,12 @@ def _unseen(what: str) -> Line:
 
 
 def _op(row: OpRow) -> str | None:
-    """The operator's name in the map; None for what computes nothing."""
+    """Return the operator's name in the map; None if it computes nothing."""
     if row.is_cast:
         return "cast"
     name = row.op.removeprefix("aten::")
     in_place = name.endswith("_")
-    if _NO_ARITHMETIC.fullmatch(name) or not (row.bytes or in_place):  # the latter is a view
+    if _NO_ARITHMETIC.fullmatch(name) or not (row.bytes or in_place):  # no bytes: a view
         return None
     return next(
         (family for family, kind in _FAMILIES.items() if "::" not in name and kind.fullmatch(name)),
@@ -140,7 +148,7 @@ def _op(row: OpRow) -> str | None:
 
 
 def _change(stored: Lines, now: Lines) -> str:
-    """What changed, by its most telling line: a dtype before a count, and casts after all else."""
+    """Describe the most telling change: a dtype before a count, and casts after everything else."""
     before, after = _by_operator(stored - now), _by_operator(now - stored)
     (_, first), *more = sorted(
         (_told(key, before.get(key, []), after.get(key, [])) for key in {**before, **after}),
@@ -160,7 +168,7 @@ def _by_operator(lines: Lines) -> dict[Key, list[Line]]:
 
 
 def _told(key: Key, before: list[Line], after: list[Line]) -> tuple[int, str]:
-    """How telling it is that an operator's lines changed, 0 the most, and the change in words."""
+    """Return how telling an operator's change is (0 is the most), and the change in words."""
     module, phase, op = key
     if phase == "unseen":
         return 0, f"{op} {'is seen again' if before else 'was not seen'}"

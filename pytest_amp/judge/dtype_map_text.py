@@ -1,6 +1,6 @@
-"""Dtype maps as text: small, diffable, and read back line by line.
+"""Dtype maps as text: small, diffable, and parsed line by line.
 
-Lines are compared, not text: their order, their alignment and comments are for the reader.
+Lines are compared, not text. Their order and alignment, and comments, are for the reader only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HEADER = """\
 # pytest --amp-snapshot compares with it, pytest --amp-snapshot=update writes it anew. Commit it.
 """
 PHASES = ("forward", "recompute", "backward", "unseen")
-OUTSIDE = "-"  # of modules
+OUTSIDE = "-"  # stands for calls outside of modules
 
 _TITLE = re.compile(r"(?P<test>\S.*) on (?P<device_type>\w+) in (?P<dtype>\w+)")
 _GAP = re.compile(r"\s{2,}")
@@ -36,7 +36,15 @@ class Title(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Calls that are alike. `module`: `escaped_path` or "-"; `dtype`: what goes in -> comes out."""
+    """Calls that are alike.
+
+    Attributes:
+        module: the module's path as `escaped_path` writes it, or `OUTSIDE`.
+        phase: one of `PHASES`.
+        op: the operator's name in the map.
+        dtype: the dtype, or ``input -> output`` if the two differ.
+        calls: how many there were.
+    """
 
     module: str
     phase: str
@@ -45,6 +53,7 @@ class Line(NamedTuple):
     calls: int
 
     def cells(self) -> tuple[str, ...]:
+        """Return the cells of the line's row, as text."""
         return (self.module, self.phase, self.op, self.dtype, str(self.calls))
 
 
@@ -52,14 +61,14 @@ Lines = frozenset[Line]
 
 
 class Section(NamedTuple):
-    """A stored map: what is compared, and its text as it stands in the file."""
+    """A stored map: the lines to compare, and the text as it stands in the file."""
 
     lines: Lines
     text: str
 
 
 class BrokenMapError(ValueError):
-    """A stored file that can't be read. `line`: where, from 1."""
+    """A stored file can't be read. `line` is where, from 1."""
 
     def __init__(self, line: int, problem: str) -> None:
         super().__init__(problem)
@@ -67,12 +76,12 @@ class BrokenMapError(ValueError):
 
 
 def escaped(text: str) -> str:
-    """Printable ASCII on one line."""
+    """Escape a text to printable ASCII on one line."""
     return text.encode("unicode_escape").decode("ascii")
 
 
 def escaped_path(module: str) -> str:
-    """A module's path without what a line has another use for."""
+    """Escape a module's path, including the characters that have another meaning in a line."""
     path = escaped(module)
     for char in " {}":
         path = path.replace(char, f"\\x{ord(char):02x}")
@@ -82,24 +91,28 @@ def escaped_path(module: str) -> str:
 
 
 def written(lines: Iterable[Line]) -> list[str]:
-    """As text, one line each; numbered modules that are alike share one: layers.{0-11}.norm."""
-    # Widths in steps of eight, so that one longer name rarely moves all other lines.
+    """Format the lines, one each; numbered modules that are alike share one: layers.{0-11}.norm."""
+    # Widths grow in steps of eight, so that one longer name rarely shifts all other lines.
     return _columns([line.cells() for line in folded(lines)], 8)
 
 
 def section(title: Title, lines: Sequence[str], comment: str) -> str:
-    """The text of one section. The comment is not compared."""
+    """Format one section. The comment is not compared."""
     return "\n".join([str(title), f"  # {comment}", *(f"  {line}" for line in lines)]) + "\n"
 
 
 def document(sections: Mapping[Title, str]) -> str:
-    """The text of a file."""
+    """Format a whole file, its sections ordered by test."""
     ordered = sorted(sections, key=lambda title: (_natural(title.test), title))
     return "\n".join([HEADER, *(sections[title] for title in ordered)])
 
 
 def parse(text: str) -> dict[Title, Section]:
-    """What `document` wrote. Raises BrokenMapError, which knows the line."""
+    """Parse a file that `document` wrote.
+
+    Raises:
+        BrokenMapError: the file can't be read; the error knows the line.
+    """
     found: dict[Title, tuple[set[Line], list[str]]] = {}
     lines: set[Line] | None = None
     raw: list[str] = []
@@ -142,7 +155,7 @@ def _line(number: int, text: str) -> Line:
 
 
 def diff(stored: Lines, now: Lines) -> list[str]:
-    """``- layers.0.norm  forward  layer_norm  float32  1``, and its ``+`` below it."""
+    """List the differences: ``- layers.0  forward  layer_norm  float32  1``, then its ``+``."""
     rows = [("-", line) for line in folded(stored - now)]
     rows += [("+", line) for line in folded(now - stored)]
     rows.sort(key=lambda row: _place(row[1])[:4])
@@ -159,7 +172,10 @@ def _columns(rows: Sequence[tuple[str, ...]], unit: int) -> list[str]:
 
 
 def _place(line: Line) -> tuple[object, ...]:
-    """By module, its number counted, then by phase and operator; what is in no module last."""
+    """Return a sort key: by module, numbers in numeric order, then by phase and operator.
+
+    Calls outside of modules come last.
+    """
     order = (line.module == OUTSIDE, _natural(line.module.replace("{", "")))
     return (*order, PHASES.index(line.phase), line.op, line.dtype, line.calls)
 
@@ -169,7 +185,7 @@ def _natural(text: str) -> tuple[tuple[int, str], ...]:
 
 
 def folded(lines: Iterable[Line]) -> list[Line]:
-    """In order, with ``layers.{0-11}.norm`` for modules that differ in their numbers only."""
+    """Return the lines in order, modules that differ by number only as ``layers.{0-11}.norm``."""
     alike: defaultdict[tuple[object, ...], set[tuple[str, ...]]] = defaultdict(set)
     for line in lines:
         path = tuple(line.module.split("."))
@@ -184,7 +200,7 @@ def folded(lines: Iterable[Line]) -> list[Line]:
 
 
 def _merged(paths: set[tuple[str, ...]], place: int) -> set[tuple[str, ...]]:
-    """One path for those that differ in the number at that place only."""
+    """Merge paths that differ only in the number at `place`."""
     numbers: defaultdict[tuple[tuple[str, ...], tuple[str, ...]], list[str]] = defaultdict(list)
     for path in paths:
         numbers[path[:place], path[place + 1 :]].append(path[place])
@@ -192,7 +208,7 @@ def _merged(paths: set[tuple[str, ...]], place: int) -> set[tuple[str, ...]]:
 
 
 def _ranges(parts: list[str]) -> str:
-    """``{0-3,7}``; a single part as it is."""
+    """Format numbers as ``{0-3,7}``; leave a single part as it is."""
     if len(parts) == 1:
         return parts[0]
     ranges: list[list[int]] = []
@@ -206,8 +222,8 @@ def _ranges(parts: list[str]) -> str:
 
 
 def _unfolded(line: Line) -> Iterator[Line]:
-    """All modules of a line whose numbers are folded."""
-    # Every other piece of the split is what stood between braces.
+    """Yield a line for each module that a folded line stands for."""
+    # Every second piece of the split was between braces.
     pieces = [
         _listed(piece) if index % 2 else [piece]
         for index, piece in enumerate(_NUMBERS.split(line.module))

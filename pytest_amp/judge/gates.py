@@ -1,4 +1,4 @@
-"""The gates: each holds one figure against its threshold and says why the verdict is so."""
+"""Compare each figure with its threshold, and say why the verdict is what it is."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pytest_amp.judge.case import Limits
 from pytest_amp.observations import REDUCED, Observations, ParityRun, Timing
 from pytest_amp.results.values import Estimate, Finding, Gate, GateVerdict, Verdict
 
-# Where the arms draw other random numbers, one run with another stream is a small sample of what
-# that does to a loss: up to this many times its size, a difference is not held against AMP.
+# If the arms draw different random numbers, one run with another stream is a small sample of what
+# that does to a loss. A difference up to this many times the sample is not blamed on AMP.
 OTHER_STREAM_MARGIN = 2.0
-# From one process to the next the same two steps differ by so much (where their memory lies, which
-# clock they got), even where the pairs of one process agree to the last digit: a smaller difference
-# from the threshold would be called one way today and the other way tomorrow.
+# The same two steps differ by this much from one process to the next (because of where their memory
+# lies and which clock they get), even if the pairs within one process agree to the last digit. A
+# speedup nearer to the threshold would pass today and fail tomorrow.
 RESOLUTION = 0.005
-# Of several losses, the one with the gravest verdict speaks.
+# Among several losses, the one with the gravest verdict decides.
 _GRAVITY: tuple[GateVerdict, ...] = ("not_gated", "pass", "inconclusive", "fail")
 
 
 def estimate(timing: Timing | None, error_rate: float) -> Estimate | None:
-    """The speedup that the pairs show; None where there are none."""
+    """Estimate the speedup from the pairs; return None if there are none."""
     if timing is None or not timing.ratios:
         return None
     low, high = sequential.interval(timing.ratios, error_rate) or (None, None)
@@ -35,10 +35,11 @@ def estimate(timing: Timing | None, error_rate: float) -> Estimate | None:
 def decision(
     ratios: Sequence[float], threshold: float, error_rate: float
 ) -> Literal["pass", "fail", "inconclusive"] | None:
-    """The sequential test's answer, where it is further from the threshold than `RESOLUTION`.
+    """Return the sequential test's answer, if it is clear of the threshold by `RESOLUTION`.
 
-    "inconclusive" where it is known to be nearer, so that more pairs would not help; None where
-    they would.
+    Returns:
+        "inconclusive" if the speedup is known to be nearer to the threshold, so that more pairs
+        would not help; None if more pairs would help.
     """
     low, high = threshold * (1 - RESOLUTION), threshold * (1 + RESOLUTION)
     if sequential.decide(ratios, high, error_rate) == "pass":
@@ -52,9 +53,10 @@ def decision(
 def first_decision(
     ratios: Sequence[float], threshold: float, error_rate: float
 ) -> tuple[Literal["pass", "fail", "inconclusive"] | None, int]:
-    """The first answer, and after how many pairs; what came later can't take it back.
+    """Return the first answer, and the number of pairs that it took.
 
-    Where timing went on, as for a comparison, the evidence of all pairs may be less again.
+    Pairs that came later can't take it back. If timing went on, as it does for a comparison, the
+    evidence of all pairs together may be weaker again.
     """
     for pairs in range(sequential.fewest_pairs(error_rate), len(ratios) + 1):
         if answer := decision(ratios[:pairs], threshold, error_rate):
@@ -63,7 +65,7 @@ def first_decision(
 
 
 def coverage(seen: Observations) -> float | None:
-    """Share of the amp arm's FLOPs in the amp dtype; None where it is unknown or there are none."""
+    """Return the share of the amp arm's FLOPs in the amp dtype; None if that is unknown."""
     operators = seen.amp.operators
     if operators is None or unseen(seen) or not operators.flops:
         return None
@@ -71,7 +73,7 @@ def coverage(seen: Observations) -> float | None:
 
 
 def unseen(seen: Observations) -> str | None:
-    """Why part of the FLOPs may have gone unseen, or None."""
+    """Return why part of the FLOPs may have gone unseen; None if all were seen."""
     amp = seen.amp.operators
     if amp is None:
         return "no step was inspected"
@@ -83,10 +85,10 @@ def unseen(seen: Observations) -> str | None:
 
 
 def draws_differ(fp32: ParityRun, amp: ParityRun) -> bool:
-    """Whether the amp arm, drawing random numbers in a reduced dtype, drew other ones than fp32.
+    """Return whether the amp arm drew other random numbers than fp32, because of a reduced dtype.
 
-    Many kernels draw the same in every dtype (dropout on a CPU); where the draws were not looked
-    at, they count as other ones.
+    Many kernels draw the same numbers in every dtype, as dropout on a CPU does. If the draws were
+    not looked at, they count as different.
     """
     if amp.operators is None or not amp.operators.random_dtypes & set(REDUCED):
         return False
@@ -95,7 +97,7 @@ def draws_differ(fp32: ParityRun, amp: ParityRun) -> bool:
 
 
 def judge(seen: Observations, limits: Limits) -> tuple[Gate, ...]:
-    """All gates, in the order in which they are reported."""
+    """Return all gates, in the order in which they are reported."""
     return tuple(
         _set_for_others(gate, limits.elsewhere[gate.name], seen)
         if gate.name in limits.elsewhere
@@ -105,14 +107,14 @@ def judge(seen: Observations, limits: Limits) -> tuple[Gate, ...]:
 
 
 def _set_for_others(gate: Gate, devices: tuple[str, ...], seen: Observations) -> Gate:
-    """A gate whose threshold names devices, and this is none of them."""
+    """Note that the gate's threshold names devices, and that this is none of them."""
     named = " and ".join(devices)
     reason = f"gated on {named} only, and this is {seen.device_type}: {gate.reason}"
     return replace(gate, only_for=devices, reason=reason)
 
 
 def verdict_of(gates: Iterable[Gate], findings: Iterable[Finding]) -> Verdict:
-    """A test's verdict: one failed gate or one standing error fails it."""
+    """Return a test's verdict: a single failed gate or a single standing error fails it."""
     verdicts = {gate.verdict for gate in gates}
     if "fail" in verdicts or any(finding.stands for finding in findings):
         return "fail"
@@ -196,12 +198,12 @@ def _memory(seen: Observations, limits: Limits) -> Gate:
 
 
 def _below(limit: str, missing: float) -> str:
-    """What is missing too, since rounded figures may look the same."""
+    """Say how much is missing as well, since rounded figures may look equal."""
     return f"below {limit} by {units.share(missing)}"
 
 
 def _at_least(name: str, wanted: float | None, value: float, shown: str) -> Gate:
-    """The gate of a share that is counted, not sampled."""
+    """Make the gate of a share that is counted rather than sampled."""
     if wanted is None:
         return Gate(name, None, value, None, None, "not_gated", shown)
     passed = value >= wanted
@@ -227,7 +229,7 @@ def _loss(seen: Observations, limits: Limits) -> Gate:
 def _loss_verdict(
     seen: Observations, limits: Limits, tail: parity.TailComparison
 ) -> tuple[GateVerdict, str]:
-    """The verdict on one key, and why."""
+    """Judge one loss, and say why."""
     name = f" of {tail.key!r}" if len(seen.fp32.losses) > 1 else ""
     bad = _first_bad(seen.amp.losses[tail.key])
     if bad is not None:
@@ -276,7 +278,7 @@ def _loss_verdict(
 
 
 def _relative(difference: float, tail: parity.TailComparison) -> str:
-    """A difference as a share of the fp32 loss; as it is where that is zero."""
+    """Format a difference as a share of the fp32 loss, or plainly if that loss is zero."""
     share = difference / abs(tail.fp32) if tail.fp32 else math.inf
     return units.share(share) if math.isfinite(share) else f"{difference:.3g}"
 

@@ -1,4 +1,4 @@
-"""Loss parity: whether two loss curves end at the same place, beyond rounding."""
+"""Decide whether two loss curves end at the same place, apart from rounding."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from pytest_amp.results.values import tail_start
 
 @dataclass(frozen=True)
 class TailComparison:
-    """Two curves of one key. `difference` is |a - b| / |b|, `absolute` |a - b|."""
+    """The means of two curves' tails.
+
+    Attributes:
+        key: the loss's name.
+        amp: the amp arm's mean.
+        fp32: the fp32 arm's mean.
+    """
 
     key: str
     amp: float
@@ -20,16 +26,21 @@ class TailComparison:
 
     @property
     def absolute(self) -> float:
+        """The difference as |amp - fp32|."""
         return abs(self.amp - self.fp32)
 
     @property
     def difference(self) -> float:
+        """The difference as |amp - fp32| / |fp32|; infinite if only fp32 is zero."""
         if self.absolute == 0:
             return 0.0
         return self.absolute / abs(self.fp32) if self.fp32 else math.inf
 
     def excess(self, relative: float, atol: float) -> float:
-        """How far beyond what is allowed, as a multiple of it: above 1 is beyond."""
+        """Return the difference as a multiple of what is allowed; above 1 is too much.
+
+        What is allowed is `atol` + `relative` * |fp32|.
+        """
         allowed = atol + relative * abs(self.fp32)
         if self.absolute == 0:
             return 0.0
@@ -39,11 +50,11 @@ class TailComparison:
 
 
 def once_scaled(run: ParityRun) -> Losses:
-    """The losses, those put right that are not finite while the GradScaler looks for its scale.
+    """Return the losses without the overflows from when the GradScaler was looking for its scale.
 
-    It skipped these steps, and made no harm of them: a loss that holds scaled gradients, as with a
-    gradient penalty, overflows with them. The next loss that is finite stands in their place; a
-    curve without one stays as it is.
+    The scaler skipped those steps, so they did no harm: a loss that contains scaled gradients, such
+    as a gradient penalty, overflows along with them. Each is replaced by the curve's first finite
+    loss; a curve without one stays as it is.
     """
     taken = [step.step for step in run.scaler.steps if not step.skipped]
     looking = {step.step for step in run.scaler.steps if step.step < min(taken, default=0)}
@@ -61,9 +72,10 @@ def _put_right(curve: tuple[float, ...], looking: set[int]) -> tuple[float, ...]
 
 
 def compare(fp32: Losses, amp: Losses) -> tuple[TailComparison, ...]:
-    """The two arms' tails, key by key.
+    """Compare the two arms' tails, key by key.
 
-    An amp curve that is anywhere not finite has no tail: what it recovered to says nothing.
+    An amp curve that is not finite at any step has NaN as its tail: what it recovered to says
+    nothing.
     """
     return tuple(
         TailComparison(
@@ -76,11 +88,11 @@ def compare(fp32: Losses, amp: Losses) -> tuple[TailComparison, ...]:
 
 
 def drift(fp32: Losses, floor: Floor, key: str) -> float:
-    """How far the model drifts from itself under rounding, in units of the loss.
+    """Return how far the model drifts from itself under rounding, in units of the loss.
 
-    The largest step-by-step difference over the second half of the run: the means of two tails
-    can meet by chance, their steps do not all. Infinite where only one of the runs, or neither,
-    stays finite: a model that rounding can throw out of the range has no bound.
+    It is the largest difference at any step of the second half. The means of two tails can meet by
+    chance, but the losses of all their steps can't. It is infinite unless both runs stay finite
+    there: a model that rounding can push out of range has no bound.
     """
     plain, nudged = fp32[key], floor.losses[key]
     half = max(floor.before_nudge, len(plain) // 2)
@@ -89,7 +101,7 @@ def drift(fp32: Losses, floor: Floor, key: str) -> float:
 
 
 def noise_floor(fp32: Losses, floor: Floor, key: str) -> float:
-    """The drift relative to the fp32 tail."""
+    """Return the drift relative to the mean of the fp32 curve's tail."""
     largest, scale = drift(fp32, floor, key), abs(tail_mean(fp32[key]))
     if largest == 0:
         return 0.0
@@ -97,7 +109,7 @@ def noise_floor(fp32: Losses, floor: Floor, key: str) -> float:
 
 
 def first_nonfinite(losses: Losses, baseline: Losses) -> int | None:
-    """The first step at which a loss is not finite where the baseline's is; None if none is."""
+    """Return the first step whose loss is not finite although the baseline's is, or None."""
     steps = [
         step
         for key in losses
@@ -108,6 +120,7 @@ def first_nonfinite(losses: Losses, baseline: Losses) -> int | None:
 
 
 def tail_mean(losses: Sequence[float]) -> float:
+    """Return the mean of the last quarter of a curve; NaN if any loss in it is not finite."""
     tail = losses[tail_start(len(losses)) :]
     if not all(map(math.isfinite, tail)):
         return math.nan

@@ -1,13 +1,14 @@
-"""The sequential sign test: after how many pairs a timing gate may be decided, and how.
+"""The sequential sign test, which decides timing gates after as few pairs as possible.
 
-Each pair of blocks is a win if its ratio reaches the threshold. Under the hypothesis that the
-median ratio is below it, a win has probability at most 1/2 given the pairs before, whatever the
-noise looks like. The evidence against that is an e-value, which may be looked at after every pair:
-by Ville's inequality it ever reaches 1 / `error_rate` with probability at most `error_rate`.
+A pair of blocks is a win if its ratio reaches the threshold. Under the hypothesis that the median
+ratio is below the threshold, a win has probability at most 1/2 given the earlier pairs, whatever
+the noise looks like. The evidence against the hypothesis is an e-value, which may be looked at
+after every pair: by Ville's inequality, the probability that it ever reaches 1 / `error_rate` is at
+most `error_rate`.
 
-Source: Howard, Ramdas, McAuliffe and Sekhon, "Time-uniform, nonparametric, nonasymptotic
-confidence sequences", Annals of Statistics 49 (2021); Ville, "Etude critique de la notion de
-collectif" (1939).
+Source: Howard, Ramdas, McAuliffe and Sekhon, "Time-uniform, nonparametric, nonasymptotic confidence
+sequences", Annals of Statistics 49 (2021); Ville, "Etude critique de la notion de collectif"
+(1939).
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from collections.abc import Sequence
 from itertools import count, pairwise
 from typing import Literal
 
-# The terms rise, then fall: one this much smaller than the sum no longer changes it.
+# The terms rise and then fall. One that is this much smaller than the sum no longer changes it.
 _NEGLIGIBLE = 1e-17
 
 
 def evidence(wins: int, pairs: int) -> float:
-    """The e-value of `wins` among `pairs` against a win's probability being at most 1/2.
+    """Return the e-value of `wins` among `pairs` against a win's probability being at most 1/2.
 
-    The likelihood ratio of p to 1/2, mixed over a uniform prior of p on (1/2, 1). The integral has
-    a closed form: the sum over j from 0 to wins of C(pairs + 1, j), divided by
-    (pairs + 1) * C(pairs, wins). Infinite where it exceeds what a float holds.
+    It is the likelihood ratio of p to 1/2, mixed over a uniform prior of p on (1/2, 1). The
+    integral has a closed form: the sum over j from 0 to wins of C(pairs + 1, j), divided by (pairs
+    + 1) * C(pairs, wins). It is infinite if it exceeds what a float holds.
     """
-    # C(pairs + 1, j) / C(pairs, wins) from j = wins down, each term from the one above it.
+    # C(pairs + 1, j) / C(pairs, wins) from j = wins down, each term computed from the last.
     term = (pairs + 1) / (pairs + 1 - wins)
     total = term
     for j in range(wins, 0, -1):
@@ -42,10 +43,10 @@ def evidence(wins: int, pairs: int) -> float:
 def decide(
     ratios: Sequence[float], threshold: float, error_rate: float
 ) -> Literal["pass", "fail"] | None:
-    """Whether the median ratio is at least `threshold`; None while the pairs do not show it.
+    """Decide whether the median ratio is at least `threshold`; return None while that is open.
 
-    Ask after every pair and stop at the first answer: a wrong "pass" and a wrong "fail" then have
-    probability at most `error_rate` each.
+    Ask after every pair and stop at the first answer. A wrong "pass" and a wrong "fail" then each
+    have probability at most `error_rate`.
     """
     pairs = len(ratios)
     wins = sum(ratio >= threshold for ratio in ratios)
@@ -57,16 +58,16 @@ def decide(
 
 
 def fewest_pairs(error_rate: float) -> int:
-    """After how many pairs, all of them wins or none, the test can decide: 9 at 0.01."""
+    """Return the fewest pairs after which the test can decide: 9 at an error rate of 0.01."""
     return next(pairs for pairs in count(1) if evidence(pairs, pairs) >= 1 / error_rate)
 
 
 def interval(ratios: Sequence[float], error_rate: float) -> tuple[float, float] | None:
-    """The thresholds that the pairs leave undecided: a confidence interval of the median ratio.
+    """Return a confidence interval of the median ratio; None if there are too few pairs for one.
 
-    Each bound is wrong with probability at most `error_rate`, also where the pairs themselves
-    decided when to stop. It excludes a threshold exactly where `decide` has an answer for it. None
-    where there are too few pairs to exclude anything.
+    It holds the thresholds that the pairs leave undecided, so it excludes exactly those for which
+    `decide` has an answer. Each bound is wrong with probability at most `error_rate`, even if the
+    pairs themselves determined when to stop.
     """
     pairs = len(ratios)
     needed = bisect_left(
@@ -79,10 +80,10 @@ def interval(ratios: Sequence[float], error_rate: float) -> tuple[float, float] 
 
 
 def autocorrelation(ratios: Sequence[float]) -> float:
-    """The correlation of the ranks of successive ratios, from -1 to 1: near 0 where pairs are fair.
+    """Return the rank correlation of successive ratios, from -1 to 1; near 0 if pairs are fair.
 
-    Ranks, because one slow pair must not hide that all others follow each other. 0 for fewer than
-    three ratios, and where all are the same.
+    Ranks are used because one slow pair must not hide that all others follow one another. The
+    result is 0 for fewer than three ratios, and if all are equal.
 
     Source: Wald and Wolfowitz, "An exact test for randomness in the non-parametric case based on
     serial correlation", Annals of Mathematical Statistics 14 (1943).
@@ -91,7 +92,7 @@ def autocorrelation(ratios: Sequence[float]) -> float:
     if pairs < 3:
         return 0.0
     ordered = sorted(ratios)
-    # Twice the mean rank of all that are equal, from the mean of all ranks.
+    # Twice each rank's distance from the mean rank; equal ratios share the mean of their ranks.
     ranks = [bisect_left(ordered, ratio) + bisect_right(ordered, ratio) - pairs for ratio in ratios]
     spread = sum(rank * rank for rank in ranks)
     if not spread:

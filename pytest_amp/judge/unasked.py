@@ -1,4 +1,4 @@
-"""What a whole run was told to gate and never asked of any test: it must not look like a pass."""
+"""Find what a whole run was told to gate but did not: that must not look like a pass."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from pytest_amp.results.report import AmpReport
 def unasked(
     reports: Sequence[AmpReport], given: Mapping[str, str], *, static: bool = False
 ) -> Iterator[str]:
-    """What the run did not ask, a sentence each; nothing where a test raised, which is told itself.
+    """Yield a sentence for each thing that the run was told to gate and did not.
 
-    `given`: by gate, the option of the command line that sets it. `static`: whether the command
-    line says ``--amp-static`` as well, and so leaves gates out by name.
+    It yields nothing if a test raised an error, since that is reported by itself.
+
+    Args:
+        reports: the run's reports.
+        given: the options on the command line that set a gate, by the gate's name.
+        static: whether the command line also has ``--amp-static``, which leaves gates out by name.
     """
     if not reports:
         options = f": {_listed(given.values())} had no test to hold" if given else ""
@@ -49,7 +53,7 @@ def _all(reports: Sequence[AmpReport], one: str, many: str) -> str:
 
 
 def _because(name: str, reports: Sequence[AmpReport]) -> str:
-    """Why, as far as the tests' own gates tell."""
+    """Say why the gate was not asked, as far as the tests' own gates tell."""
     setting = next((setting for setting, gate in GATES.items() if gate == name), "")
     own = any(
         report.settings[setting].source == "marker"

@@ -1,1 +1,1 @@
-"""The linter's rules, each with its code, its check and its text."""
+"""The rules: each looks for one mistake in the case and says what it found."""

@@ -1,4 +1,4 @@
-"""AMP1xx: whether autocast did what it is there for."""
+"""AMP1xx: whether autocast did its job."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from pytest_amp.rules.base import Rule, Word
 
 
 def amp_no_op(case: Case) -> Iterator[Word]:
+    """Look for an amp arm in which no eligible work ran in a reduced dtype.
+
+    Eligible are matrix products, convolutions and attention; in a step without these, any bytes of
+    activations. Work out of sight keeps the rule silent if it may have run in reduced precision.
+    """
     operators = case.seen.amp.operators
     if operators is None or operators.hidden_reduced:
         return
@@ -47,7 +52,8 @@ def amp_no_op(case: Case) -> Iterator[Word]:
     )
 
 
-# How a framework is told the arm's precision, and what its regions are good for on a CPU.
+# By package: the framework's name, how it is told the arm's precision, and the dtypes that its
+# regions cast to on a CPU.
 _TRAINER = (
     "TrainingArguments(fp16=arm.mixed_precision == 'fp16', bf16=arm.mixed_precision == 'bf16')"
 )
@@ -66,7 +72,7 @@ _SWITCHES = {
 
 
 def _switch(framework: str, case: Case) -> str:
-    """What turns autocast on in a training loop that is a framework's own."""
+    """Say what turns autocast on in a training loop that belongs to a framework."""
     name, switch, on_cpu = _SWITCHES[framework]
     if case.seen.device_type != "cpu" or case.seen.dtype in on_cpu:
         return f"{name} enters it where it is told to, with {switch}"
@@ -75,11 +81,16 @@ def _switch(framework: str, case: Case) -> str:
     return f"on a CPU, {name} casts {only}, whatever it is told: check this step on a GPU{other}"
 
 
-# torch casts to float16 before these, by name: seen on an H100 with torch 2.11.
+# Autocast casts to float16 for these operators by name, as seen on an H100 with torch 2.11.
 _RECURRENT = ("aten::_cudnn_rnn", "aten::miopen_rnn")
 
 
 def dtype_substituted(case: Case) -> Iterator[Word]:
+    """Look for work that ran in another reduced dtype than the one that was asked for.
+
+    That is either all of the step, or the recurrent layers alone: cuDNN gets float16 from autocast
+    even if bfloat16 was asked for.
+    """
     operators = case.seen.amp.operators
     if operators is None:
         return
@@ -110,7 +121,11 @@ def dtype_substituted(case: Case) -> Iterator[Word]:
 
 
 def half_parameters(case: Case) -> Iterator[Word]:
-    """A harm where amp alone reduces them; where both arms do, as under an adapter, on purpose."""
+    """Look for trained parameters that are kept in reduced precision.
+
+    It is an error if only the amp arm does so. If both arms do, as under an adapter, it is taken to
+    be on purpose, and is a warning.
+    """
     trained, fp32 = case.seen.amp.parameters, case.seen.fp32.parameters
     reduced = [each for each in trained if each.dtype in REDUCED]
     if not reduced:
@@ -136,6 +151,7 @@ def half_parameters(case: Case) -> Iterator[Word]:
 
 
 def stale_autocast_cache(case: Case) -> Iterator[Word]:
+    """Look for modules that used a weight's cast from before the weight's update."""
     operators = case.seen.amp.operators
     for module in operators.stale if operators else ():
         yield Word(
@@ -148,6 +164,10 @@ def stale_autocast_cache(case: Case) -> Iterator[Word]:
 
 
 def missing_gradients(case: Case) -> Iterator[Word]:
+    """Look for parameters that have a gradient in some fp32 step and in no amp step.
+
+    "In no step" leaves out parameters that routing skips now and then.
+    """
     fp32, amp = case.seen.fp32.parameters, case.seen.amp.parameters
     if len(fp32) != len(amp):
         return
@@ -166,6 +186,7 @@ def missing_gradients(case: Case) -> Iterator[Word]:
 
 
 def backward_under_autocast(case: Case) -> Iterator[Word]:
+    """Look for backward passes that began inside an autocast region."""
     operators = case.seen.amp.operators
     if operators and operators.backward_under_autocast:
         times = units.plural(operators.backward_under_autocast, "call")
@@ -178,20 +199,25 @@ def backward_under_autocast(case: Case) -> Iterator[Word]:
 
 
 def recompute_dtype(case: Case) -> Iterator[Word]:
+    """Look for modules whose recomputation shares no dtype with their forward pass.
+
+    One shared dtype is enough to stay silent, since a module may rightly mix dtypes.
+    """
     first = _products(case, "forward", "module")
     for module, again in _products(case, "recompute", "module").items():
         before = first.get(module)
         if before and not again & before:
             yield Word(
                 f"a checkpointed segment ran in {_or(before)} and is computed again in "
-                f"{_or(again)}: its gradients belong to another forward pass; recompute it under "
-                "the same autocast state (torch.utils.checkpoint does so by itself)",
+                f"{_or(again)}: its gradients belong to a different forward pass; recompute it "
+                "under the same autocast state (torch.utils.checkpoint does so by itself)",
                 {"forward": sorted(before), "recompute": sorted(again)},
                 module=module or None,
             )
 
 
 def custom_function_dtype(case: Case) -> Iterator[Word]:
+    """Look for custom autograd functions whose forward and backward share no dtype."""
     forward = _products(case, "forward", "function")
     for function, back in _products(case, "backward", "function").items():
         ahead = forward.get(function)
@@ -205,7 +231,7 @@ def custom_function_dtype(case: Case) -> Iterator[Word]:
 
 
 def _products(case: Case, phase: str, key: str) -> dict[str, set[str]]:
-    """The dtypes of the amp arm's matrix products in a phase, by module or function."""
+    """Return the dtypes of the amp arm's matrix products in a phase, by module or function."""
     found: defaultdict[str, set[str]] = defaultdict(set)
     operators = case.seen.amp.operators
     for row in operators.rows if operators else ():
@@ -215,7 +241,7 @@ def _products(case: Case, phase: str, key: str) -> dict[str, set[str]]:
 
 
 def _named(parameters: Iterable[Parameter]) -> str:
-    """The first names, and that there are more."""
+    """List the first two names, and say if there are more."""
     names = [each.name or "one outside of modules" for each in parameters]
     return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")
 

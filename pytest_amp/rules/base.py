@@ -1,7 +1,7 @@
-"""What a rule is: a stable code, and a function from a subject to what it has to say of it.
+"""Define what a rule is: a stable code, and a function from a subject to what it says about it.
 
-Most rules look at a `Case`, one test's experiment. A few look at less: at what a GradScaler raised,
-at the environments of two results, or at a test that never measured.
+Most rules look at a `Case`, the experiment of one test. A few look at less: at what a GradScaler
+raised, at the environments of two results, or at a test that never measured.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ from pytest_amp.results.values import Environment, Finding, Severity
 
 @dataclass(frozen=True)
 class Raised:
-    """What a GradScaler of torch's own raised, and the user's line that called it, if known."""
+    """What torch's own GradScaler raised.
+
+    Attributes:
+        message: the exception's message.
+        location: the user's line that called the scaler, if it is known.
+    """
 
     message: str
     location: str | None = None
@@ -25,7 +30,7 @@ class Raised:
 
 @dataclass(frozen=True)
 class Compared:
-    """The environments of a stored result and of the one that is held against it."""
+    """The environments of a stored result and of the result that is compared with it."""
 
     before: Environment | None
     now: Environment | None
@@ -41,7 +46,15 @@ Subject = Case | Raised | Compared | NeverCalled
 
 @dataclass(frozen=True)
 class Word:
-    """What a rule says of a subject. `severity` overrides the rule's own."""
+    """What a rule says about a subject.
+
+    Attributes:
+        message: what is wrong and how to fix it.
+        evidence: the figures behind it, as plain JSON.
+        severity: replaces the rule's own severity; a rule lowers it where no harm is shown.
+        module: the path of the module that it is about.
+        location: the user's line, as ``file:line``.
+    """
 
     message: str
     evidence: Mapping[str, Any]
@@ -52,14 +65,20 @@ class Word:
 
 @dataclass(frozen=True)
 class Rule:
-    """A code, and what finds it in subjects of the type `of`; a code may have several of these."""
+    """A code, and a function that finds it in subjects of one type; a code may have several.
+
+    Attributes:
+        code: the code.
+        check: yields a word for each thing that it finds in a subject.
+        of: the type of subject that `check` takes.
+    """
 
     code: str
     check: Callable[[Any], Iterable[Word]]
     of: type[Subject] = Case
 
     def findings(self, subject: Subject) -> Iterator[Finding]:
-        """What it says of a subject; nothing of one that is not its own."""
+        """Yield what the rule finds in the subject; nothing if the subject is of another type."""
         for word in self.check(subject) if isinstance(subject, self.of) else ():
             yield Finding(
                 code=self.code,

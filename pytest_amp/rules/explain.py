@@ -1,4 +1,4 @@
-"""What each rule means, in full: one text a code, for the terminal and for the site."""
+"""Explain the rules: one text for each code, for the terminal and for the documentation."""
 
 from __future__ import annotations
 
@@ -15,19 +15,23 @@ WIDTH: Final = 80
 
 
 def text(code: str) -> str:
-    """The text as it is written, in Markdown. KeyError for a code that no rule has."""
+    """Return a rule's text in Markdown.
+
+    Raises:
+        KeyError: no rule has this code.
+    """
     if code not in CODES:
         raise KeyError(code)
     return resources.files("pytest_amp.rules").joinpath(f"texts/{code}.md").read_text("utf-8")
 
 
 def summary(code: str) -> str:
-    """Its first sentence."""
+    """Return the first sentence of a rule's text."""
     return text(code).split("\n\n")[1].strip()
 
 
 def for_terminal(code: str) -> str:
-    """The text for 80 columns: headings without marks, code indented, the rest wrapped."""
+    """Format a rule's text for 80 columns: no marks, code indented, everything else wrapped."""
     name, severity, _ = CODES[code]
     lines = [f"{code} {name} ({severity})", ""]
     in_code = False
@@ -60,7 +64,7 @@ def for_terminal(code: str) -> str:
 
 
 def page() -> str:
-    """docs/reference/rules.md: a table of all rules, and then each of them."""
+    """Return the text of docs/reference/rules.md: a table of all rules, and then each of them."""
     rows = [
         f"| [{code}](#{code.lower()}-{name}) | {name} | {severity} | {summary(code)} |"
         for code, (name, severity, _) in CODES.items()
@@ -77,7 +81,7 @@ def page() -> str:
 
 
 def _deeper(markdown: str) -> str:
-    """All headings one level further down; code blocks are left as they are."""
+    """Move all headings one level down, leaving code blocks alone."""
     lines, in_code = [], False
     for line in markdown.splitlines():
         in_code ^= line.startswith("```")

@@ -1,4 +1,4 @@
-"""AMP0xx: whether the two arms were comparable and the measurement can be trusted."""
+"""AMP0xx: whether the arms are comparable and the measurement can be trusted."""
 
 from __future__ import annotations
 
@@ -15,21 +15,27 @@ from pytest_amp.observations import REDUCED, Start
 from pytest_amp.rules.base import Compared, NeverCalled, Rule, Word
 
 REPEATS_WITHIN = 1e-4
-# Two draws are further apart than their own size; an input that bfloat16 rounded is within 1%.
+# Two random draws differ by more than their own size; rounding to bfloat16 moves an input by less
+# than 1%.
 ROUNDED = 0.05
-# Weights are looked at when their optimizer first steps. A step that moves them away and back
-# before it, as sharpness-aware ones do, leaves some rounding of float32.
+# Weights are compared when their optimizer first steps. A step that moves them away and back before
+# that, as sharpness-aware minimization does, leaves some float32 rounding.
 MOVED_AND_BACK = 1e-5
-# Among n fair pairs the autocorrelation spreads by 1 / sqrt(n): 2.5 of that is exceeded in at most
-# 0.3% of the tests, and in none of fewer than 10 pairs. From 0.3 on, wrong decisions are about four
-# times as frequent as the error rate says (benchmarks/error_rate.py).
+# Among n fair pairs the autocorrelation has a spread of 1 / sqrt(n). At most 0.3% of tests exceed
+# 2.5 times that, and none with fewer than 10 pairs. From an autocorrelation of 0.3 on, wrong
+# decisions are about four times as frequent as the error rate says (benchmarks/error_rate.py).
 SERIAL_SPREADS = 2.5
 SERIAL = 0.3
 WIDE = 0.05
 
 
 def first_losses_differ(case: Case) -> tuple[str, int, float, float] | None:
-    """Key, step and the losses of two fp32 builds from one seed, where they differ."""
+    """Return where the losses of two fp32 builds from one seed first differ.
+
+    Returns:
+        The loss's key, the step from 0, and the two losses; None if they agree within 0.01% up to
+        the nudge.
+    """
     first, again = case.seen.fp32.losses, case.seen.floor
     for step in range(again.before_nudge):
         for key in first:
@@ -46,9 +52,9 @@ class Values(NamedTuple):
     samples: tuple[tuple[float, ...], ...]
 
     def differ(self, others: Values, rounding: float) -> bool:
-        """Whether they differ in value, by more than this share of it.
+        """Return whether the values differ by more than the share `rounding`.
 
-        Another dtype is another question, not another value.
+        A difference in dtype alone is not a difference in value.
         """
         ours, theirs = self.digests, others.digests
         if ours is None or theirs is None:
@@ -78,6 +84,10 @@ def _inputs(start: Start) -> Values:
 
 
 def not_reproducible(case: Case) -> Iterator[Word]:
+    """Look for two fp32 runs from one seed whose losses differ by more than 0.01%.
+
+    The rule is silent if AMP003 has found an error in how the arms start, which explains it.
+    """
     differing = first_losses_differ(case)
     if differing is None or any(word.severity != "warning" for word in arms_start_differ(case)):
         return
@@ -91,6 +101,11 @@ def not_reproducible(case: Case) -> Iterator[Word]:
 
 
 def arms_start_differ(case: Case) -> Iterator[Word]:
+    """Look for arms that start from different weights, inputs or a shared optimizer.
+
+    Two fp32 builds are compared first, so that a difference between them is not blamed on AMP. If
+    there are no inputs to compare, the first losses are compared.
+    """
     fp32, amp, again = case.seen.fp32.start, case.seen.amp.start, case.seen.floor.start
     fix = (
         "seed what you draw from, and make models and loaders inside setup(arm), so that both "
@@ -110,7 +125,7 @@ def arms_start_differ(case: Case) -> Iterator[Word]:
         first, other, second = values(fp32), values(amp), values(again)
         if first.differ(second, MOVED_AND_BACK):
             yield Word(
-                f"two fp32 builds from one seed start from other {what}: nothing below is "
+                f"two fp32 builds from one seed start from different {what}: nothing below is "
                 f"comparable; {fix}",
                 {"what": what, "between": "fp32 and fp32"},
             )
@@ -125,9 +140,10 @@ def arms_start_differ(case: Case) -> Iterator[Word]:
                     severity="warning",
                 )
                 return
-            made = "" if what == "weights" else "; data made in the amp dtype is other data"
+            made = "" if what == "weights" else "; data made in the amp dtype is different data"
             yield Word(
-                f"the two arms start from other {what}: nothing below is comparable; {fix}{made}",
+                f"the two arms start from different {what}: nothing below is comparable; "
+                f"{fix}{made}",
                 {"what": what, "between": "fp32 and amp"},
             )
             return
@@ -135,13 +151,17 @@ def arms_start_differ(case: Case) -> Iterator[Word]:
     if fp32.inputs is None and differing is not None and differing[1] == 0:
         _, _, a, b = differing
         yield Word(
-            f"two fp32 builds from one seed have other first losses ({a:.6g} and {b:.6g}): nothing "
-            f"below is comparable; {fix}",
+            f"two fp32 builds from one seed have different first losses ({a:.6g} and {b:.6g}): "
+            f"nothing below is comparable; {fix}",
             {"what": "first losses", "losses": [a, b]},
         )
 
 
 def fp32_arm_not_fp32(case: Case) -> Iterator[Word]:
+    """Look for FLOPs in reduced precision in the fp32 arm.
+
+    It is a warning if the weights are kept that way, since that may well be the model's design.
+    """
     operators = case.seen.fp32.operators
     if operators is None or not operators.reduced_flops():
         return
@@ -163,12 +183,13 @@ def fp32_arm_not_fp32(case: Case) -> Iterator[Word]:
     else:
         yield Word(
             f"{units.share(share)} of the fp32 arm's FLOPs ran in {dtypes}: a hard-coded autocast "
-            "or cast makes the baseline no baseline; enter arm.autocast() in its place",
+            "or cast spoils the baseline; enter arm.autocast() in its place",
             evidence,
         )
 
 
 def baseline_flags(case: Case) -> Iterator[Word]:
+    """Look for global flags that differ between the arms."""
     fp32, amp = case.seen.fp32.flags, case.seen.amp.flags
     differing = {name: [fp32[name], amp.get(name)] for name in fp32 if amp.get(name) != fp32[name]}
     if differing:
@@ -181,6 +202,7 @@ def baseline_flags(case: Case) -> Iterator[Word]:
 
 
 def baseline_flags_differ(compared: Compared) -> Iterator[Word]:
+    """Look for global flags that differ between this run and its baseline."""
     differing = other_flags(compared.before, compared.now)
     if differing:
         listed = ", ".join(f"{name}: {old}, now {new}" for name, (old, new) in differing.items())
@@ -194,6 +216,7 @@ def baseline_flags_differ(compared: Compared) -> Iterator[Word]:
 
 
 def nothing_measured(_: NeverCalled) -> Iterator[Word]:
+    """Report a test that requested amp_benchmark and never called it."""
     yield Word(
         "the test requested amp_benchmark and never called it: a gate that measured nothing is "
         "not green; call amp_benchmark(setup)",
@@ -202,13 +225,17 @@ def nothing_measured(_: NeverCalled) -> Iterator[Word]:
 
 
 def serial(ratios: Sequence[float]) -> float | None:
-    """The pairs' autocorrelation, where it is beyond what fair pairs show."""
+    """Return the pairs' autocorrelation if it is beyond what fair pairs show, else None."""
     found = sequential.autocorrelation(ratios)
     beyond = found > SERIAL and found > SERIAL_SPREADS / math.sqrt(len(ratios))
     return found if beyond else None
 
 
 def noisy_machine(case: Case) -> Iterator[Word]:
+    """Look for pairs that follow each other, and for intervals wider than 5% to either side.
+
+    Wide intervals matter only if the speed gate failed or is undecided.
+    """
     timing, gate = case.seen.timing, case.gates["speedup"]
     if timing is None:
         return

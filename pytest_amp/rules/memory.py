@@ -10,20 +10,24 @@ from pytest_amp.judge.case import Case
 from pytest_amp.observations import REDUCED, OpRow, ParityRun
 from pytest_amp.rules.base import Rule, Word
 
-# A cast this large beside the peak is what the peak is made of.
+# From this share of the peak on, a single cast is what to shrink first.
 DOMINANT = 0.3
 LEAST_BYTES = 2**20
-# A part of the peak that is worth naming, and what of it makes up most.
+# The share from which a part of the peak is named, and the share above which fixed parts dominate.
 LEAST_PART = 0.05
 MOSTLY = 0.6
-# Growth that is no accident: in this many steps running, by more than a scalar that the step keeps
-# (a block of 512 bytes on CUDA; we keep none ourselves) and by a share of the peak.
+# Growth counts if it goes on for at least this many steps, and exceeds both a scalar that the step
+# keeps (a block of 512 bytes on CUDA; this package keeps none) and a share of the peak.
 LEAST_RISES = 3
 A_SCALAR = 512
 GROWS = 1e-3
 
 
 def cast_materialised(case: Case) -> Iterator[Word]:
+    """Look for a single cast that takes 30% or more of the amp arm's peak, and at least 1 MiB.
+
+    Casts that the step itself asks for are left out: the author knows of them.
+    """
     peak, operators = case.seen.amp.peak_bytes, case.seen.amp.operators
     casts = [
         row
@@ -53,12 +57,15 @@ def cast_materialised(case: Case) -> Iterator[Word]:
 
 
 def _is_the_step_s_own(row: OpRow) -> bool:
-    """Whether it casts up outside of any region, as only the step itself can have asked for."""
+    """Return whether the row casts up outside of any region, as only the step itself can ask."""
     return row.dtype in REDUCED and not row.autocast and row.phase == "forward"
 
 
 def memory_not_reduced(case: Case) -> Iterator[Word]:
-    """Speaks where a memory gate fails: where nobody asked for less, more is no fault."""
+    """List the parts of the amp arm's peak if the memory gate failed.
+
+    Without a failed gate the rule is silent: if less memory was not asked for, more is no fault.
+    """
     gate, seen = case.gates["memory_reduction"], case.seen
     if gate.verdict != "fail" or not seen.amp.peak_bytes or not seen.fp32.peak_bytes:
         return
@@ -90,6 +97,10 @@ def memory_not_reduced(case: Case) -> Iterator[Word]:
 
 
 def memory_growth(case: Case) -> Iterator[Word]:
+    """Look for memory that grows from step to step.
+
+    It is an error if it grows only under AMP, and a warning if it grows in both arms.
+    """
     amp, fp32 = _growth(case.seen.amp), _growth(case.seen.fp32)
     if not amp:
         return
@@ -103,9 +114,10 @@ def memory_growth(case: Case) -> Iterator[Word]:
 
 
 def _growth(run: ParityRun) -> int:
-    """Bytes per step by which every step of the second half adds to what is held; or 0.
+    """Return the bytes per step by which memory grows, or 0 unless it does in every later step.
 
-    The first half is left out, where optimizers make their state and caches fill.
+    The first half of the run is left out, since optimizers create their state and caches fill in
+    it.
     """
     later = run.levels[len(run.levels) // 2 :]
     rises = [after - before for before, after in pairwise(later)]

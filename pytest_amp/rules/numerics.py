@@ -14,12 +14,12 @@ from pytest_amp.rules.base import Rule, Word
 from pytest_amp.rules.measurement import arms_start_differ, first_losses_differ
 from pytest_amp.rules.scale_drill import first_differing
 
-# A tenth of a gradient's elements: ReLUs that flip by rounding make far fewer zero.
+# A tenth of a gradient's elements. ReLUs that flip because of rounding zero far fewer.
 UNDERFLOW = 0.1
-# What a gradient has of the norm of all, to be looked at for itself.
+# The share in the norm of all gradients from which a gradient is compared by itself.
 MATTERS = 0.05
 # Healthy first gradients of small networks have cosines above 0.99 and norms within 3% in either
-# dtype; these are where something other than rounding is at work.
+# dtype. Beyond these limits something other than rounding is at work.
 COSINES = {"float16": 0.98, "bfloat16": 0.9}
 RATIOS = {"float16": 1.15, "bfloat16": 1.3}
 EPSILONS = {"float16": 2**-10, "bfloat16": 2**-7}
@@ -28,6 +28,10 @@ LARGEST_FLOAT16 = 65504.0
 
 
 def nonfinite_loss(case: Case) -> Iterator[Word]:
+    """Look for a step at which the amp loss is not finite although fp32's is.
+
+    Steps are passed over that a GradScaler skipped while it was looking for its first scale.
+    """
     seen = case.seen
     step = first_nonfinite(once_scaled(seen.amp), seen.fp32.losses)
     if step is None:
@@ -51,6 +55,7 @@ def nonfinite_loss(case: Case) -> Iterator[Word]:
 
 
 def below_noise_floor(case: Case) -> Iterator[Word]:
+    """Look for an inconclusive loss gate that is tighter than the model's own rounding noise."""
     gate, wanted = case.gates["loss_diff"], case.limits.max_loss_diff
     if gate.verdict != "inconclusive" or wanted is None or any(arms_start_differ(case)):
         return
@@ -66,8 +71,12 @@ def below_noise_floor(case: Case) -> Iterator[Word]:
 
 
 def gradient_underflow(case: Case) -> Iterator[Word]:
+    """Look for parameters of which a tenth of the gradient or more is zero only under AMP.
+
+    The rule is silent if a module's output has left fp32's, since that zeroes gradients by itself.
+    """
     lost = [each for each in _gradients(case) if each.zeroed >= UNDERFLOW]
-    if not lost or _first_to_leave(case):  # which makes gradients zero by itself
+    if not lost or _first_to_leave(case):  # that alone makes gradients zero
         return
     worst = max(lost, key=lambda each: (each.zeroed, each.share))
     yield Word(
@@ -80,7 +89,11 @@ def gradient_underflow(case: Case) -> Iterator[Word]:
 
 
 def gradient_mismatch(case: Case) -> Iterator[Word]:
-    """Speaks of gradients that matter: of a tiny one's direction, rounding is most."""
+    """Look for first gradients that differ from fp32's by more than the dtype explains.
+
+    Only gradients with 5% or more of the norm of all count: the direction of a tiny one is mostly
+    rounding.
+    """
     least, off = COSINES[case.seen.dtype], RATIOS[case.seen.dtype]
     wrong = [
         each
@@ -106,6 +119,7 @@ def gradient_mismatch(case: Case) -> Iterator[Word]:
 
 
 def overflow_risk(case: Case) -> Iterator[Word]:
+    """Look for fp32 activations beyond float16's 65504 although the amp loss is finite."""
     seen = case.seen
     if (
         seen.dtype != "float16"
@@ -125,7 +139,7 @@ def overflow_risk(case: Case) -> Iterator[Word]:
 
 
 def _gradients(case: Case) -> Sequence[Gradient]:
-    """Gradients that can be compared: from the same weights, data and random numbers."""
+    """Return the gradients that can be compared: from equal weights, data and random numbers."""
     if draws_differ(case.seen.fp32, case.seen.amp) or any(arms_start_differ(case)):
         return ()
     if first_losses_differ(case) or first_differing(case):  # AMP203 and AMP208 say why
@@ -134,7 +148,7 @@ def _gradients(case: Case) -> Sequence[Gradient]:
 
 
 def _first_to_leave(case: Case) -> str | None:
-    """The first module whose output is further from fp32's than the dtype explains."""
+    """Return the first module whose output is further from fp32's than the dtype explains."""
     budget = OUTPUT_ULPS * EPSILONS[case.seen.dtype]
     return next((o.module for o in case.seen.numerics.outputs if not o.distance <= budget), None)
 

@@ -1,4 +1,4 @@
-"""The linter for the training step: every rule, and which of them may speak."""
+"""Collect all rules, and ask those that are selected."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ RULES: tuple[Rule, ...] = tuple(
 def findings(
     subject: Subject, select: Sequence[str], ignore: Mapping[str, str]
 ) -> tuple[Finding, ...]:
-    """What the selected rules say. What `ignore` suppresses stays, with the reason given."""
+    """Return what the selected rules find in the subject.
+
+    A finding that `ignore` suppresses is kept, with the reason that was given.
+    """
     return tuple(
         replace(finding, suppressed=suppression(finding, ignore))
         for rule in RULES
@@ -37,7 +40,7 @@ def findings(
 
 
 def beside_baseline(report: AmpReport, stored: AmpReport) -> tuple[Finding, ...]:
-    """What the rules that the report selects say of it and the result that it is held against."""
+    """Return what the report's selected rules find when comparing it with a stored result."""
     select = map(str, report.setting("select", list, ["AMP"]))
     ignore = {name: str(why) for name, why in report.setting("ignore", dict, {}).items()}
     return findings(Compared(stored.environment, report.environment), tuple(select), ignore)

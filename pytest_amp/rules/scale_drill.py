@@ -1,4 +1,4 @@
-"""AMP203 and AMP208: what optimizers see at two loss scales, which should be the same."""
+"""AMP203 and AMP208: whether optimizers see the same gradients at two loss scales."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from pytest_amp.observations import GradientAtTwoScales
 from pytest_amp.rules.base import Rule, Word
 from pytest_amp.rules.measurement import first_losses_differ
 
-# Healthy gradients are the same to the last bit at two loss scales; faulty ones differ by 4e-4 and
-# more. Two builds at one scale may differ too, and have to differ by much less.
+# Healthy gradients are equal to the last bit at two loss scales, and faulty ones differ by 4e-4 or
+# more. Two builds at one scale may differ as well, but must differ by much less.
 DIFFERS_FROM = 1e-4
 TIMES_NOISE = 10
 RATIO_WITHIN = 0.01
 
 
 def modified_before_unscale(case: Case) -> Iterator[Word]:
+    """Look for gradients that depend on the loss scale because they were changed while scaled.
+
+    The rule is silent if gradients flowed in float16, where they may have underflowed, and if they
+    depend on the scale because they bypassed the scaler, which is AMP208.
+    """
     drill = case.seen.two_scales
     differing = first_differing(case)
     if drill is None or not differing or drill.in_half or past_the_scaler(case):
@@ -43,6 +48,11 @@ def modified_before_unscale(case: Case) -> Iterator[Word]:
 
 
 def scaler_bypassed(case: Case) -> Iterator[Word]:
+    """Look for an optimizer or a loss that bypasses the GradScaler.
+
+    If the drill showed no gradients, a scaler whose `step()` was never called is all that can be
+    told.
+    """
     use, drill = case.seen.amp.scaler, case.seen.two_scales
     if drill is not None and drill.gradients:
         bypassed = past_the_scaler(case)
@@ -58,7 +68,11 @@ def scaler_bypassed(case: Case) -> Iterator[Word]:
 
 
 def past_the_scaler(case: Case) -> tuple[int, Word] | None:
-    """The optimizer that sees gradients which the scaler does not account for, and how it shows."""
+    """Return the optimizer that bypasses the scaler, with what shows it; None if none does.
+
+    Either all its differing gradients scale with the loss scale, or some backward pass began at a
+    loss that was not scaled.
+    """
     drill, differing = case.seen.two_scales, first_differing(case)
     if drill is None or not differing:
         return None
@@ -99,9 +113,9 @@ def past_the_scaler(case: Case) -> tuple[int, Word] | None:
 
 
 def first_differing(case: Case) -> Sequence[GradientAtTwoScales]:
-    """Gradients that depend on the loss scale, of the first optimizer that has any.
+    """Return the gradients that depend on the loss scale, of the first optimizer that has any.
 
-    What it did with them may well be why those of the others differ.
+    What that optimizer did with them may well be why those of the others differ.
     """
     drill = case.seen.two_scales
     if drill is None or first_losses_differ(case) is not None:
@@ -121,11 +135,12 @@ def _is_about(ratio: float | None, expected: float) -> bool:
 
 
 def kind_of(kinds: Sequence[str], number: int) -> str:
+    """Return the class name of an optimizer, or a stand-in if it is not known."""
     return kinds[number] if number < len(kinds) else "the optimizer"
 
 
 def named(kinds: Sequence[str], number: int) -> str:
-    """``AdamW``, and which one where there are several."""
+    """Name an optimizer: ``AdamW``, and which one if there are several."""
     kind = kind_of(kinds, number)
     return f"{kind} (optimizer {number + 1} of {len(kinds)})" if len(kinds) > 1 else kind
 

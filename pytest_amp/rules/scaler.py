@@ -1,4 +1,4 @@
-"""AMP2xx: whether the GradScaler is used as it has to be, from what it did and from two drills."""
+"""AMP2xx: whether the GradScaler is used correctly, from what it did and from two drills."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pytest_amp.observations import ScalerStep
 from pytest_amp.rules.base import Raised, Rule, Word
 from pytest_amp.rules.scale_drill import first_differing, named, past_the_scaler
 
-# Once the scale has been found, a step in twenty may still overflow by itself.
+# After the scale has been found, one step in twenty may still overflow by itself.
 STRAY_SKIPS = 2
 STRAY_SHARE = 0.25
 FLOOR_AFTER = 3
 LEAST_SCALE = 1.0
 
-# What a GradScaler of torch's own raises: the beginning of its message, what it means, the fix.
+# By the beginning of a message that torch's GradScaler raises: what it means, and the fix.
 PROTOCOL = {
     "unscale_() has already been called": (
         "the gradients would be divided by the loss scale twice: call scaler.unscale_(optimizer) "
@@ -37,7 +37,7 @@ PROTOCOL = {
         "them, and that zero_grad() does not come between backward and step"
     ),
     "No inf checks were recorded prior to update": (
-        "update() came before any scaler.step(): it belongs at the end of each step, once, behind "
+        "update() came before any scaler.step(): it belongs at the end of each step, once, after "
         "the scaler.step(optimizer) of every optimizer; an optimizer.step() does not count"
     ),
     "Attempted": (
@@ -46,7 +46,7 @@ PROTOCOL = {
 }
 
 
-# A model in float16 ends in this one: its parameters are at fault, not an order of calls.
+# A model in float16 raises this. Its parameters are at fault, not the order of calls.
 HALF_PARAMETERS = {
     "Attempting to unscale FP16 gradients": (
         "the trained parameters are kept in float16 (.half()), and so are their gradients, which "
@@ -56,21 +56,27 @@ HALF_PARAMETERS = {
 
 
 def protocol_violated(raised: Raised) -> Iterator[Word]:
+    """Look for an exception with which a GradScaler refuses the order of calls."""
     return _meant(raised, PROTOCOL)
 
 
 def half_parameters_refused(raised: Raised) -> Iterator[Word]:
+    """Look for a GradScaler's refusal to unscale gradients in float16.
+
+    Such gradients come from parameters in float16.
+    """
     return _meant(raised, HALF_PARAMETERS)
 
 
 def _meant(raised: Raised, meanings: Mapping[str, str]) -> Iterator[Word]:
-    """What a GradScaler's exception means, told from its message; nothing of another one."""
+    """Explain a GradScaler's exception by the beginning of its message, if it is a known one."""
     for beginning, meaning in meanings.items():
         if raised.message.startswith(beginning):
             yield Word(meaning, {"raised": raised.message}, location=raised.location)
 
 
 def scaler_with_bf16(case: Case) -> Iterator[Word]:
+    """Look for a GradScaler at work in a step whose reduced work is all in bfloat16."""
     operators = case.seen.amp.operators
     if not case.seen.amp.scaler.live or operators is None:
         return
@@ -85,7 +91,10 @@ def scaler_with_bf16(case: Case) -> Iterator[Word]:
 
 
 def scaler_protocol(case: Case) -> Iterator[Word]:
-    """What the scaler raised after an overflow; what it raises before ends the experiment."""
+    """Look for what the scaler raised after the drill's overflow.
+
+    What it raises before that ends the experiment, and is explained there.
+    """
     drill = case.seen.overflow
     for each in drill.overflows if drill else ():
         for meant in _meant(Raised(each.raised), PROTOCOL | HALF_PARAMETERS) if each.raised else ():
@@ -95,6 +104,11 @@ def scaler_protocol(case: Case) -> Iterator[Word]:
 
 
 def scheduler_on_skipped_step(case: Case) -> Iterator[Word]:
+    """Look for learning rate schedulers that moved on a skipped step as on any other.
+
+    The parity run is searched first and then the overflow drill, in case nothing was skipped
+    before.
+    """
     kinds, skipped = case.seen.amp.scaler.optimizers, _skips_with_a_move(case)
     if skipped:
         number, step = skipped[0]
@@ -122,6 +136,10 @@ def _moved_on(which: str, where: str, evidence: Mapping[str, object]) -> Word:
 
 
 def stepped_on_overflow(case: Case) -> Iterator[Word]:
+    """Look for parameters or optimizer state that the drill's overflow got into.
+
+    An optimizer that bypasses the scaler is left to AMP208.
+    """
     drill, bypassed = case.seen.overflow, past_the_scaler(case)
     for each in drill.overflows if drill else ():
         for number, changed in each.changed.items():
@@ -131,8 +149,8 @@ def stepped_on_overflow(case: Case) -> Iterator[Word]:
             yield Word(
                 f"{named(drill.optimizers if drill else (), number)} stepped although an overflow "
                 f"had made its gradients inf: {changed[0]}{_and_more(changed)} changed{wrong}; let "
-                "scaler.step(optimizer) decide, and heed found_inf in an optimizer or a scaler of "
-                "your own",
+                "scaler.step(optimizer) decide, and respect found_inf in an optimizer or a scaler "
+                "of your own",
                 {"changed": list(changed), "next_loss_finite": each.next_loss_finite},
             )
             return
@@ -166,6 +184,11 @@ def stepped_on_overflow(case: Case) -> Iterator[Word]:
 
 
 def scale_stuck(case: Case) -> Iterator[Word]:
+    """Look for a loss scale that does not recover, in the parity run and in the overflow drill.
+
+    A few skips are normal, so it takes three or more at the end at a scale that does not help, or,
+    after the first step that was taken, more than two and more than a quarter of all.
+    """
     use = case.seen.amp.scaler
     for number in range(len(use.optimizers)):
         steps = [step for step in use.steps if step.optimizer == number]
@@ -197,7 +220,7 @@ def scale_stuck(case: Case) -> Iterator[Word]:
             )
             return
     drill = case.seen.overflow
-    # What the overflow got into is ruined, and AMP206 says so.
+    # If the overflow got into something, AMP206 says so.
     stuck = [each for each in drill.overflows if not each.recovered] if drill else []
     if any(not (each.changed or each.ruined or each.ruined_later) for each in stuck):
         yield Word(
@@ -224,10 +247,13 @@ def scale_stuck(case: Case) -> Iterator[Word]:
 
 
 def _skips_with_a_move(case: Case) -> list[tuple[int, int]]:
-    """Optimizer and step of the experiment, for skips in which its scheduler moved as ever."""
+    """Return the optimizer and the step of each skip in which the optimizer's scheduler moved.
+
+    It must have moved as often as on the steps that were taken.
+    """
     use = case.seen.amp.scaler
     moves, first = Counter((number, step) for step, number in use.moves), use.first_moves
-    # before its first move a scheduler may not have been there
+    # before its first move a scheduler may not have existed
     steps = [each for each in use.steps if each.step >= first.get(each.optimizer, 0)]
     taken = {(each.optimizer, each.step) for each in steps if not each.skipped}
     skipped = {(each.optimizer, each.step) for each in steps if each.skipped} - taken
@@ -236,7 +262,7 @@ def _skips_with_a_move(case: Case) -> list[tuple[int, int]]:
 
 
 def _at_the_floor(steps: Sequence[ScalerStep]) -> bool:
-    """Whether the last steps were skipped, all of them, and no smaller scale is to be tried."""
+    """Return whether the last steps were all skipped, and no smaller scale would be tried."""
     tail = steps[-max(FLOOR_AFTER, len(steps) // 4) :]
     if len(tail) < FLOOR_AFTER or not all(step.skipped for step in tail):
         return False
@@ -256,12 +282,13 @@ def _skips(steps: Iterable[ScalerStep]) -> int:
     return sum(step.skipped for step in steps)
 
 
-# A loss that is larger by so much when backward is called than when the step returns it was
-# scaled by hand.
+# A loss that is this many times larger when backward is called on it than when the step returns it
+# was scaled by hand.
 BY_HAND = 2.0
 
 
 def fp16_without_scaler(case: Case) -> Iterator[Word]:
+    """Look for a backward pass in float16 whose loss was scaled neither by a scaler nor by hand."""
     operators = case.seen.amp.operators
     if operators is None or case.seen.amp.scaler.live:
         return
@@ -282,6 +309,7 @@ def fp16_without_scaler(case: Case) -> Iterator[Word]:
 
 
 def scale_changed_mid_accumulation(case: Case) -> Iterator[Word]:
+    """Look for updates of the scale while gradients were waiting for their optimizer's step."""
     times = case.seen.amp.scaler.updates_in_midst
     if times:
         yield Word(

@@ -10,20 +10,23 @@ from pytest_amp.judge.case import Case
 from pytest_amp.observations import REDUCED, OpRow
 from pytest_amp.rules.base import Rule, Word
 
-# Shares of the step below which a pattern is not worth a word.
+# The shares of the step from which a pattern is worth reporting.
 FALLBACK = 0.2
 CASTS = 0.4
 IDLE = 0.5
 SLOW = 0.2
-# Steps that move less are bound by calls, not by bytes; a model that small is a test's.
+# A step that moves less is bound by calls rather than bytes. Only a test's model is that small.
 LEAST_BYTES = 8 * 2**20
-# FLOPs for each byte that is cast, from which on matrix products are nearly all of a step's work.
+# FLOPs per byte that is cast, above which matrix products are nearly all of a step's work.
 PRODUCTS = 128
 TILE = 8
 
 
 def no_native_support(case: Case) -> Iterator[Word]:
-    """Speaks only where the harm is shown: a slowdown on a device without the fast path."""
+    """Look for a device without a fast path for the dtype.
+
+    The rule speaks only if AMP was slower or the speed gate failed: otherwise no harm is shown.
+    """
     gate = case.gates["speedup"]
     slower = gate.high is not None and gate.high < 1
     if case.seen.native_support or not (slower or gate.verdict == "fail"):
@@ -37,11 +40,11 @@ def no_native_support(case: Case) -> Iterator[Word]:
 
 
 def fp32_fallback(case: Case) -> Iterator[Word]:
-    """Matrix products of the forward pass that autocast would reduce, if it were in force there.
+    """Look for matrix products, a fifth of the forward FLOPs or more, that autocast does not cover.
 
-    Where it is in force and a product runs in float32 all the same, the kernel wants it so (as
-    attention with dropout does on a CPU), and nobody can write that better. Where the step itself
-    asks for float32, it was not forgotten.
+    If autocast is in force and a product runs in float32 nevertheless, the kernel requires it, as
+    attention with dropout does on a CPU, and the author can't change it. If the step itself asks
+    for float32, the product was not forgotten.
     """
     rows = [row for row in _rows(case, "forward") if row.flops]
     total = sum(row.flops for row in rows)
@@ -53,8 +56,8 @@ def fp32_fallback(case: Case) -> Iterator[Word]:
     kept.sort(key=lambda row: -row.flops)
     yield Word(
         f"{units.share(share)} of the forward FLOPs stay in float32, outside of any autocast "
-        f"region, most of them in {_place(kept[0])}: cover them, or say that they are kept so on "
-        "purpose, with a region inside of the other that is switched off (enabled=False)",
+        f"region, most of them in {_place(kept[0])}: cover them, or show that this is on "
+        "purpose with a nested region that is switched off (enabled=False)",
         {"share": share, "where": [_place(row) for row in kept[:5]]},
         module=kept[0].module,
         location=kept[0].location,
@@ -62,7 +65,11 @@ def fp32_fallback(case: Case) -> Iterator[Word]:
 
 
 def cast_bound(case: Case) -> Iterator[Word]:
-    """Is about steps that do not gain: where the time tells that one does, casts are no matter."""
+    """Look for casts that are 40% or more of the bytes that the amp arm's operators make.
+
+    The rule is silent if the step is measurably faster, or is nearly all matrix products: then
+    casts do not matter.
+    """
     low, operators = case.gates["speedup"].low, case.seen.amp.operators
     if low is not None and low > 1:
         return
@@ -85,7 +92,11 @@ def cast_bound(case: Case) -> Iterator[Word]:
 
 
 def host_bound(case: Case) -> Iterator[Word]:
-    """Speaks where a speed gate is not passed: small models of fast tests are all like this."""
+    """Look for an accelerator that is idle during half of an amp step or more.
+
+    The rule speaks only if the speed gate failed or is undecided, since the small models of fast
+    tests all look like this.
+    """
     gate, timing = case.gates["speedup"], case.seen.timing
     if timing is None or timing.busy_s is None or gate.verdict not in ("fail", "inconclusive"):
         return
@@ -103,7 +114,10 @@ def host_bound(case: Case) -> Iterator[Word]:
 
 
 def slow_shapes(case: Case) -> Iterator[Word]:
-    """Tensor cores want dimensions that are multiples of 8 in 16-bit types."""
+    """Look for sizes that are not multiples of 8, which tensor cores run slowly in 16-bit types.
+
+    A fifth of the reduced FLOPs or more has to be affected.
+    """
     if case.seen.device_type != "cuda" or not case.seen.native_support:
         return
     rows = [
@@ -117,8 +131,8 @@ def slow_shapes(case: Case) -> Iterator[Word]:
     most = max(odd, key=lambda row: row.flops)
     sizes = [size for size in most.dims if size > TILE and size % TILE]
     yield Word(
-        f"{units.share(share)} of the reduced FLOPs have dimensions that are no multiple of {TILE} "
-        f"({', '.join(map(str, sizes[:3]))} in {_place(most)}), which tensor cores run at a "
+        f"{units.share(share)} of the reduced FLOPs have dimensions that are not multiples of "
+        f"{TILE} ({', '.join(map(str, sizes[:3]))} in {_place(most)}), which tensor cores run at a "
         f"fraction of their speed: pad them, for example to {-(-sizes[0] // TILE) * TILE}",
         {"share": share, "dims": sizes},
         module=most.module,
@@ -132,7 +146,7 @@ def _rows(case: Case, phase: str | None = None) -> Sequence[OpRow]:
 
 
 def _place(row: OpRow) -> str:
-    """``aten::mm in layers.0 (net.py:12)``"""
+    """Say where a row comes from: ``aten::mm in layers.0 (net.py:12)``."""
     module = f" in {row.module}" if row.module else ""
     return f"{row.op}{module}{f' ({row.location})' if row.location else ''}"
 

@@ -1,1 +1,1 @@
-"""The record: results kept in pytest-benchmark's storage, read back, and held against new ones."""
+"""Keep results in pytest-benchmark's storage, read them back, and find what to compare with."""

@@ -1,4 +1,4 @@
-"""Which stored result a new one is held against."""
+"""Choose the stored result that a new one is compared with."""
 
 from __future__ import annotations
 
@@ -24,21 +24,27 @@ from pytest_amp.storage.store import Broken, Run
 
 NEWEST = "newest"
 _DAY_S = 86_400
-_TRIED = 200  # so many that turn out not to fit are read, and no storage whole
+_TRIED = 200  # candidates that are read before giving up, so that no storage is read as a whole
 
 
 class NoBaseline(Exception):
-    """There is none; the text says why."""
+    """There is no baseline. The text says why."""
 
 
 @dataclass
 class Baselines:
-    """Those of one session. `reference`: NEWEST, a run's number, a file, a folder or a glob.
+    """The baselines of one session.
 
-    `branch`: of which branch alone. `exact`: with the same versions and flags alone. `warnings`:
-    what could not be read on the way, a sentence each. `beside`: what a path is relative to.
-    `timed`: with a speedup, where the new result has one. `any_verdict`: also results that did not
-    pass, to look at the change and gate nothing.
+    Attributes:
+        storage: the folder of pytest-benchmark's storage.
+        reference: `NEWEST`, a run's number, a file, a folder or a glob.
+        branch: the branch that a baseline has to be from; None for any.
+        exact: whether a baseline must have the same versions and flags.
+        beside: the folder that a path in `reference` is relative to.
+        timed: whether a baseline must have a speedup if the new result has one.
+        any_verdict: whether results that did not pass will do. Nothing can be gated on these; they
+            are for looking at the change.
+        warnings: what could not be read on the way, one sentence each.
     """
 
     storage: Path
@@ -50,15 +56,20 @@ class Baselines:
     any_verdict: bool = False
     warnings: list[str] = field(default_factory=list)
     _index: Index | None = field(default=None, init=False)
-    # The tests of a session mostly have one run as their baseline.
+    # Most tests of a session have their baseline in the same run.
     _read: Callable[[Path], Run] = field(
         default_factory=lambda: lru_cache(8)(store.read), init=False
     )
 
     def of(self, report: AmpReport, but: Run | None = None) -> tuple[AmpReport, Baseline]:
-        """The newest passing result with the report's key, and where it is from.
+        """Return the newest passing result with the report's key, and where it comes from.
 
-        `but`: a run that it may not be of, the report's own. Raises `NoBaseline`, with the reason.
+        Args:
+            report: the new result.
+            but: a run to pass over, such as the report's own.
+
+        Raises:
+            NoBaseline: there is no such result.
         """
         index = self._opened()
         plain = report.to_dict()
@@ -83,7 +94,7 @@ class Baselines:
         raise NoBaseline(self._why_none(index, report, but))
 
     def others(self, nodeids: Iterable[str]) -> list[str]:
-        """The tests that have results, without these; none where there is no baseline."""
+        """Return the tests that have stored results but are not among `nodeids`, sorted."""
         try:
             index = self._opened()
         except NoBaseline:
@@ -95,13 +106,13 @@ class Baselines:
         return self.timed and not self.any_verdict and report.speedup is not None
 
     def close(self) -> None:
-        """Let the index go."""
+        """Close the index."""
         if self._index is not None:
             self._index.close()
             self._index = None
 
     def _opened(self) -> Index:
-        """Of the runs as they are when the session first asks."""
+        """Open the index when it is first needed, and keep it for the session."""
         if self._index is None:
             try:
                 self._index = index_of(self.storage, self.reference, self.beside)
@@ -114,7 +125,7 @@ class Baselines:
         return self._index
 
     def _why_none(self, index: Index, report: AmpReport, but: Run | None) -> str:
-        """What there is not, and what stands in the way of the newest result that there is."""
+        """Say what was looked for, and why the test's newest result is not it."""
         environment = report.environment
         place = f" on {environment.device} in {environment.dtype}" if environment else ""
         branch = f" of branch {self.branch}" if self.branch else ""
@@ -149,15 +160,15 @@ class Baselines:
         if self.branch is not None and run.branch != self.branch:
             return f"is of {f'branch {run.branch}' if run.branch else 'no branch'}"
         if self.exact and (found := list(differences(result.environment, report.environment))):
-            return f"is of another environment ({', '.join(found)})"
+            return f"is from a different environment ({', '.join(found)})"
         return self._unfit(result, report)
 
     def _unfit(self, result: AmpReport, report: AmpReport) -> str | None:
-        """Why this result is no baseline of that report, though it is of the same key."""
+        """Return why a result with the right key is not a baseline; None if it is one."""
         if self.any_verdict:
             return None
         if result.verdict != "pass":
-            return f"is no passing one ({result.verdict})"
+            return f"did not pass ({result.verdict})"
         if result.unanswered:
             missing = " and ".join(gate.name for gate in result.unanswered)
             return f"failed under --amp-strict, without {missing}: save a first one without it"
@@ -167,11 +178,15 @@ class Baselines:
             if result.speedup.low is None:
                 return f"was timed too briefly ({units.plural(result.speedup.pairs, 'pair')})"
         if seconds(result.started) >= self._before(report):
-            return f"says that it is of {result.started[:10]}, which is yet to come"
+            return f"is dated {result.started[:10]}, which is in the future"
         return None
 
     def _before(self, report: AmpReport) -> float:
-        """Until when a baseline may be of: a clock that was wrong must not be right for ever."""
+        """Return the time, in seconds since 1970, before which a baseline must have begun.
+
+        A result from the future was saved under a wrong clock. It must not stay the newest for
+        ever.
+        """
         return seconds(report.started) + _DAY_S if self.reference == NEWEST else math.inf
 
     def _warn(self, texts: Iterable[str]) -> None:
@@ -183,7 +198,12 @@ def _is(run: Run, other: Run | None) -> bool:
 
 
 def index_of(storage: Path, reference: str, beside: Path) -> Index:
-    """Over the runs that are meant. `NoBaseline` where there is none; OSError as a storage has."""
+    """Open an index over the runs that a reference means.
+
+    Raises:
+        NoBaseline: the reference means no run.
+        OSError: the storage can't be read.
+    """
     if reference == NEWEST:
         return Index(storage)
     paths = paths_of(storage, reference, beside)
@@ -194,7 +214,11 @@ def index_of(storage: Path, reference: str, beside: Path) -> Index:
 
 
 def paths_of(storage: Path, reference: str, beside: Path) -> list[Path]:
-    """The files that a reference means: a run by its number, else paths, else saves by name."""
+    """Return the files that a reference means.
+
+    It may be the number of a run. If it is not, it is tried as a path, and then as the name of a
+    save.
+    """
     numbered = _named(storage, reference) if reference.isdigit() else ()
     return list(numbered) or _by_path(reference, beside) or list(_named(storage, reference))
 
@@ -213,7 +237,7 @@ def _by_path(reference: str, beside: Path) -> list[Path]:
 
 
 def _named(storage: Path, reference: str) -> Iterator[Path]:
-    """By the number, or the name that ``--benchmark-save`` gave, whole or as a glob."""
+    """Find runs by number, or by the name or glob that was given to ``--benchmark-save``."""
     with contextlib.suppress(NotADirectoryError):
         for file in store.files(storage, []):
             number, _, name = file.path.stem.partition("_")
@@ -226,6 +250,6 @@ def _named(storage: Path, reference: str) -> Iterator[Path]:
 
 
 def origin(run: Run, result: AmpReport) -> Baseline:
-    """Where a result is from."""
+    """Describe where a result comes from."""
     commit, branch = (each and store.shown(each) for each in (run.commit, run.branch))
     return Baseline(run.name, store.shown(run.path), store.shown(result.started), commit, branch)

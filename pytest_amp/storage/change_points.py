@@ -1,10 +1,10 @@
-"""Where a metric's history stepped: E-divisive means, with a t-test in place of permutations.
+"""Find where a metric's history stepped: E-divisive means with a t-test in place of permutations.
 
-The method of Matteson and James, "A nonparametric approach for multiple change point analysis of
-multivariate data" (2014), as Daly et al. (ICPE 2020) use it on performance tests and Fleming et
-al., "Hunter" (ICPE 2023), made it deterministic: split where the energy statistic is largest, as
-long as the two sides differ by Student's t-test, then take back, weakest first, what does not stand
-beside its neighbours.
+The method is that of Matteson and James, "A nonparametric approach for multiple change point
+analysis of multivariate data" (2014), which Daly et al. (ICPE 2020) applied to performance tests
+and Fleming et al., "Hunter" (ICPE 2023), made deterministic. The series is split where the energy
+statistic is largest, for as long as the two sides differ by Student's t-test. Then the splits that
+do not stand up beside their neighbours are undone, the weakest first.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy
 
-# A split is tried on evidence this weak, since others may sharpen it: of a spell that passes, one
-# end alone says little.
+# A split is tried on evidence this weak, since further splits may sharpen it: one end of a passing
+# spell says little while the other end is not known.
 _WEAK = 0.2
 _MOST = 1000
 _FAR = 5.0
@@ -25,7 +25,14 @@ _FAR = 5.0
 
 @dataclass(frozen=True)
 class ChangePoint:
-    """A step. `index`: of the first value after it; `before`, `after`: means of the two sides."""
+    """A step in a series.
+
+    Attributes:
+        index: the index of the first value after the step.
+        before: the mean of the values before it, outliers drawn in.
+        after: the mean of the values after it, outliers drawn in.
+        p_value: the p-value of the t-test between the two sides.
+    """
 
     index: int
     before: float
@@ -34,7 +41,7 @@ class ChangePoint:
 
     @property
     def change(self) -> float:
-        """Relative to what was before."""
+        """The change relative to the mean before the step."""
         if not self.before:
             return math.copysign(math.inf, self.after)
         return self.after / self.before - 1
@@ -47,17 +54,21 @@ def change_points(
     least_change: float = 0.01,
     least_points: int = 4,
 ) -> tuple[ChangePoint, ...]:
-    """The steps of a series, in its order; of a long one, of its newest 1000 values.
+    """Find the steps of a series, in order. Of a long series only the newest 1000 values are used.
 
-    `p_value`: of the t-test between a step's two sides, at most. `least_change`: relative to what
-    was before, at least. `least_points`: on each side, at least. Values that are not finite are
-    left out. How often flat noise raises a false alarm is in benchmarks/results/change_points.txt.
+    How often flat noise raises a false alarm is in benchmarks/results/change_points.txt.
+
+    Args:
+        values: the series; values that are not finite are left out.
+        p_value: the largest p-value of a step.
+        least_change: the smallest change of a step, relative to the mean before it.
+        least_points: the fewest values on each side of a step.
     """
     places = [place for place, value in enumerate(values) if math.isfinite(value)][-_MOST:]
     series = numpy.array([values[place] for place in places], dtype=float)
     distances = numpy.abs(series[:, None] - series[None, :])
     found = sorted(_split(series, distances, 0, max(_WEAK, p_value), least_points))
-    # Without one split only its two neighbours are to be tested again.
+    # When a split is undone, only its two neighbours have to be tested again.
     tested = functools.cache(functools.partial(_step, series))
     while found:
         edges = [0, *found, len(series)]
@@ -73,7 +84,7 @@ def change_points(
 
 
 def _weakness(step: ChangePoint, least_change: float) -> float:
-    """Its p-value; that of a step which is too small to matter is worse than any."""
+    """Return the step's p-value, or more than 1 if the step is too small to matter."""
     size = abs(step.change)
     return step.p_value if size >= least_change else 1.0 + 1.0 / (1.0 + size)
 
@@ -85,7 +96,8 @@ def _split(
     if place is None:
         return
     sides = series[:place], series[place:]
-    # As it is, for a spell that passes is no outlier; and without outliers, which hide a step.
+    # Test the values as they are, since a passing spell is no outlier, and also with outliers drawn
+    # in, since these hide a step.
     if min(student(*sides), student(*map(_drawn_in, sides))) > p_value:
         return
     yield start + place
@@ -99,11 +111,11 @@ def _step(series: numpy.ndarray, left: int, place: int, right: int) -> ChangePoi
 
 
 def _best(distances: numpy.ndarray, least: int) -> int | None:
-    """Where the energy distance between the two sides is largest; None in too short a series."""
+    """Return where the energy distance between the sides is largest; None if there are too few."""
     count = len(distances)
     if count < 2 * least:
         return None
-    # Sums of the distances within the first n values, and from those to all from n on.
+    # For each n: the sum of the distances among the first n values, and from these to the others.
     inner = numpy.concatenate(([0.0], numpy.cumsum(numpy.tril(distances).sum(axis=1))))
     whole = inner[-1]
     across = numpy.concatenate(([0.0], numpy.cumsum(distances.sum(axis=1)))) - 2 * inner
@@ -121,9 +133,9 @@ def _best(distances: numpy.ndarray, least: int) -> int | None:
 
 
 def _drawn_in(values: numpy.ndarray) -> numpy.ndarray:
-    """The values, those far out drawn in to five scaled median absolute deviations.
+    """Draw outliers in to five scaled median absolute deviations from the median.
 
-    One run on a busy machine would else hide a step for months.
+    Otherwise a single run on a busy machine would hide a step for months.
     """
     middle = numpy.median(values)
     reach = _FAR * 1.4826 * numpy.median(numpy.abs(values - middle))
@@ -131,9 +143,10 @@ def _drawn_in(values: numpy.ndarray) -> numpy.ndarray:
 
 
 def student(first: numpy.ndarray, second: numpy.ndarray) -> float:
-    """The two-sided p-value of Student's t-test, one spread for both sides.
+    """Return the two-sided p-value of Student's t-test with one variance for both sides.
 
-    With few runs behind a step their own spread says little; the machine's is that of all.
+    With few runs on a side, that side's own variance says little; the machine's noise is the same
+    on both.
     """
     sizes = len(first), len(second)
     freedom = sum(sizes) - 2
@@ -146,12 +159,12 @@ def student(first: numpy.ndarray, second: numpy.ndarray) -> float:
 
 
 def two_sided(t: float, freedom: float) -> float:
-    """The probability that Student's t is that far from 0, on either side."""
+    """Return the probability that Student's t is at least this far from 0."""
     return _incomplete_beta(freedom / (freedom + t * t), freedom / 2, 0.5)
 
 
 def _incomplete_beta(x: float, a: float, b: float) -> float:
-    """Regularized, by its continued fraction (Abramowitz and Stegun, 26.5.8)."""
+    """Evaluate the regularized function as a continued fraction (Abramowitz and Stegun, 26.5.8)."""
     if x <= 0 or x >= 1:
         return float(x >= 1)
     if x > (a + 1) / (a + b + 2):

@@ -1,6 +1,6 @@
-"""The columns of the history: of each test in each run, what there is and in which unit.
+"""Define the columns of the history: what is kept of each test in each run, and in which unit.
 
-One table, from which the index, the DataFrame and the documentation are made.
+The index, the DataFrame and the documentation are all made from this one table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from pytest_amp.storage.store import Run
 
 
 class Column(NamedTuple):
-    """`of` takes a run and a report; `unit` is "" where there is none."""
+    """A column of the history.
+
+    Attributes:
+        name: the column's name.
+        unit: the unit; "" if there is none.
+        help: what the column holds, for docs/history.md.
+        of: takes a run and a report, and returns the value.
+    """
 
     name: str
     unit: str
@@ -80,12 +87,12 @@ TEXTS: tuple[Column, ...] = (
     Column("nodeid", "", "the test", _of("nodeid")),
     Column("verdict", "", "pass, fail, inconclusive, skipped or error", _of("verdict")),
     Column("run", "", "the run's number, or its file's name", lambda run, _: run.name),
-    Column("run_id", "", "the run, as --amp-json has it too", lambda run, _: run.id),
+    Column("run_id", "", "the run's id, the same as in --amp-json", lambda run, _: run.id),
     Column("commit", "", "the commit", lambda run, _: run.commit),
     Column("branch", "", "the branch", lambda run, _: run.branch),
     Column("device", "", "the device's name", _in("environment", "device")),
     Column("device_type", "", "cuda, xpu, mps or cpu", _in("environment", "device_type")),
-    Column("dtype", "", "what amp ran in", _in("environment", "dtype")),
+    Column("dtype", "", "the dtype that autocast used", _in("environment", "dtype")),
     Column("torch", "", "version of torch", _in("environment", "torch")),
     Column("cuda", "", "version of CUDA or HIP", _in("environment", "cuda")),
     Column("cudnn", "", "version of cuDNN", _in("environment", "cudnn")),
@@ -94,11 +101,11 @@ TEXTS: tuple[Column, ...] = (
     Column("failed", "", "gates that failed", _failed),
     Column("errors", "", "rules that found an error", _codes("error")),
     Column("warnings", "", "rules that warned", _codes("warning")),
-    Column("key", "", "equal where results may be compared", lambda _, report: key(report)),
+    Column("key", "", "the same for results that may be compared", lambda _, report: key(report)),
 )  # fmt: skip
 
 NUMBERS: tuple[Column, ...] = (
-    Column("dirty", "0 or 1", "whether there were changes beside the commit",
+    Column("dirty", "0 or 1", "whether tracked files differed from the commit",
            lambda run, _: run.dirty),
     Column("attempt", "", "1, or more where the test was rerun", _of("attempt")),
     Column("duration_s", "s", "how long the test took", _of("duration_s")),
@@ -125,7 +132,7 @@ COLUMNS: tuple[Column, ...] = (STARTED, *TEXTS, *NUMBERS)
 
 
 def page() -> str:
-    """docs/reference/history.md: each column, its unit and what it holds."""
+    """Return the text of docs/reference/history.md: each column, its unit and what it holds."""
     rows = [f"| `{column.name}` | {column.unit} | {column.help} |" for column in COLUMNS]
     return (
         "# The columns of the history\n\n"

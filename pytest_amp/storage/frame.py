@@ -1,4 +1,4 @@
-"""The history as a pandas DataFrame."""
+"""Read the history as a pandas DataFrame."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class BrokenHistory(UserWarning):
 
 
 def history(storage: str | os.PathLike[str] = store.DEFAULT) -> pandas.DataFrame:
-    """The results that pytest-benchmark's storage holds, one row per test and run, oldest first.
+    """Read the results in pytest-benchmark's storage, one row per test and run, oldest first.
 
     Args:
         storage: the folder of ``--benchmark-storage``, also as ``file://...``.
 
     Returns:
-        A DataFrame with the columns of docs/reference/history.md, which tells their units. Texts
-        are categories, numbers floats with NaN where there is none, `started` is UTC. Of an empty
-        storage it has the same columns.
+        A DataFrame with the columns of docs/reference/history.md, which also gives their units.
+        Texts are categories, numbers are floats with NaN for a missing value, and `started` is in
+        UTC. An empty storage gives the same columns without rows.
 
     Warns:
-        BrokenHistory: for each file or report that could not be read, with its name.
+        BrokenHistory: for each file or report that could not be read; it names the file.
 
     Raises:
-        ValueError: the storage is no folder, such as Elasticsearch.
+        ValueError: the storage is not a folder, but for example Elasticsearch.
         NotADirectoryError: there is a file in its place.
     """
     with Index(store.folder(storage)) as index:
@@ -54,7 +54,7 @@ def _frame(index: Index) -> pandas.DataFrame:
     columns: dict[str, object] = {"started": started}
     for place, column in enumerate(TEXTS):
         ids, codes = numpy.unique(texts[order, place], return_inverse=True)
-        missing = int(bool(ids.size) and ids[0] == 0)  # 0 stands for nothing, and sorts first
+        missing = int(bool(ids.size) and ids[0] == 0)  # 0 means a missing value, and sorts first
         columns[column.name] = pandas.Categorical.from_codes(
             codes - missing, [table.names[int(each)] for each in ids[missing:]]
         )

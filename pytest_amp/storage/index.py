@@ -1,8 +1,8 @@
-"""An index over saved runs, so that reading them does not cost more with every run that there is.
+"""Index saved runs, so that reading the history does not get slower with every run.
 
-Of a storage it is a SQLite file in its folder, safe to delete: what it holds is read from the runs
-themselves, and a run is read again when its file's size or time changes. Where that file can't be
-written, and for runs that are given one by one, it is in memory.
+The index of a storage is an SQLite file in its folder, which is safe to delete: it holds only what
+was read from the runs, and a run is read again if its file's size or time changes. If the file
+can't be written, and for runs that are named one by one, the index is kept in memory.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _FORMAT: Final = 5
 _PATIENCE_S: Final = 30.0
 _AT_ONCE: Final = 200
 _LARGEST: Final = 2**63 - 1
-# A changed table of columns makes another index.
-_VERSION: Final = (  # SQLite keeps 31 bits of it
+# A change to the table of columns changes the version, so that the index is made anew.
+_VERSION: Final = (  # SQLite stores 31 bits
     zlib.crc32(repr([_FORMAT, [each.name for each in (*TEXTS, *NUMBERS)]]).encode()) & 0x7FFFFFFF
 )
 _TABLES: Final = """
@@ -52,16 +52,20 @@ _NEWEST_FIRST: Final = "ORDER BY started DESC, number DESC, file DESC"
 
 
 class Found(NamedTuple):
-    """Where a result is: the run's file, and the key of the result in it."""
+    """Where a result is: the run's file, and the result's key in it."""
 
     path: Path
     key: str
 
 
 class Table(NamedTuple):
-    """All results, row by row: `texts` as ids into `names`, `numbers` as doubles, NaN for none.
+    """All results, row by row.
 
-    The first of the numbers is the start, in seconds since 1970.
+    Attributes:
+        names: the texts, by id.
+        texts: ids as 32-bit integers, one for each of `TEXTS`; 0 means a missing text.
+        numbers: doubles: the start in seconds since 1970, then one for each of `NUMBERS`; NaN means
+            a missing number.
     """
 
     names: Mapping[int, str]
@@ -70,10 +74,10 @@ class Table(NamedTuple):
 
 
 class Index:
-    """Over the storage at `root`, or over the files `paths` alone, in memory.
+    """An index over the storage at `root`, or in memory over the files in `paths`.
 
-    Made up to date when it is opened; close it, or use it in a with statement. `warnings`: what
-    of the runs could not be read, a sentence each.
+    It is brought up to date when it is opened. Close it, or use it in a with statement. `warnings`
+    says what could not be read, one sentence each.
     """
 
     def __init__(self, root: Path, paths: Sequence[Path] | None = None) -> None:
@@ -101,7 +105,7 @@ class Index:
         self.close()
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the database."""
         self._database.close()
 
     def of_key(
@@ -115,10 +119,16 @@ class Index:
         versions: str | None = None,
         most: int = -1,
     ) -> list[Found]:
-        """Results of that key, the newest first; of these such alone as the others say.
+        """Find the results with a key, the newest first.
 
-        `timed`: with a speedup and its interval. `before`: a time, in seconds since 1970.
-        `most`: so many at most.
+        Args:
+            key: the key, as `storage.key` makes it.
+            passing: find only results that passed.
+            timed: find only results that have a speedup with an interval.
+            before: find only results from before this time, in seconds since 1970.
+            branch: find only results of this branch.
+            versions: find only results with these versions and flags.
+            most: the largest number of results; -1 for all.
         """
         query = "key = ? AND started < ?"
         given: list[object] = [key, before]
@@ -135,11 +145,11 @@ class Index:
         return self._found(f"{_FOUND} WHERE {query} {_NEWEST_FIRST} LIMIT {most}", given)
 
     def of_test(self, nodeid: str) -> list[Found]:
-        """All results of a test, whatever their key, the newest first."""
+        """Find all results of a test, whatever their key, the newest first."""
         return self._found(f"{_FOUND} WHERE nodeid = ? {_NEWEST_FIRST}", [_encodable(nodeid)])
 
     def newest(self) -> list[Found]:
-        """The newest result of each key, by node id."""
+        """Find the newest result of each key, ordered by node id."""
         ranked = (
             f"SELECT file, key, nodeid, ROW_NUMBER() OVER (PARTITION BY key {_NEWEST_FIRST}) "
             "AS place FROM results"
@@ -149,7 +159,7 @@ class Index:
         )
 
     def table(self) -> Table:
-        """Everything, in no order."""
+        """Return all results, in no particular order."""
         rows = self._all("SELECT texts, numbers FROM files")
         return Table(
             names=dict(self._all("SELECT id, text FROM texts")),
@@ -158,7 +168,7 @@ class Index:
         )
 
     def size(self) -> tuple[int, int]:
-        """How many runs there are, and how many results in them."""
+        """Return how many readable runs there are, and how many results."""
         ((runs, results),) = self._all(
             "SELECT (SELECT COUNT(*) FROM files WHERE broken IS NULL OR LENGTH(numbers) > 0), "
             "(SELECT COUNT(*) FROM results)"
@@ -172,7 +182,10 @@ class Index:
         return self._kept(lambda: self._database.execute(query, given).fetchall())
 
     def _kept(self, work: Callable[[], T]) -> T:
-        """Do that, with a new file where this one is damaged, in memory where it is of no use."""
+        """Do some work on the database, and again on a new one if this one fails.
+
+        A damaged file is replaced. If that does not help, the index moves into memory.
+        """
         try:
             return work()
         except sqlite3.DatabaseError as error:
@@ -216,7 +229,7 @@ class Index:
             if _encodable(name) == name:
                 yield name, stamp
             else:
-                self._listing.append(str(Broken(self._root / name, "its name is no UTF-8")))
+                self._listing.append(str(Broken(self._root / name, "its name is not UTF-8")))
 
     def _listed(self) -> Iterator[tuple[str, tuple[int, int]]]:
         if self._paths is not None:
@@ -266,7 +279,10 @@ class Index:
         )
 
     def _id(self, text: str) -> int:
-        """0 stands for nothing. Texts stay when runs go, so what is known of them stays true."""
+        """Return the id of a text; 0 stands for a missing one.
+
+        Texts stay in the database when their runs go, so that ids which are known stay valid.
+        """
         known = self._ids.get(text)
         if known is None:
             select = self._database.execute("SELECT id FROM texts WHERE text = ?", (text,))
@@ -292,7 +308,7 @@ class Index:
 
 
 def _opened(root: Path) -> sqlite3.Connection:
-    """The index's file, empty where it was made for other columns; in memory where it can't be."""
+    """Open the index's file, emptied if it was made for other columns, or else one in memory."""
     if root.is_dir():
         for _ in range(2):
             database = None
@@ -306,7 +322,7 @@ def _opened(root: Path) -> sqlite3.Connection:
                     database.close()
                 if not _is_damage(error):
                     break
-                with contextlib.suppress(OSError):  # no database at all
+                with contextlib.suppress(OSError):  # it is not a database
                     (root / NAME).unlink()
     return _in_memory()
 
@@ -318,12 +334,12 @@ def _in_memory() -> sqlite3.Connection:
 
 
 def _connected(name: Path | str) -> sqlite3.Connection:
-    """Plugins may run a session's tests in several threads."""
+    """Connect in a way that several threads may share, since plugins may run tests in threads."""
     return sqlite3.connect(name, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False)
 
 
 def _make(database: sqlite3.Connection) -> None:
-    """Its tables, unless another process has just made them."""
+    """Create the tables, unless another process has just done so."""
     database.execute("BEGIN IMMEDIATE")
     if _is_made(database):
         database.execute("ROLLBACK")
@@ -337,19 +353,22 @@ def _make(database: sqlite3.Connection) -> None:
 
 
 def _is_made(database: sqlite3.Connection) -> bool:
-    """Whether it has the tables of this version."""
+    """Return whether the database has the tables of this version."""
     found: tuple[int] = database.execute("PRAGMA user_version").fetchone()
     return found == (_VERSION,)
 
 
 def _is_damage(error: sqlite3.DatabaseError) -> bool:
-    """And not a lock, a disk that is full or read-only."""
+    """Return whether the error means damage, rather than a lock or a full or read-only disk."""
     return not isinstance(error, sqlite3.OperationalError) or "no such" in str(error)
 
 
 @contextlib.contextmanager
 def _without_collecting() -> Iterator[None]:
-    """What JSON is read into has no cycles, and looking for some takes a fifth of the time."""
+    """Switch the garbage collector off.
+
+    Parsed JSON has no cycles, and looking for them takes a fifth of the time.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -381,7 +400,10 @@ def _text(column: Column, value: object) -> str:
 
 
 def _encodable(text: str) -> str:
-    """SQLite keeps UTF-8, and half a surrogate (a byte of a file's name that is none) has none."""
+    """Escape what UTF-8 can't encode, since SQLite stores UTF-8.
+
+    A file name that is not UTF-8 has such characters: each invalid byte is half a surrogate pair.
+    """
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 

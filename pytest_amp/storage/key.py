@@ -1,4 +1,4 @@
-"""What two results must have in common to be compared, and which of them is the newer one."""
+"""Define which results may be compared, and which of two is newer."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 from pytest_amp.judge.comparison import VERSIONS
 
 Report = Mapping[str, Any]
-# What decides how long a step takes and where its loss ends; thresholds do not.
+# The settings that affect how long a step takes and where its loss ends. Thresholds do not.
 MEASURING = ("steps", "warmup", "seed")
-# What a key is made of, in its order.
+# The parts of a key, in order.
 PARTS = ("test", "device", "dtype", *MEASURING, "rank")
 
 
 def key(report: Report) -> str:
-    """Test, device, dtype, settings and rank, as text.
+    """Return what comparable results share: test, device, dtype, settings and rank, as text.
 
-    Raises LookupError, TypeError or AttributeError for what is no report.
+    Raises:
+        LookupError, TypeError, AttributeError: this is not a report.
     """
     environment, settings = report["environment"] or {}, report["settings"]
     measuring = [settings[name]["value"] if name in settings else None for name in MEASURING]
@@ -29,7 +30,7 @@ def key(report: Report) -> str:
 
 
 def versions(report: Report) -> str:
-    """Equal where versions and flags are, which ``--amp-compare-exact`` asks for."""
+    """Return a digest of versions and flags, which ``--amp-compare-exact`` requires to be equal."""
     environment = report["environment"] or {}
     flags = sorted((environment.get("flags") or {}).items())
     parts = [*(environment.get(name) for name in VERSIONS), flags]
@@ -37,9 +38,10 @@ def versions(report: Report) -> str:
 
 
 def seconds(started: str) -> float:
-    """When that was, since 1970; a time without a zone is UTC.
+    """Convert an ISO 8601 time to seconds since 1970; a time without a zone is in UTC.
 
-    Raises ValueError for what is no time, or one that pandas has no nanoseconds for.
+    Raises:
+        ValueError: this is not a time, or is one that pandas can't hold in nanoseconds.
     """
     time = datetime.fromisoformat(started)
     if not 1970 < time.year < 2262:

@@ -1,4 +1,4 @@
-"""The newest result of each test, device, dtype and settings, read from the runs they are in."""
+"""Read the newest result of each test, device, dtype and settings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pytest_amp.storage.store import Broken, Run
 
 
 class Result(NamedTuple):
-    """A stored result, the run that it is of, and its key."""
+    """A stored result, the run that it belongs to, and its key."""
 
     run: Run
     report: AmpReport
@@ -21,7 +21,10 @@ class Result(NamedTuple):
 
 
 def newest(index: Index) -> Iterator[Result]:
-    """By node id. Where one can't be read its index warns of it, and an older one stands for it."""
+    """Yield the newest readable result of each key, ordered by node id.
+
+    If the newest one can't be read, the index gets a warning and an older one takes its place.
+    """
     read = lru_cache(8)(store.read)
     for first in index.newest():
         for found in _older(index, first):

@@ -1,4 +1,4 @@
-"""A saved run that no other process's run takes the place of."""
+"""Save a run without overwriting another process's run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _NEWEST = 64
 
 @contextlib.contextmanager
 def turn(folder: Path) -> Iterator[None]:
-    """One process at a time saves into `folder`; without a lock where none can be made there."""
+    """Let one process at a time save into `folder`.
+
+    If no lock can be made there, go on without one.
+    """
     from filelock import FileLock, Timeout
 
     with contextlib.ExitStack() as stack:
@@ -28,7 +31,10 @@ def turn(folder: Path) -> Iterator[None]:
 
 
 def kept(folder: Path, run_id: str) -> Path | None:
-    """The file that holds all of that run; of the newest files, where it has to be."""
+    """Return the file that the run was saved to; None if there is none.
+
+    Only the newest files are searched, since a run that was just saved is among them.
+    """
     needle = json.dumps(run_id).encode()
     for path in sorted(folder.glob("*.json"), key=_age, reverse=True)[:_NEWEST]:
         with contextlib.suppress(OSError, ValueError):
@@ -39,7 +45,11 @@ def kept(folder: Path, run_id: str) -> Path | None:
 
 
 def keep(folder: Path, name: str, run_id: str, data: bytes) -> Path:
-    """Write the run under a number and a name that nobody else has. OSError where it can't be."""
+    """Save the run under a number and a name that nobody else has.
+
+    Raises:
+        OSError: the file can't be written.
+    """
     names = (entry.name for entry in os.scandir(folder))
     numbers = [int(found[1]) for found in map(NUMBERED.fullmatch, names) if found]
     path = folder / f"{max(numbers, default=0) + 1:04}_{name}-{run_id[:8]}.json"

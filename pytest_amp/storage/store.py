@@ -1,6 +1,7 @@
-"""Saved runs, read back: pytest-benchmark's files and ``--amp-json``'s, whatever state they are in.
+"""Read saved runs, written by pytest-benchmark or by ``--amp-json``, whatever state they are in.
 
-What can't be read is a `Broken` that names the file and says why, and never the end of the rest.
+A file that can't be read raises `Broken`, which names the file and says why. It never keeps the
+other files from being read.
 """
 
 from __future__ import annotations
@@ -24,14 +25,21 @@ MOST_BYTES: Final = 64 * 2**20
 
 
 class Broken(Exception):
-    """A file that is no saved run. Its text names the file and says what is wrong."""
+    """A file is not a saved run. The text names the file and says what is wrong."""
 
     def __init__(self, path: str | os.PathLike[str], why: str) -> None:
         super().__init__(f"{shown(path)}: {why}")
 
 
 class File(NamedTuple):
-    """A file of a storage that may be a run. `name`: from the root; `modified`: in nanoseconds."""
+    """A file of a storage that may be a run.
+
+    Attributes:
+        root: the storage's folder.
+        name: the path from there.
+        size: bytes.
+        modified: the time of the last change, in nanoseconds.
+    """
 
     root: Path
     name: str
@@ -40,14 +48,24 @@ class File(NamedTuple):
 
     @property
     def path(self) -> Path:
+        """The path of the file."""
         return self.root / self.name
 
 
 @dataclass(frozen=True)
 class Run:
-    """One saved run. `tests`: reports as plain JSON (schema 1) by `key`, in their order.
+    """One saved run.
 
-    `damaged`: what of it could not be read, a sentence each.
+    Attributes:
+        path: the file.
+        number: the number that pytest-benchmark gave it; None without one.
+        id: the run's id.
+        started: when it started, in ISO 8601; "" if unknown.
+        commit: the commit that was checked out.
+        branch: the branch that was checked out.
+        dirty: whether tracked files differed from the commit.
+        tests: the reports as plain JSON (schema 1), by `key`, in the file's order.
+        damaged: what could not be read, one sentence each.
     """
 
     path: Path
@@ -61,7 +79,12 @@ class Run:
     damaged: tuple[str, ...] = ()
 
     def report(self, key: str) -> AmpReport:
-        """A test's report, as a value. KeyError without one, `Broken` where it can't be read."""
+        """Return a test's report.
+
+        Raises:
+            KeyError: the run has no such test.
+            Broken: the report can't be read.
+        """
         try:
             return AmpReport.from_dict(self.tests[key])
         except (TypeError, ValueError, RecursionError) as error:
@@ -71,27 +94,32 @@ class Run:
 
     @property
     def name(self) -> str:
-        """``0012`` where it has a number, else the file's name."""
+        """``0012`` if the run has a number, else the file's name."""
         return f"{self.number:04}" if self.number is not None else shown(self.path.name)
 
 
 def folder(storage: str | os.PathLike[str]) -> Path:
-    """The folder that pytest-benchmark's ``--benchmark-storage`` means.
+    """Return the folder that pytest-benchmark's ``--benchmark-storage`` means.
 
-    ValueError for a storage that is none, such as Elasticsearch.
+    Raises:
+        ValueError: the storage is not a folder, but for example Elasticsearch.
     """
     text = os.fspath(storage)
     kind, separator, rest = text.partition("://")
     if separator and kind != "file":
-        raise ValueError(f"{text!r} is no folder: history is read from pytest-benchmark's files")
+        raise ValueError(f"{text!r} is not a folder: history is read from pytest-benchmark's files")
     return Path(rest if separator else text)
 
 
 def files(root: Path, problems: list[str]) -> Iterator[File]:
-    """The JSON files in a storage: in its machines' folders, and beside them.
+    """Yield the JSON files of a storage: those in its folders, one per machine, and beside them.
 
-    A storage that is not there has none. NotADirectoryError where it is a file, another OSError
-    where it can't be read. What can't be read in it joins `problems`.
+    A storage that does not exist has none. A file or folder in it that can't be read is skipped,
+    and described in `problems`.
+
+    Raises:
+        NotADirectoryError: the storage is a file.
+        OSError: the storage can't be read.
     """
     try:
         entries = sorted(os.scandir(root), key=lambda entry: entry.name)
@@ -113,7 +141,7 @@ def files(root: Path, problems: list[str]) -> Iterator[File]:
 
 @contextlib.contextmanager
 def _told(path: str, problems: list[str]) -> Iterator[None]:
-    """What can't be read there is a problem, and no end; what is gone by now was never there."""
+    """Record what can't be read as a problem and go on; ignore what has disappeared meanwhile."""
     try:
         yield
     except FileNotFoundError:
@@ -127,7 +155,11 @@ def _unreadable(error: OSError) -> str:
 
 
 def read(path: Path) -> Run:
-    """A file of pytest-benchmark's or of ``--amp-json``. `Broken` where it is neither."""
+    """Read a file that pytest-benchmark or ``--amp-json`` wrote.
+
+    Raises:
+        Broken: the file is neither, or can't be read.
+    """
     document = _load(path)
     if not isinstance(document, dict):
         raise Broken(path, f"holds a JSON {type(document).__name__}, not a saved run")
@@ -160,7 +192,7 @@ def _load(path: Path) -> Any:
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            raise Broken(path, "is no file")
+            raise Broken(path, "is not a file")
         if found.st_size > MOST_BYTES:
             size = units.size(found.st_size)
             raise Broken(path, f"is too large to be a saved run ({size})")
@@ -169,8 +201,8 @@ def _load(path: Path) -> Any:
         raise Broken(path, _unreadable(error)) from None
     except RecursionError:
         raise Broken(path, "is nested too deeply") from None
-    except ValueError as error:  # also what is no UTF-8
-        raise Broken(path, f"is no whole JSON ({error}); it may have been cut off") from None
+    except ValueError as error:  # including bytes that are not UTF-8
+        raise Broken(path, f"is not complete JSON ({error}); it may have been cut off") from None
 
 
 def _of_benchmark(
@@ -187,7 +219,7 @@ def _of_benchmark(
     tests: dict[str, Mapping[str, Any]] = {}
     for entry in document["benchmarks"]:
         report = _mapping(_mapping(entry).get("extra_info")).get("amp")
-        if report is not None:  # both arms' entries hold it; one may have been filtered out
+        if report is not None:  # both arms' entries have it, since one may have been filtered out
             _add(tests, report, damaged)
     return run, tests
 
@@ -195,7 +227,7 @@ def _of_benchmark(
 def _of_json(document: Mapping[str, Any], damaged: list[str]) -> dict[str, Mapping[str, Any]]:
     tests: dict[str, Mapping[str, Any]] = {}
     for report in document["tests"]:
-        _add(tests, report, damaged)  # the last attempt of a rerun test stays
+        _add(tests, report, damaged)  # of a test that was rerun, the last attempt stays
     return tests
 
 
@@ -208,7 +240,7 @@ def _add(tests: dict[str, Mapping[str, Any]], report: object, damaged: list[str]
             return
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             why = f"the report of {shown(nodeid)} can't be read ({said(error)})"
-    if why not in damaged:  # of both arms
+    if why not in damaged:  # both arms' entries say the same
         damaged.append(why)
 
 
@@ -221,11 +253,11 @@ def _text(value: object) -> str | None:
 
 
 def said(error: Exception) -> str:
-    """What an exception says is wrong with a report, on one line."""
+    """Return what an exception says is wrong with a report, on one line."""
     return shown(f"no {error}" if isinstance(error, KeyError) else str(error))
 
 
 def shown(text: str | os.PathLike[str]) -> str:
-    """On one line, in characters that print, and not for ever."""
+    """Make a stored text safe to print: on one line, printable, and not too long."""
     plain = units.printable(os.fspath(text))
     return plain if len(plain) <= 200 else f"{plain[:150]}...{plain[-40:]}"

@@ -1,4 +1,4 @@
-"""The history as trends: of each test what was measured, run by run, and where it stepped."""
+"""Turn the history into trends: what each test measured, run by run, and where it stepped."""
 
 from __future__ import annotations
 
@@ -28,9 +28,16 @@ _THIS = "this run"
 def of_storage(
     storage: Path, reports: Sequence[AmpReport] = (), run: Mapping[str, Any] | None = None
 ) -> dict[str, Trend]:
-    """By key, what a storage holds; of reports alone, and behind it them, if they are not saved."""
+    """Return the trends of a storage, by key.
+
+    Args:
+        storage: the storage's folder.
+        reports: if there are any, return the trends of these tests only.
+        run: the run that the reports are from. If the storage does not have it yet, its reports are
+            added at the end.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the page is not the place to tell of broken files
+        warnings.simplefilter("ignore")  # a page of results is not the place to list broken files
         frame = history(storage)
     if reports:
         frame = frame.loc[frame["key"].isin([key(each.to_dict()) for each in reports])]
@@ -40,14 +47,14 @@ def of_storage(
 
 
 def of_frame(frame: pandas.DataFrame) -> dict[str, Trend]:
-    """By key, what `history` found, or those rows of it that were chosen."""
+    """Return the trends of what `history` returned, or of rows chosen from it, by key."""
     groups = {str(same): rows for same, rows in frame.groupby("key", observed=True, sort=False)}
     names = _names(groups)
     return {same: _trend(names[same], rows) for same, rows in groups.items()}
 
 
 def _names(keys: Iterable[str]) -> dict[str, str]:
-    """What to call each key; its settings where they alone tell it from another."""
+    """Return a name for each key, with its settings if only they tell it from another key."""
     parts = {same: json.loads(same) for same in keys}
     shared = Counter(tuple(each[:3]) for each in parts.values())
     found = {}
@@ -70,19 +77,19 @@ def _joined(
         commit=run["commit"], branch=run["branch"], dirty=run["dirty"], tests={},
     )  # fmt: skip
     plain = (each.to_dict() for each in reports if each.speedup is not None)
-    timed = {key(each): each for each in plain}  # of a test that was run again the last run
+    timed = {key(each): each for each in plain}  # of a test that was rerun, the last attempt
     if not timed:
         return frame
     rows = [{column.name: column.of(this, each) for column in COLUMNS} for each in timed.values()]
     new = pandas.DataFrame(rows)
     new["started"] = pandas.to_datetime(new["started"], utc=True)
     new = new.astype({column.name: float for column in NUMBERS})  # None is NaN
-    texts = {column.name: object for column in TEXTS}  # categories are their own in each frame
+    texts = {column.name: object for column in TEXTS}  # each frame has categories of its own
     return pandas.concat([frame.astype(texts), new]) if len(frame) else new
 
 
 def _trend(name: str, rows: pandas.DataFrame) -> Trend:
-    """Of the rows of one key, in their order."""
+    """Make the trend of one key from its rows, in order."""
     drawn = [*(metric.column for metric in METRICS), *itertools.chain(*BOUNDS.values())]
     values = {column: rows[column].astype(float).tolist() for column in drawn}
     started = rows["started"].dt.strftime("%Y-%m-%d")
@@ -107,7 +114,7 @@ def _steps(rows: pandas.DataFrame, values: Sequence[float]) -> Iterator[Step]:
 
 
 def _changed(before: Any, after: Any) -> Iterator[str]:
-    """What else is different between two rows: versions, flags and the commit."""
+    """Yield what else differs between two rows: versions, flags and the commit."""
     for name in VERSIONS:
         old, new = _text(before[name]), _text(after[name])
         if old and new and old != new:

@@ -76,7 +76,7 @@ def test_tests_of_one_run_alone_are_told(runs: Path, capsys: Captured) -> None:
     other = "test_it.py::test_other: there is no result of this test on NVIDIA H100 in"
     assert captured.err.splitlines() == [
         f"pytest-amp: {other} bfloat16 in 1",
-        "pytest-amp: test_it.py::test_step is in 1 alone",
+        "pytest-amp: test_it.py::test_step is only in 1",
     ]
     assert captured.out == "0 tests compared, 1 without a baseline, 1 gone\n"
 
@@ -101,7 +101,7 @@ def test_folders_and_files_are_runs_too(runs: Path, capsys: Captured) -> None:
 def test_a_broken_file_is_told(runs: Path, capsys: Captured) -> None:
     broken = save(runs, 6, "{")
     assert compare(runs, "6", "1") == 4
-    assert f"pytest-amp: {broken}: is no whole JSON" in capsys.readouterr().err
+    assert f"pytest-amp: {broken}: is not complete JSON" in capsys.readouterr().err
 
 
 def test_what_an_earlier_comparison_found_is_not_found_again(runs: Path, capsys: Captured) -> None:
@@ -121,7 +121,7 @@ def test_a_failed_result_is_no_baseline_and_may_be_looked_at(runs: Path, capsys:
     save(runs, 7, document(report(day=7, speedup=1.0, verdict="fail")))
     save(runs, 8, document(report(day=8, speedup=1.0)))
     assert compare(runs, "7", "8", "--fail=speedup:10%") == 4
-    assert "is no passing one (fail)" in capsys.readouterr().err
+    assert "did not pass (fail)" in capsys.readouterr().err
     assert compare(runs, str(runs / "*" / "000[17]*"), "8", "--fail=speedup:10%") == 1
     assert "since    run 0001" in capsys.readouterr().out
     assert compare(runs, "7", "8") == 0

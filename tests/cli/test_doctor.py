@@ -55,7 +55,7 @@ def test_what_spoils_a_number_is_marked_and_listed(
     assert "! CUDA_LAUNCH_BLOCKING" in text
     before, _, remedies = text.partition("before trusting a number:\n")
     assert before
-    assert "  - unset CUDA_LAUNCH_BLOCKING: every kernel is waited for\n" in remedies
+    assert "  - unset CUDA_LAUNCH_BLOCKING: the host waits for every kernel\n" in remedies
     assert "something else keeps the processor busy" in remedies
     assert "the frequency governor is powersave" in remedies
 
@@ -75,7 +75,7 @@ def test_a_device_without_a_fast_path_is_told(
     monkeypatch.setattr(Device, "native_support", lambda *_: False)
     fact, remedy = told(capsys, f"--storage={tmp_path}")["bfloat16"]
     assert fact == "emulated, and slow, what autocast uses here"
-    assert remedy == "bfloat16 has no fast path here: gate no speed in it"
+    assert remedy == "bfloat16 has no fast path here: don't gate speed in it"
 
 
 def test_a_device_that_is_not_there_is_told(capsys: Captured, tmp_path: Path) -> None:
@@ -159,7 +159,7 @@ def test_the_storage_is_counted_and_what_is_broken_named(capsys: Captured, tmp_p
     broken = save(tmp_path, 2, "{")
     fact, remedy = told(capsys, f"--storage={tmp_path}")["storage"]
     assert fact == f"{tmp_path}: 1 run, 2 results"
-    assert remedy.startswith(f"1 thing in it can't be read, the first: {broken}: is no whole")
+    assert remedy.startswith(f"1 thing in it can't be read, the first: {broken}: is not complete")
     (tmp_path / "file").write_text("")
     assert "can't be read" in told(capsys, f"--storage={tmp_path / 'file'}")["storage"][1]
 

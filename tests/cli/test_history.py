@@ -121,7 +121,7 @@ def test_what_can_t_be_read_is_told_and_the_rest_is_shown(stepped: Path, capsys:
     broken = save(stepped, 99, "{")
     assert cli.main(["history", f"--storage={stepped}"]) == 0
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"pytest-amp: {broken}: is no whole JSON")
+    assert captured.err.startswith(f"pytest-amp: {broken}: is not complete JSON")
     assert captured.out.count(" 24/24 ") == 2
 
 

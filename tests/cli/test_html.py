@@ -55,7 +55,7 @@ def test_what_is_broken_is_told_and_the_rest_is_shown(stored: Path, capsys: Capt
     save(stored, 4, content)
     assert made(stored).count("<section id") == 2
     said = capsys.readouterr().err
-    assert f"pytest-amp: {broken}: is no whole JSON" in said
+    assert f"pytest-amp: {broken}: is not complete JSON" in said
     assert "t.py::odd" in said
 
 

@@ -50,8 +50,8 @@ def test_each_test_with_two_results_is_a_row(stored: Path, capsys: Captured) -> 
 @pytest.mark.parametrize(
     ("arguments", "name", "code", "said"),
     [
-        (["::once"], "h.svg", 4, "there are no two results"),
-        (["::nothing"], "h.svg", 4, "there are no two results"),
+        (["::once"], "h.svg", 4, "there are fewer than two results"),
+        (["::nothing"], "h.svg", 4, "there are fewer than two results"),
         ([], "h.xyz", 2, "Format 'xyz' is not supported"),
     ],
 )

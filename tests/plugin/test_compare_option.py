@@ -83,7 +83,7 @@ def test_an_unreadable_run_is_told_once_at_the_end(
     result = saved.runpytest(*TIMED, "--amp-compare", *workers)
     notes = [line for line in result.outlines if line.startswith("note: ")]
     assert len(notes) == 1
-    assert "0002_x.json: is no whole JSON" in notes[0]
+    assert "0002_x.json: is not complete JSON" in notes[0]
 
 
 def test_many_unreadable_runs_are_told_in_a_few_lines(saved: pytest.Pytester) -> None:

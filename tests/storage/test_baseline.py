@@ -101,7 +101,7 @@ def test_json_reports_are_baselines_too_the_newest_of_several(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("stored", "why"),
     [
-        (report(verdict="fail"), "its newest, in run 0001, is no passing one (fail)"),
+        (report(verdict="fail"), "its newest, in run 0001, did not pass (fail)"),
         (
             report(environment=replace(ENVIRONMENT, device="A100")),
             "has device A100, not NVIDIA H100",
@@ -118,7 +118,7 @@ def test_a_run_that_is_meant_and_does_not_fit_is_told(
 
 def test_other_reasons_are_told(tmp_path: Path) -> None:
     save(tmp_path, 1, document(report(environment=replace(ENVIRONMENT, torch="2.12.0"))))
-    assert "another environment (torch 2.12.0 -> 2.13.0)" in why_none(tmp_path, "1", exact=True)
+    assert "different environment (torch 2.12.0 -> 2.13.0)" in why_none(tmp_path, "1", exact=True)
     assert "is of branch main" in why_none(tmp_path, "1", branch="topic")
     (tmp_path / "empty").mkdir()
     assert why_none(tmp_path, str(tmp_path / "empty")).endswith("write --amp-compare=newest")
@@ -207,7 +207,7 @@ def test_which_is_newer_is_a_matter_of_time_not_of_text(tmp_path: Path, referenc
 
 def test_a_run_of_the_future_is_passed_over(tmp_path: Path) -> None:
     save(tmp_path, 2, document(replace(report(), started="2099-01-01T00:00:00+00:00")))
-    assert why_none(tmp_path).endswith("says that it is of 2099-01-01, which is yet to come")
+    assert why_none(tmp_path).endswith("is dated 2099-01-01, which is in the future")
     save(tmp_path, 1, document(report(day=1)))
     assert taken(tmp_path) == "0001"
     assert taken(tmp_path, "2") == "0002"  # as somebody asked for it

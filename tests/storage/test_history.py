@@ -101,7 +101,7 @@ def test_a_broken_file_is_a_warning_that_names_it_and_no_row_elsewhere_is_lost(
 def test_it_takes_a_url_and_refuses_what_is_no_folder(tmp_path: Path) -> None:
     save(tmp_path, 1, document(report()))
     assert len(pytest_amp.history(f"file://{tmp_path}")) == 1
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         pytest_amp.history("elasticsearch+http://localhost/x")
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):

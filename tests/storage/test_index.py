@@ -123,7 +123,7 @@ def test_what_can_t_be_read_is_a_warning_that_names_it(tmp_path: Path) -> None:
     damaged = save(tmp_path, 2, content)
     with Index(tmp_path) as index:
         first, second = index.warnings
-    assert first.startswith(f"{broken}: is no whole JSON")
+    assert first.startswith(f"{broken}: is not complete JSON")
     assert second.startswith(f"{damaged}: the report of test_it.py::test_other can't be read")
     assert passing(tmp_path) == ["0002"]
 
@@ -247,5 +247,5 @@ def test_a_name_that_is_no_utf_8_is_told_and_the_others_are_read(tmp_path: Path)
     for paths in (None, [path, odd]):
         with Index(tmp_path, paths) as index:
             [warning] = index.warnings
-            assert warning.endswith("0002_\\udcff.json: its name is no UTF-8")
+            assert warning.endswith("0002_\\udcff.json: its name is not UTF-8")
             assert index.size() == (1, 1)

@@ -60,8 +60,8 @@ def test_runs_that_are_not_ours_have_no_tests(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("", "is no whole JSON"),
-        ('{"benchmarks": [', "is no whole JSON"),
+        ("", "is not complete JSON"),
+        ('{"benchmarks": [', "is not complete JSON"),
         ("[]", "holds a JSON list, not a saved run"),
         ("null", "holds a JSON NoneType"),
         ("{}", "is neither a file of pytest-benchmark's nor one of --amp-json"),
@@ -82,7 +82,7 @@ def test_what_is_no_run_is_told_by_name(tmp_path: Path, content: str, why: str) 
 def test_bytes_that_are_no_text_are_told(tmp_path: Path) -> None:
     path = tmp_path / "0001_x.json"
     path.write_bytes(b"\xff\xfe\x00{")
-    with pytest.raises(Broken, match="is no whole JSON"):
+    with pytest.raises(Broken, match="is not complete JSON"):
         store.read(path)
 
 
@@ -182,7 +182,7 @@ def test_what_is_no_file_in_a_storage_is_passed_over_or_told(tmp_path: Path) -> 
     assert [each.path.name for each in store.files(tmp_path, problems)] == ["0001_run.json"]
     assert len(problems) == 1
     assert "loop.json: can't be read" in problems[0]
-    with pytest.raises(Broken, match="is no file"):
+    with pytest.raises(Broken, match="is not a file"):
         store.read(tmp_path / "pipe.json")
 
 
@@ -204,5 +204,5 @@ def test_a_storage_is_given_as_pytest_benchmark_takes_it(storage: str, path: str
 
 
 def test_a_storage_that_is_no_folder_is_refused() -> None:
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         store.folder("elasticsearch+http://localhost/index")

@@ -1,1 +1,1 @@
-"""The machine that an arm runs on: its device, its globals, its lock."""
+"""The machine that an arm runs on: its device, its global state and its lock."""

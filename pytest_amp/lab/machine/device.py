@@ -1,4 +1,4 @@
-"""The one place that knows device types; all others ask a `Device`."""
+"""The one module that knows device types; all others ask a `Device`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from pytest_amp.errors import AmpError
 from pytest_amp.settings.thresholds import DeviceNames
 
 _PREFERRED = ("cuda", "xpu", "mps")
-# What libraries below torch say instead of raising its OutOfMemoryError.
+# What libraries below torch say when they run out of memory without raising OutOfMemoryError.
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "_ALLOC_FAILED", "out of memory")
 
 
 class Device:
     """A torch device with a clock, a memory counter and a name.
 
-    Tests replace it by one with a simulated clock: subclass and override `now` and `synchronize`.
+    Tests replace it with a device that has a simulated clock, by overriding `now` and
+    `synchronize`.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,39 +37,41 @@ class Device:
 
     @property
     def type(self) -> str:
+        """The device's type: cuda, xpu, mps or cpu."""
         return self.torch.type
 
     @property
     def module(self) -> ModuleType:
-        """torch.cuda, torch.xpu, torch.mps or torch.cpu."""
+        """The device's module: torch.cuda, torch.xpu, torch.mps or torch.cpu."""
         module: ModuleType = torch.get_device_module(self.torch)
         return module
 
     @property
     def is_accelerator(self) -> bool:
+        """Whether the device is anything but a CPU."""
         return self.type != "cpu"
 
     def initialize(self) -> None:
-        """Start the device's runtime, without which it has no streams and no generators."""
+        """Start the device's runtime; without it there are no streams and no generators."""
         start = getattr(self.module, "init", None)
         if self.is_accelerator and start is not None:
             start()
 
     def now(self) -> float:
-        """Seconds on a monotonic clock."""
+        """Return seconds on a monotonic clock."""
         return time.perf_counter()
 
     def synchronize(self) -> None:
         """Wait until all work that was queued on the device is done."""
         if not self.is_accelerator:
             return
-        if self.type == "mps":  # there is one, and nothing to name
+        if self.type == "mps":  # there is only one such device, and its function takes no argument
             self.module.synchronize()
         else:
             self.module.synchronize(self.torch)
 
     def names(self) -> DeviceNames:
-        """What thresholds by device are matched against."""
+        """Return the names that thresholds by device are matched against."""
         if self.type == "cuda":
             major, minor = torch.cuda.get_device_capability(self.torch)
             rocm = torch.version.hip is not None
@@ -78,18 +81,18 @@ class Device:
         return DeviceNames(self.name(), None, self.type)
 
     def name(self) -> str:
-        """``NVIDIA H100 80GB HBM3`` or the processor's model."""
+        """Return the device's name, such as ``NVIDIA H100 80GB HBM3``, or the processor's model."""
         describe = getattr(self.module, "get_device_name", None)
         if self.is_accelerator and describe is not None:
             return str(describe(self.torch))
         return _processor()
 
     def default_dtype(self) -> torch.dtype:
-        """What ``torch.autocast`` uses on this device unless it is told otherwise."""
+        """Return the dtype that ``torch.autocast`` uses on this device by default."""
         return torch.get_autocast_dtype(self.type)
 
     def native_support(self, dtype: torch.dtype) -> bool:
-        """Whether the device has a fast path for matrix products in `dtype`."""
+        """Return whether the device has a fast path for matrix products in `dtype`."""
         if self.type == "cuda" and torch.version.hip is None:
             capability = torch.cuda.get_device_capability(self.torch)
             return capability >= ((8, 0) if dtype is torch.bfloat16 else (7, 0))
@@ -98,22 +101,22 @@ class Device:
         return True
 
     def is_oom(self, error: BaseException) -> bool:
-        """Whether `error` says that memory ran out."""
+        """Return whether `error` says that memory ran out."""
         return isinstance(error, torch.OutOfMemoryError) or (
             isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
         )
 
     def allocation_retries(self) -> int:
-        """How often the allocator gave its cache back to find room; 0 where it does not tell."""
+        """Return how often the allocator had to free its cache to find room; 0 if unknown."""
         stats = getattr(self.module, "memory_stats", None)
         if not self.is_accelerator or stats is None:
             return 0
         return int(stats(self.torch).get("num_alloc_retries", 0))
 
     def empty_cache(self) -> None:
-        """Give cached blocks back, so that the next arm starts from the same level.
+        """Free cached blocks, so that the next arm starts from the same level.
 
-        cuBLAS keeps its workspaces among them: the first arm would pay for both.
+        cuBLAS's workspaces are freed as well: otherwise the first arm would pay for both.
         """
         if self.type == "cuda":
             torch._C._cuda_clearCublasWorkspaces()
@@ -122,14 +125,14 @@ class Device:
             empty()
 
     def rng_state(self) -> Any:
-        """The states of all generators of this kind; None on the CPU, whose one is torch's own."""
+        """Return the states of this type's generators; None on a CPU, which uses torch's own."""
         if not self.is_accelerator:
             return None
         every = getattr(self.module, "get_rng_state_all", None)
         return self.module.get_rng_state() if every is None else every()
 
     def set_rng_state(self, state: Any) -> None:
-        """Put back what `rng_state` gave."""
+        """Restore what `rng_state` returned."""
         if isinstance(state, torch.Tensor):
             self.module.set_rng_state(state)
         elif state is not None:
@@ -144,7 +147,7 @@ class Device:
 
     @contextmanager
     def activated(self) -> Iterator[None]:
-        """Make it the current device, where there are several, and then the former one again."""
+        """Make this the current device inside, if there are several."""
         current = getattr(self.module, "current_device", None)
         if not self.is_accelerator or self.torch.index is None or current is None:
             yield
@@ -158,9 +161,9 @@ class Device:
 
     @contextmanager
     def sync_debug_mode(self, mode: int | None) -> Iterator[None]:
-        """Within it, waiting for the device is told of as asked; None changes nothing.
+        """Set torch's mode for reporting waits for the device inside; None changes nothing.
 
-        A mode that is set inside stays.
+        If the code inside sets another mode, that one stays.
         """
         setter = getattr(self.module, "set_sync_debug_mode", None)
         if mode is None or setter is None or not self.is_accelerator:
@@ -176,16 +179,17 @@ class Device:
                 setter(former)
 
     def lock_name(self) -> str:
-        """Measurements under the same name take turns, across processes.
+        """Return the name under which measurements take turns, across processes.
 
-        A device is known by its UUID where it has one: its index depends on what is visible.
+        It is the device's UUID if there is one, since the index depends on which devices are
+        visible.
         """
         describe = getattr(self.module, "get_device_properties", None)
         unique = getattr(describe(self.torch), "uuid", None) if describe else None
         return re.sub(r"[^A-Za-z0-9]+", "-", str(unique or self.torch)).strip("-")
 
     def versions(self) -> dict[str, str | None]:
-        """torch, cuda (or HIP), cudnn and driver, as text; None where there is none."""
+        """Return the versions of torch, cuda (or HIP), cudnn and driver; None for missing ones."""
         on_cuda = self.type == "cuda"
         cudnn = torch.backends.cudnn.version() if on_cuda else None
         return {
@@ -197,7 +201,7 @@ class Device:
 
 
 def world_size() -> int:
-    """How many ranks train together, as the process group or the launcher says; 1 without one."""
+    """Return how many ranks train together, by the process group or the launcher; 1 without one."""
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return int(distributed.get_world_size())
@@ -206,7 +210,11 @@ def world_size() -> int:
 
 
 def choose(setting: str) -> Device:
-    """The device that the setting names. `AmpError` where it is not there."""
+    """Return the device that the setting names.
+
+    Raises:
+        AmpError: this machine has no such device.
+    """
     if setting == "auto":
         kind = next((name for name in _PREFERRED if _count(name)), "cpu")
         return _nth(kind)
@@ -224,12 +232,12 @@ def choose(setting: str) -> Device:
 
 
 def cuda() -> Device | None:
-    """This process's CUDA device, or None without CUDA."""
+    """Return this process's CUDA device; None without CUDA."""
     return _nth("cuda") if _count("cuda") else None
 
 
 def unseen() -> str | None:
-    """``CUDA 13.0``: what this torch is built for, where it sees no accelerator; else None."""
+    """Return what torch was built for (``CUDA 13.0``) if it sees no accelerator; else None."""
     if any(map(_count, _PREFERRED)):
         return None
     version: Any = torch.version
@@ -244,7 +252,7 @@ def _nth(kind: str) -> Device:
 
 
 def _own_index() -> int:
-    """The rank's device under a launcher, the worker's under xdist, else the first."""
+    """Return the rank's device under a launcher, the worker's under xdist, else the first."""
     if rank := os.environ.get("LOCAL_RANK"):
         return int(rank)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")

@@ -1,4 +1,4 @@
-"""Letting go of what an arm left behind, without looking through all of torch each time."""
+"""Collect what an arm left behind, without searching all of torch each time."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pytest_amp.lab.machine.device import Device
 
 @contextmanager
 def older_objects_set_aside(device: Device) -> Iterator[None]:
-    """Inside, the garbage collector looks only at what is made inside.
+    """Restrict the garbage collector to objects that are made inside.
 
-    An arm is let go of by a full collection, so that its memory is not counted as the next arm's.
-    With torch imported one takes 0.1 s, nearly all of it spent on objects that stay.
+    An arm is released by a full collection, so that its memory is not counted as the next arm's.
+    With torch imported, a full collection takes 0.1 s, nearly all of it spent on objects that stay.
     """
-    if gc.get_freeze_count():  # somebody else's, and `unfreeze` would thaw it
+    if gc.get_freeze_count():  # something else froze objects, and `unfreeze` would thaw them
         yield
         return
-    if device.is_accelerator:  # whose memory is short, and may be held by what earlier tests left
+    if device.is_accelerator:  # earlier tests' garbage may hold memory, which is scarce there
         gc.collect()
     gc.freeze()
     try:
         yield
     finally:
-        gc.collect()  # now, or what was made inside would be set aside with all else the next time
+        gc.collect()  # before the next call sets aside what was made inside
         gc.unfreeze()

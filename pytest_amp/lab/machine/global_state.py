@@ -1,4 +1,4 @@
-"""The globals and random number generators: read, swapped at each change of arm, and put back."""
+"""Read, swap and restore the globals and the random number generators."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Snapshot = Mapping[str, Any]
 
 
 def seed_all(seed: int) -> None:
-    """Seed python, numpy and torch on all devices."""
+    """Seed Python, numpy and torch on all devices."""
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)
 
 
 def _host_remembered() -> Callable[[], None]:
-    """A function that puts the generators of python, numpy and torch's CPU back as they are now."""
+    """Return a function that restores the generators of Python, numpy and torch's CPU."""
     drawn, numpys, torchs = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
 
     def put_back() -> None:
@@ -39,7 +39,7 @@ def _host_remembered() -> Callable[[], None]:
 
 
 def remembered() -> Callable[[], None]:
-    """A function that puts the random number generators back to what they are now."""
+    """Return a function that restores all random number generators to their present state."""
     put_backs = [_host_remembered(), *map(_device_remembered, ("cuda", "xpu"))]
 
     def put_back() -> None:
@@ -50,10 +50,11 @@ def remembered() -> Callable[[], None]:
 
 
 def _device_remembered(kind: str) -> Callable[[], None]:
-    """The same for the generators of one kind of accelerator.
+    """Return a function that restores the generators of one type of accelerator.
 
-    Of a kind that nobody has used yet, torch keeps the seed that was asked for last, and seeds with
-    it once the kind is used. To ask for its generators' states would be such a use.
+    If the type has not been used yet, torch keeps the last seed that was asked for, and applies it
+    at the first use. Reading the generators' states would be such a use, so the seed is kept
+    instead.
     """
     module: Any = getattr(torch, kind)
     if module.is_initialized():
@@ -64,7 +65,7 @@ def _device_remembered(kind: str) -> Callable[[], None]:
 
     def put_back() -> None:
         vars(waiting).update(asked_for)
-        if module.is_initialized():  # by what ran in between
+        if module.is_initialized():  # something that ran in between has used it
             module.manual_seed_all(torch.Generator().initial_seed())
             for call in filter(None, asked_for["call_order"]):
                 call[0]()
@@ -73,7 +74,7 @@ def _device_remembered(kind: str) -> Callable[[], None]:
 
 
 class GlobalState:
-    """The globals and the random number generators, for one device."""
+    """The globals and the random number generators, as they concern one device."""
 
     def __init__(self, device: Device) -> None:
         device.initialize()
@@ -81,7 +82,7 @@ class GlobalState:
         self._globals = table()
 
     def capture(self) -> Snapshot:
-        """All values as they are now."""
+        """Return all values as they are now."""
         with quietly():
             state = {each.name: _read(each) for each in self._globals}
         state["rng.host"] = _host_remembered()
@@ -89,7 +90,7 @@ class GlobalState:
         return state
 
     def apply(self, state: Snapshot) -> None:
-        """Put all values back to what `capture` saw."""
+        """Restore all values that `capture` returned."""
         with quietly():
             for each in self._globals:
                 wanted = state[each.name]
@@ -100,7 +101,7 @@ class GlobalState:
 
     @contextmanager
     def preserved(self) -> Iterator[None]:
-        """Whatever happens inside, afterwards everything is as it was."""
+        """Restore all values at the end, whatever happens inside."""
         before = self.capture()
         try:
             yield
@@ -108,7 +109,7 @@ class GlobalState:
             self.apply(before)
 
     def flags(self) -> dict[str, Any]:
-        """The switches that shift what a baseline means, as plain values for the report."""
+        """Return the switches that shift what a baseline means, as plain values for the report."""
         with quietly():
             state = {each.name: _read(each) for each in self._globals}
         shown = {
@@ -131,7 +132,7 @@ def _read(each: Global) -> Any:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Warnings of what is our own doing, not the user's, are not told."""
+    """Suppress warnings about what this package does itself."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Measurements on one device take turns, across workers and across whole test runs."""
+"""Let measurements on one device take turns, across workers and across test runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_amp.progress import Progress
 
 @contextmanager
 def turn(device: Device, progress: Progress) -> Iterator[None]:
-    """Hold the device's lock file; say so while another process holds it."""
+    """Hold the device's lock file; show that this test waits while another process holds it."""
     lock = FileLock(_path(device))
     try:
         lock.acquire(timeout=0)

@@ -1,7 +1,7 @@
-"""Everything global that a training step may touch, one row each.
+"""List everything global that a training step may touch, one row each.
 
-Writing happens only where a value differs, since some writes have effects of their own (a matmul
-precision sets those of the backends too).
+A value is written only if it differs, since some writes have side effects: setting the matmul
+precision also sets the backends' precisions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ from torch.utils import _device
 
 @dataclass(frozen=True)
 class Global:
-    """A process-wide value. `read` may raise where a mixture of old and new APIs was used."""
+    """A process-wide value.
+
+    `read` may raise an error if switches of the old and the new API have been mixed.
+    """
 
     name: str
     read: Callable[[], Any]
@@ -34,7 +37,7 @@ class Global:
 def _attribute(name: str, owner: Any, attribute: str) -> Iterator[Global]:
     try:
         there = hasattr(type(owner), attribute) or hasattr(owner, attribute)
-    except RuntimeError:  # it is, and can't be read while old and new switches are mixed
+    except RuntimeError:  # it exists, but can't be read while old and new switches are mixed
         there = True
     if there:
         yield Global(
@@ -43,7 +46,10 @@ def _attribute(name: str, owner: Any, attribute: str) -> Iterator[Global]:
 
 
 def _precision() -> Iterator[Global]:
-    """Old switches first: a write to one changes the new ones too, and not the other way round."""
+    """Yield the precision switches, old ones first.
+
+    Writing an old switch also changes new ones, but not the other way round.
+    """
     backends: Any = torch.backends
     yield Global(
         "float32_matmul_precision",
@@ -106,7 +112,7 @@ def _nesting() -> int:
 
 
 def _set_nesting(depth: int) -> None:
-    """Unwind what a leaked ``autocast.__enter__`` left, and its cached casts with it."""
+    """Unwind what a leaked ``autocast.__enter__`` left, and drop its cached casts."""
     while _nesting() > depth:
         torch.autocast_decrement_nesting()
     while _nesting() < depth:
@@ -115,10 +121,10 @@ def _set_nesting(depth: int) -> None:
 
 
 def _function_modes() -> tuple[Any, ...]:
-    """All that are in force, among them ``torch.set_default_device``'s and ``with device:``."""
+    """Read all modes in force, including ``torch.set_default_device`` and ``with device:``."""
     depth = torch._C._len_torch_function_stack()
     return (
-        dict(vars(torch._GLOBAL_DEVICE_CONTEXT)),  # some versions ask whether there is one at all
+        dict(vars(torch._GLOBAL_DEVICE_CONTEXT)),  # some versions ask if it has any
         _device.CURRENT_DEVICE,
         *(torch._C._get_function_stack_at(index) for index in range(depth)),
     )
@@ -136,7 +142,7 @@ def _set_function_modes(value: tuple[Any, ...]) -> None:
 
 
 def _saved_tensor_hooks() -> Iterator[Global]:
-    """Not in every torch: of older ones the stack can't be read."""
+    """Yield the stack of hooks, unless this torch is too old to let it be read."""
     autograd: Any = torch._C._autograd
     if not hasattr(autograd, "_top_saved_tensors_default_hooks"):
         return
@@ -162,7 +168,7 @@ def _saved_tensor_hooks() -> Iterator[Global]:
     yield Global("saved_tensors_hooks", read, write)
 
 
-_inference_guards: list[Any] = []  # one that is let go of would bring back the mode before it
+_inference_guards: list[Any] = []  # kept, since a guard that is freed restores the former mode
 
 
 def _set_inference_mode(enabled: bool) -> None:
@@ -180,7 +186,7 @@ def _set_environment(value: Mapping[str, str]) -> None:
     os.environ.update(value)
 
 
-# What launchers and trainers ask for; not all of them are everywhere.
+# The signals that launchers and trainers handle. Not every platform has all of them.
 _SIGNALS = [
     getattr(signal, name)
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGALRM")
@@ -201,7 +207,7 @@ def _set_signals(handlers: Mapping[int, Any]) -> None:
 
 
 def _attention() -> Iterator[Global]:
-    """Which kernels ``scaled_dot_product_attention`` may take."""
+    """Yield which kernels ``scaled_dot_product_attention`` may use."""
     cuda: Any = torch.backends.cuda
     for kernel in ("flash", "mem_efficient", "math", "cudnn"):
         if hasattr(cuda, f"{kernel}_sdp_enabled"):
@@ -213,7 +219,10 @@ def _attention() -> Iterator[Global]:
 
 
 def _libraries() -> Iterator[Global]:
-    """Which library computes where there are several; asked for nothing, each tells its choice."""
+    """Yield which library computes where there are several.
+
+    Called without an argument, each of these functions returns the present choice.
+    """
     for name in ("preferred_blas_library", "preferred_linalg_library", "preferred_rocm_fa_library"):
         choose = getattr(torch.backends.cuda, name, None)
         if choose is not None:
@@ -221,9 +230,9 @@ def _libraries() -> Iterator[Global]:
 
 
 def _queues(kind: str) -> Iterator[Global]:
-    """Which device and which stream of each is the current one, and whether waiting is told of.
+    """Yield the current device, each device's current stream, and whether waits are reported.
 
-    None where nobody has used such a device yet: to ask would initialize it.
+    The value is None if no such device has been used yet, since asking would initialize it.
     """
     module: Any = getattr(torch, kind, None)
     if not (hasattr(module, "is_initialized") and hasattr(module, "set_stream")):
@@ -237,7 +246,7 @@ def _queues(kind: str) -> Iterator[Global]:
 
     def set_streams(found: tuple[Any, ...] | None) -> None:
         for stream in found or ():
-            module.set_stream(stream)  # makes its device the current one, too
+            module.set_stream(stream)  # also makes its device the current one
 
     def set_device(number: int | None) -> None:
         if number is not None:
@@ -264,14 +273,14 @@ def _hooks() -> Iterator[Global]:
 
 
 def _accelerate() -> Iterator[Global]:
-    """What all of Accelerate's objects share, in one precision for all of them."""
+    """Yield what all of Accelerate's objects share, such as the one precision for all of them."""
     for name in ("PartialState", "AcceleratorState", "GradientState"):
         shared = attrgetter(f"{name}._shared_state")
         yield _dictionary(f"accelerate.{name}", "accelerate.state", shared)
 
 
 def _graph_trees() -> Global:
-    """The CUDA graphs of compiled code, by device: a run of one frees what another has returned."""
+    """Return compiled code's CUDA graphs, by device: running one frees what another returned."""
     return _dictionary(
         "cudagraph_trees",
         "torch._inductor.cudagraph_trees",
@@ -280,7 +289,7 @@ def _graph_trees() -> Global:
 
 
 def _dictionary(name: str, module: str, find: Callable[[Any], dict[Any, Any]]) -> Global:
-    """A dictionary of a module; empty where nobody has imported that yet."""
+    """Return a dictionary in a module as a global; it is empty until the module is imported."""
 
     def there() -> dict[Any, Any]:
         imported = sys.modules.get(module)
@@ -295,6 +304,7 @@ def _dictionary(name: str, module: str, find: Callable[[Any], dict[Any, Any]]) -
 
 
 def table() -> tuple[Global, ...]:
+    """Return all rows, in the order in which they are to be written."""
     cudnn: Any = torch.backends.cudnn
     return (
         *_precision(),

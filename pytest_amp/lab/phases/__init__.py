@@ -1,1 +1,1 @@
-"""The experiment's phases, each a run of one arm or of both."""
+"""The experiment's phases, each of which runs one arm or both."""

@@ -1,4 +1,4 @@
-"""Reruns of the amp arm with one thing changed: whether a suspect is the cause."""
+"""Rerun the amp arm with one thing changed, to see whether a suspect is the cause."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def without_cast_cache(bench: Workbench, steps: int) -> tuple[ParityRun, Replay | None]:
-    """The amp arm with autocast's cache of cast weights off, however its regions were made.
+    """Run the amp arm without autocast's cache of cast weights, however its regions are made.
 
-    Its skips, too.
+    Returns:
+        The run, and the skips that another arm would have to repeat.
     """
 
     def enter(original: Any, region: Any, *args: Any) -> Any:
@@ -39,9 +40,12 @@ def without_cast_cache(bench: Workbench, steps: int) -> tuple[ParityRun, Replay 
 def in_float32(
     bench: Workbench, steps: int, paths: Collection[str]
 ) -> tuple[ParityRun, Replay | None]:
-    """The amp arm with these modules kept in float32, and all below them; its skips, too.
+    """Run the amp arm with the modules at `paths`, and all modules below them, in float32.
 
-    Compiled code runs eagerly, or nobody could reach into it.
+    Compiled code runs eagerly, since its modules could not be reached otherwise.
+
+    Returns:
+        The run, and the skips that another arm would have to repeat.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -50,9 +54,9 @@ def in_float32(
 
 
 def channels_last(setup: Setup) -> Setup:
-    """The same arm, the weights of its images' and volumes' convolutions in channels_last.
+    """Change a setup to keep the weights of 2d and 3d convolutions in channels_last.
 
-    Modules are known once they are called, so it is the first step that turns them.
+    Modules are known only once they are called, so the first step converts the weights.
     """
 
     def turn(module: torch.nn.Module) -> None:
@@ -78,7 +82,7 @@ def channels_last(setup: Setup) -> Setup:
 
 
 def autotuned(setup: Setup) -> Setup:
-    """The same arm, cuDNN trying its kernels (``torch.backends.cudnn.benchmark``)."""
+    """Change a setup to let cuDNN try its kernels (``torch.backends.cudnn.benchmark``)."""
 
     def changed(arm: Arm) -> Step:
         step = setup(arm)
@@ -90,7 +94,7 @@ def autotuned(setup: Setup) -> Setup:
 
 @contextmanager
 def _kept(device_type: str, paths: Collection[str]) -> Iterator[None]:
-    """Where a module at one of the paths is called, autocast is off and its inputs are float32."""
+    """Run the modules at `paths` without autocast and on float32 inputs."""
     with ModuleStack() as modules:
 
         def call(original: Any, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -100,7 +104,7 @@ def _kept(device_type: str, paths: Collection[str]) -> Iterator[None]:
             with torch.autocast(device_type, enabled=False):
                 return original(module, *args, **kwargs)
 
-        # Around the stack's own call: a module's path is asked for before it is entered.
+        # Subscribed after the stack, so that paths are looked up before the stack enters a module.
         with subscribed(module_call=call):
             yield
 

@@ -1,8 +1,8 @@
-"""The inspection: each arm once more, built for it alone, its steps watched from within.
+"""Inspect each arm, built once more and alone, by watching its steps from within.
 
-The first steps, up to one of each optimizer, show the numbers at equal weights; the next one is
-recorded operator by operator; one more shows casts that outlived an update. Compiled code runs
-eagerly, since fused kernels are not seen, and nothing of it is timed.
+The first steps, until each optimizer has stepped once, show the numbers at equal weights. The next
+step is recorded operator by operator. One more shows casts that outlived an update. Compiled code
+runs eagerly, since fused kernels can't be seen, and nothing here is timed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __tracebackhide__ = unless_our_bug
 def inspect(
     bench: Workbench, fp32: ParityRun, amp: ParityRun, steps: int
 ) -> tuple[ParityRun, ParityRun, Numerics]:
-    """Both runs with what their inspected steps showed, and the first steps side by side."""
+    """Return both runs with what their inspected steps showed, and the first steps compared."""
     scale = amp.scales[-1] if amp.scales else None
     baseline, witness = Witness(), Witness()
     looked = _Look(bench, "fp32", steps, None)
@@ -52,7 +52,13 @@ def inspect(
 
 
 class Computing(NamedTuple):
-    """A module that calls operators, the user's line that the first comes from, and its FLOPs."""
+    """A module that calls operators itself.
+
+    Attributes:
+        call: the module and its path.
+        location: the user's line that its first operator comes from.
+        flops: the FLOPs of its operators.
+    """
 
     call: Call
     location: str | None
@@ -60,7 +66,7 @@ class Computing(NamedTuple):
 
 
 def computing_modules(bench: Workbench) -> list[Computing]:
-    """The amp arm's modules that call operators themselves."""
+    """Return the amp arm's modules that call operators themselves."""
     record = OpRecord()
     with bench.built("amp") as resident, resident.active(), record.watching():
         resident.step()
@@ -74,7 +80,7 @@ def computing_modules(bench: Workbench) -> list[Computing]:
 
 
 class _Look:
-    """One arm's inspection."""
+    """The inspection of one arm."""
 
     def __init__(self, bench: Workbench, name: ArmName, steps: int, scale: float | None) -> None:
         self._bench = bench
@@ -83,7 +89,7 @@ class _Look:
         self._scale = scale
 
     def added_to(self, run: ParityRun, witness: Witness) -> ParityRun:
-        """The run, with its operators and its parameters' names."""
+        """Return the run with its operators and its parameters' names added."""
         bench = self._bench
         bench.progress.at("inspection", self._name)
         with ExitStack() as stack:
@@ -103,7 +109,7 @@ class _Look:
                 operators = self._recorded(resident, witness.parameters)
                 bench.device.synchronize()
             except Exception as error:
-                # Run eagerly, compiled code may take more memory than it ever had to.
+                # Compiled code may need more memory when it runs eagerly.
                 if not bench.device.is_oom(error):
                     raise
                 operators = Operators(
@@ -132,7 +138,7 @@ def _named(parameters: tuple[Parameter, ...], names: list[str | None]) -> tuple[
 
 @contextmanager
 def _starting_at(scale: float) -> Iterator[None]:
-    """New GradScalers start at the scale that the parity run found, and need not look for it."""
+    """Let new GradScalers start at the scale that the parity run found, with no search for it."""
 
     def around(original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
         if scaler._scale is None:

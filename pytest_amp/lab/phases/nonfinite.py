@@ -1,4 +1,4 @@
-"""Where a loss stopped being finite: the step is run again under watch, from a fresh build."""
+"""Find where a loss stopped being finite, by rerunning the step under watch in a fresh build."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __tracebackhide__ = unless_our_bug
 
 
 class _FirstNonfinite(DispatchMode):
-    """Stops looking at the first operator whose output is further from finite than its inputs.
+    """Finds the first operator whose output is further from finite than its inputs.
 
-    So NaN made of infinities counts, and a mask that is filled with a given -inf does not. Backward
-    passes are left out: gradients that overflow are the GradScaler's daily bread.
+    NaN made from infinities counts, then, but a mask that is filled with a given -inf does not.
+    Backward passes are left out, since handling gradients that overflow is the GradScaler's job.
     """
 
     def __init__(self, modules: ModuleStack) -> None:
@@ -36,7 +36,7 @@ class _FirstNonfinite(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         forward = torch._C._current_graph_task_id() == -1
         looking = self.op is None and forward
-        given = _badness((args, kwargs)) if looking else 0  # before the call, which may be in place
+        given = _badness((args, kwargs)) if looking else 0  # the call may change its inputs
         out = func(*args, **(kwargs or {}))
         if looking and _badness(out) > given:
             self.op = operator_name(func)
@@ -45,7 +45,7 @@ class _FirstNonfinite(DispatchMode):
 
 
 def _badness(tree: Any) -> int:
-    """0 where all numbers are finite, 1 where some are infinite, 2 where some are not a number."""
+    """Return 0 if all numbers are finite, 1 if some are infinite, and 2 if some are NaN."""
     return max(map(_badness_of, pytree.tree_leaves(tree)), default=0)
 
 
@@ -59,9 +59,10 @@ def _badness_of(leaf: Any) -> int:
 
 
 def locate(bench: Workbench, step: int) -> Origin | None:
-    """Run the amp arm again up to its 0-based `step`, watching that one; None if it is finite.
+    """Find the operator that left the finite range in the amp arm's step `step`, from 0.
 
-    Compiled code is run eagerly on the watched step.
+    The arm is built anew and run up to that step. Compiled code runs eagerly in it. The result is
+    None if everything in it was finite.
     """
     with bench.built("amp") as resident, resident.active():
         for index in range(step):

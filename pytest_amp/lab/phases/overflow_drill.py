@@ -1,4 +1,4 @@
-"""The overflow drill: one scaled loss is made infinite, and the step is watched coping with it."""
+"""The overflow drill: make one scaled loss infinite, and watch how the step copes."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from pytest_amp.observations import Overflow, OverflowDrill
 
 __tracebackhide__ = unless_our_bug
 
-# After an overflow the scale is halved: a step that is skipped this often again is stuck.
+# An overflow halves the scale. If this many further steps are skipped, the scaler is stuck.
 PATIENCE = 3
 _ZERO = "zero"
 
 
 def overflow(bench: Workbench, steps: int, begin: int = 0) -> OverflowDrill | None:
-    """Overflow one loss, and others as long as an optimizer was not reached.
+    """Overflow one loss, and then others until each optimizer has been reached.
 
-    It begins behind the step `begin`, and once one was not skipped, so that the scale fits; None
-    where that or an `update()` does not come in `steps` steps.
+    The drill begins after the step `begin`, once a step was not skipped and the scale therefore
+    fits. The result is None if that, or an `update()`, does not happen within `steps` steps.
     """
     run = Run(bench, "overflow drill", steps)
     injection = _Injection(run)
@@ -51,7 +51,7 @@ def overflow(bench: Workbench, steps: int, begin: int = 0) -> OverflowDrill | No
 
 
 def _normal(run: Run, injection: _Injection, begin: int) -> Cycle | None:
-    """The first update without a skipped step, in the step `begin` or later."""
+    """Return the first update without a skipped step, after the step `begin`."""
     for _ in range(run.limit):
         injection.new_cycle()
         cycle = run.to_update()
@@ -82,7 +82,7 @@ def _one(
         if not raised_by_scaler(error):
             raise
         raised = str(error)
-    idle = stepped - normal.by_scaler - seen.stepped  # as where the check for inf is the user's own
+    idle = stepped - normal.by_scaler - seen.stepped  # the user's code may check for inf itself
     lowered = seen.scale_after is not None and seen.scale_after < seen.scale
     return Overflow(
         reached=tuple(sorted(seen.reached)),
@@ -102,7 +102,7 @@ def _one(
 
 
 def _ruined(run: Run) -> list[str]:
-    """The trained parameters that are not finite."""
+    """Return the names of the trained parameters that are not finite."""
     return [
         name
         for optimizer in run.watch.trained.optimizers
@@ -112,7 +112,7 @@ def _ruined(run: Run) -> list[str]:
 
 
 def _followed(run: Run, injection: _Injection) -> list[Cycle]:
-    """What followed, until a step was not skipped."""
+    """Run further cycles, until one has a step that is not skipped, but at most `PATIENCE`."""
     following: list[Cycle] = []
     while len(following) < PATIENCE and (not following or following[-1].skipped):
         injection.new_cycle()
@@ -135,7 +135,7 @@ class _Seen:
 
 
 class _Injection:
-    """Makes the loss of one `scale()` infinite, and looks at optimizers up to the next update."""
+    """Makes the loss of one `scale()` infinite, and watches optimizers up to the next update."""
 
     def __init__(self, run: Run) -> None:
         self.calls = 0
@@ -154,7 +154,7 @@ class _Injection:
         return self._seen.stepped
 
     def new_cycle(self, call: int | None = None) -> _Seen:
-        """Start counting again; the loss of that `scale()`, from 0, becomes infinite."""
+        """Start counting again, and make the loss of `scale()` number `call`, from 0, infinite."""
         self.calls, self._call, self._looking = 0, call, False
         self._before.clear()
         self._seen = _Seen()
@@ -191,7 +191,10 @@ class _Injection:
         return scaled
 
     def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        """Of ``torch.autograd.grad`` the gradients are the step's own, and no optimizer's yet."""
+        """Note whether the pass adds to parameters' gradients.
+
+        ``torch.autograd.grad`` returns gradients to the step instead, so no optimizer has them yet.
+        """
         self._accumulates = bool(kwargs.get("accumulate_grad"))
         return original(*args, **kwargs)
 
@@ -231,7 +234,7 @@ class _Injection:
             self._compare(optimizer, before)
 
     def _look(self, optimizer: Optimizer) -> dict[str, str]:
-        """Digests of what the optimizer may change, and whether an overflow has reached it."""
+        """Digest what the optimizer may change, and note whether an overflow has reached it."""
         found: dict[str, str] = {}
         for name, param in self._run.parameters(optimizer):
             if _is_not_finite(param.grad) or self._scaler_found_inf(optimizer):
@@ -244,14 +247,14 @@ class _Injection:
         return found
 
     def _scaler_found_inf(self, optimizer: Optimizer) -> bool:
-        """Whether the scaler has seen the overflow in this optimizer's gradients already."""
+        """Return whether the scaler has already seen the overflow in this optimizer's gradients."""
         state = getattr(self._scaler, "_per_optimizer_states", {}).get(id(optimizer), {})
         return any(bool(found.item()) for found in state.get("found_inf_per_device", {}).values())
 
     def _compare(self, optimizer: Optimizer, before: dict[str, str]) -> None:
         number = self._run.watch.trained.number(optimizer)
         after = self._look(optimizer)
-        # A fused optimizer makes its state on a step that it skips: new and zero is no change.
+        # A fused optimizer creates its state even in a skipped step, so new zeros are no change.
         changed = [name for name in after if after[name] != before.get(name, _ZERO)]
         if changed and number in self._seen.reached:
             known = self._seen.changed.setdefault(number, [])
@@ -263,7 +266,7 @@ def _is_not_finite(tensor: torch.Tensor | None) -> bool:
 
 
 def _value(state: Any) -> str | None:
-    """A digest; None of what can't be looked into."""
+    """Digest a state's value; return None if it can't be looked into."""
     if isinstance(state, torch.Tensor):
         parts = plain(state)
         if parts is None:

@@ -1,4 +1,4 @@
-"""The parity run: one arm alone in memory, step by step, its losses, scaler and peak kept."""
+"""Run one arm alone in memory, and keep its losses, its scaler's log and its peak."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pytest_amp.observations import Floor, Losses, Parameter, ParityRun, Start
 __tracebackhide__ = unless_our_bug
 
 BEFORE_NUDGE = 2
-# Left out of the peak, where more follow: kernels are chosen in them, and compiled.
+# Left out of the peak if more steps follow, since kernels are chosen and compiled in them.
 FIRST_STEPS = 2
 
 
@@ -32,8 +32,14 @@ def run(
 ) -> tuple[ParityRun, Replay | None]:
     """Run an arm for `steps` steps.
 
-    Returns the record and the skips that another arm has to repeat. The amp arm's own `replay` is
-    None; the fp32 arm gets what the amp arm skipped.
+    Args:
+        bench: what arms are built on.
+        name: the arm.
+        steps: how many steps to run.
+        replay: the skips to repeat: for the fp32 arm, what the amp arm skipped.
+
+    Returns:
+        The record, and the skips that another arm has to repeat.
     """
     bench.progress.at("parity", name)
     with peak_memory(bench.device) as memory:
@@ -71,7 +77,7 @@ def run(
                 fastest_step_s=clock.fastest_s,
             )
             skips = watch.replay()
-            del watch  # which holds on to what the arm trained
+            del watch  # it keeps alive what the arm trained
         peak = memory.less_kept(peak)
     return replace(record, peak_bytes=peak.peak_bytes, reserved_bytes=peak.reserved_bytes), skips
 
@@ -91,9 +97,9 @@ class _Stopwatch:
 
 
 def floor(bench: Workbench, steps: int, replay: Replay | None, other_stream: bool) -> Floor:
-    """fp32 again: first as before, to see whether it repeats, then nudged, to see how it drifts.
+    """Run fp32 again: first unchanged, to see if it repeats, then nudged, to see how it drifts.
 
-    The nudge waits for the first step of an optimizer, which tells what there is to nudge.
+    The nudge waits for an optimizer's first step, which shows what there is to nudge.
     """
     bench.progress.at("noise floor", "fp32")
     repeated = steps
@@ -156,9 +162,9 @@ def _parameters(trained: Trained) -> tuple[Parameter, ...]:
 
 @torch.no_grad()
 def _nudge(parameters: list[torch.Tensor], dtype: torch.dtype, seed: int) -> None:
-    """Move every parameter by one ulp of `dtype`, up or down, from an own generator.
+    """Move every parameter by one ulp of `dtype`, up or down, using a generator of its own.
 
-    Zeros stay: they are what they are in every dtype.
+    Zeros stay, since they are exact in every dtype.
     """
     generators: dict[torch.device, torch.Generator] = {}
     for param in parameters:
@@ -168,14 +174,14 @@ def _nudge(parameters: list[torch.Tensor], dtype: torch.dtype, seed: int) -> Non
             with _flat(part) as flat:
                 for _, piece in pieces(flat):
                     sign = 2 * torch.randint(2, piece.shape, generator=generator, device=device) - 1
-                    # A float32's exponent bits alone are the power of two below it, and 0 for 0.
+                    # A float32's exponent bits alone are the power of two below it, or 0 for 0.
                     bits = piece.float().view(torch.int32) & 0x7F800000
                     piece.add_(sign * bits.view(torch.float32) * torch.finfo(dtype).eps)
 
 
 @contextmanager
 def _flat(part: torch.Tensor) -> Iterator[torch.Tensor]:
-    """A plain tensor in one dimension: itself where its memory allows, else written back."""
+    """Give a plain tensor in one dimension; a copy is written back if no view is possible."""
     flat = part.reshape(-1)
     yield flat
     if not part.is_contiguous():

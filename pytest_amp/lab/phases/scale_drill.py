@@ -1,4 +1,4 @@
-"""The two-scale drill: what each optimizer sees at its first step, at two loss scales."""
+"""The scale drill: compare what each optimizer sees at its first step at two loss scales."""
 
 from __future__ import annotations
 
@@ -20,20 +20,27 @@ from pytest_amp.observations import GradientAtTwoScales, TwoScales
 
 __tracebackhide__ = unless_our_bug
 
-# Powers of two, so that whatever is linear in the gradients comes out the same to the last bit. In
-# float32 nothing underflows at the lower of them or overflows at the higher.
+# Powers of two, so that anything linear in the gradients is the same to the last bit. In float32,
+# nothing underflows at the lower scale or overflows at the higher one.
 HIGH, LOW = 2.0**14, 2.0**10
-# From here on a third build shows what two builds at one scale differ by.
+# Above this difference, a third build shows by how much two builds at one scale differ.
 SUSPICIOUS = 1e-6
 
 Key = tuple[int, str]  # the optimizer's number, the parameter's name
 
 
 def two_scales(bench: Workbench, steps: int, optimizers: int) -> TwoScales:
-    """Compare builds from one seed, of which only the first one's gradients are kept.
+    """Compare the gradients of builds from one seed at two loss scales.
 
-    Each runs until that many optimizers have stepped, at most `steps` steps. `NothingShown` where
-    gradients are not finite.
+    Only the first build's gradients are kept.
+
+    Args:
+        bench: what arms are built on.
+        steps: the most steps that a build runs.
+        optimizers: how many optimizers have to step before a build may stop.
+
+    Raises:
+        NothingShown: a step is skipped, or gradients are not finite.
     """
     kept: dict[Key, torch.Tensor] = {}
 
@@ -53,7 +60,7 @@ def two_scales(bench: Workbench, steps: int, optimizers: int) -> TwoScales:
     noise: dict[Key, tuple[float, float | None]] = {}
     if any(difference > SUSPICIOUS for difference, _ in found.values()):
         _, noise = compared(HIGH)
-    pairs = list(zip(high.losses, low.losses, strict=False))  # a fault may lead them apart
+    pairs = list(zip(high.losses, low.losses, strict=False))  # a fault may drop some
     same = [a > 0 and math.isclose(a, b, rel_tol=0.01) for a, b in pairs]
     return TwoScales(
         scales=(HIGH, LOW),
@@ -71,8 +78,10 @@ def two_scales(bench: Workbench, steps: int, optimizers: int) -> TwoScales:
 class _AtScale:
     """One build at one loss scale.
 
-    `losses`: the size of that which each backward pass began at. `in_half`: whether one of them
-    passes through float16. `kinds`: of optimizers, by number.
+    Attributes:
+        losses: the magnitude of what each backward pass began at.
+        in_half: whether any of these passes goes through float16.
+        kinds: the optimizers' class names, in the order of their numbers.
     """
 
     def __init__(self, bench: Workbench, steps: int, scale: float) -> None:
@@ -86,8 +95,8 @@ class _AtScale:
         self._bench = bench
 
     def run(self, optimizers: int, look: Callable[[Key, torch.Tensor], None]) -> None:
-        """Tell `look` the gradients at the first step of each optimizer."""
-        run = Run(self._bench, "scale drill", self._steps)  # which holds the arm, and goes with it
+        """Pass the gradients at each optimizer's first step to `look`."""
+        run = Run(self._bench, "scale drill", self._steps)  # a local, since it keeps the arm alive
 
         def before_step(optimizer: Optimizer, kwargs: Any) -> None:
             number = run.watch.trained.number(optimizer)
@@ -129,7 +138,7 @@ class _AtScale:
         self._force(scaler)
 
     def _around_scale(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
-        """A scaler that was made elsewhere is met here first."""
+        """Force the scale of a scaler that was created before the drill."""
         if scaler not in self._forced:
             self._force(scaler)
         return original(scaler, *args, **kwargs)
@@ -152,7 +161,7 @@ class _AtScale:
 
 
 def _in_float32(enter: Any, region: Any) -> Any:
-    """Autocast casts to float32 instead: regions stay what they are, and nothing underflows."""
+    """Let an autocast region cast to float32, so that nothing underflows in it."""
     result = enter(region)
     if region._enabled:
         torch.set_autocast_dtype(region.device, torch.float32)
@@ -160,8 +169,8 @@ def _in_float32(enter: Any, region: Any) -> Any:
 
 
 def _still_scaled_by(optimizer: Any, kwargs: Any) -> Any:
-    """What the optimizer itself divides by: a fused one is told the scale by the scaler."""
-    scaler = kwargs.get("grad_scaler")  # an older way to tell it
+    """Return what the optimizer divides by itself: a fused one gets the scale from the scaler."""
+    scaler = kwargs.get("grad_scaler")  # an older way to pass it
     return getattr(optimizer, "grad_scale", None) if scaler is None else scaler.get_scale()
 
 
@@ -177,7 +186,7 @@ def _gradient(param: torch.Tensor, scale: Any) -> torch.Tensor | None:
 
 @torch.no_grad()
 def _difference(high: torch.Tensor | None, low: torch.Tensor | None) -> tuple[float, float | None]:
-    """The norm of the difference by the larger norm, and the ratio of norms."""
+    """Return the norm of the difference / the larger norm, and the ratio of the norms."""
     norms = [_norm(each) for each in (high, low)]
     largest = max(norms)
     if not math.isfinite(sum(norms)):
@@ -196,12 +205,12 @@ def _norm(tensor: torch.Tensor | None) -> float:
 
 @torch.no_grad()
 def _size(root: torch.Tensor, gradient: torch.Tensor | None) -> float:
-    """How large that is which a backward pass begins at, by its value or its given gradient."""
+    """Return the magnitude that a backward pass begins at, from its root or the given gradient."""
     return _norm(root.detach() if gradient is None else root.detach() * gradient.detach())
 
 
 def _flows_in_half(node: Any) -> bool:
-    """Whether a gradient is float16 somewhere on its way back from this node."""
+    """Return whether a gradient is in float16 anywhere on its way back from this node."""
     waiting, known = [node], {None}
     while waiting:
         node = waiting.pop()

@@ -1,4 +1,4 @@
-"""Timing: paired blocks of steps, fp32 and amp in random order, the device synchronized between."""
+"""Time pairs of blocks of steps: fp32 and amp in random order, synchronized after each block."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ __tracebackhide__ = unless_our_bug
 
 LEAST_BLOCK_S = 0.010
 MOST_BLOCK_STEPS = 10_000
-# A float16 scaler starts high and skips until its scale fits: so many steps more than the warm-up.
+# A float16 scaler starts high and skips steps until its scale fits. The warm-up may take this many
+# steps more for it.
 MOST_SETTLING_STEPS = 40
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two that are timed: an arm as it is, or with something changed in its setup."""
+    """One of the two sides to time: an arm as it is, or with a change to its setup."""
 
     arm: ArmName
     change: Callable[[Setup], Setup] = lambda setup: setup
 
     def built(self, bench: Workbench) -> AbstractContextManager[Resident]:
+        """Build this side; it is released at the end of the block."""
         return bench.built(self.arm, self.change)
 
 
@@ -44,7 +46,14 @@ Stop = Callable[[Sequence[float], float], "str | None"]
 
 @dataclass(frozen=True)
 class Plan:
-    """How to sample. `warmup` steps come before anything is timed, per arm."""
+    """How to sample.
+
+    Attributes:
+        warmup: the steps that each arm runs before anything is timed.
+        stop: takes the ratios so far and the seconds spent; returns why to stop, or None to go on.
+        foresee: is told how many seconds a pair takes, before the first pair.
+        show: formats the running estimate.
+    """
 
     warmup: int
     stop: Stop
@@ -54,26 +63,31 @@ class Plan:
 
 @dataclass(frozen=True)
 class Block:
-    """Seconds per step of one block, and whether a GradScaler skipped any of its steps."""
+    """A timed block.
+
+    Attributes:
+        step_s: seconds per step.
+        skipped: whether a GradScaler skipped any of the steps.
+    """
 
     step_s: float
     skipped: bool
 
 
 def run(bench: Workbench, plan: Plan, sides: Sides = ARMS) -> Timing:
-    """Time both sides, both resident; one at a time where they do not fit together."""
+    """Time both sides, together in memory if they fit, else built anew for each block."""
     skips = SkipCheck()
     timed = _both_resident(bench, plan, sides, skips)
     if timed is not None:
         return timed
-    # Behind the handler, whose traceback held the arms: what is in cycles goes now, too.
+    # The exception's traceback, which held the arms, is gone by now. Collect what is in cycles.
     gc.collect()
     bench.device.empty_cache()
     return _sample(bench, plan, _Apart(bench, sides, plan.warmup, skips))
 
 
 def _both_resident(bench: Workbench, plan: Plan, sides: Sides, skips: SkipCheck) -> Timing | None:
-    """None where they do not fit in memory together."""
+    """Time both sides together in memory; return None if they do not fit."""
     try:
         with ExitStack() as stack:
             first, second = (stack.enter_context(side.built(bench)) for side in sides)
@@ -81,12 +95,12 @@ def _both_resident(bench: Workbench, plan: Plan, sides: Sides, skips: SkipCheck)
     except Exception as error:
         if not bench.device.is_oom(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # a step may keep what it raised
+        traceback.clear_frames(error.__traceback__)  # a step may keep the exception that it raised
     return None
 
 
 class _Together:
-    """Both stay in memory."""
+    """Keeps both sides in memory."""
 
     one_resident = False
 
@@ -117,7 +131,7 @@ class _Together:
 
 
 class _Apart:
-    """Each block builds its side, warms it up, and lets it go."""
+    """Builds a side for each block, warms it up, and releases it."""
 
     one_resident = True
 
@@ -138,8 +152,8 @@ class _Apart:
 
 
 def _warm_up(bench: Workbench, resident: Resident, steps: int, skips: SkipCheck) -> None:
-    """So many steps, and more while a scaler still skips them."""
-    resident.arm.pause_scaler_record()  # it would cost the amp arm alone
+    """Run `steps` steps, and more while a scaler still skips them."""
+    resident.arm.pause_scaler_record()  # the record would slow the amp arm only
     with resident.active(), skips.watching():
         for index in range(steps + MOST_SETTLING_STEPS * bool(steps)):
             before = skips.look()
@@ -151,7 +165,7 @@ def _warm_up(bench: Workbench, resident: Resident, steps: int, skips: SkipCheck)
 
 
 def _timed(bench: Workbench, resident: Resident, steps: int, skips: SkipCheck) -> Block:
-    """One block; its first step, on cold caches, is not timed."""
+    """Time one block. Its first step runs on cold caches, and is not timed."""
     device = bench.device
     resident.step()
     device.synchronize()
@@ -167,7 +181,7 @@ def _timed(bench: Workbench, resident: Resident, steps: int, skips: SkipCheck) -
 
 def _sample(bench: Workbench, plan: Plan, lab: _Together | _Apart) -> Timing:
     began = bench.device.now()
-    # Not in each block's untimed step: Python is slower for a while where a class was patched.
+    # Watch here, and not in each block's untimed step: patching a class slows Python for a while.
     with lab.skips.watching():
         steps, pair_s = _calibrate(bench, lab)
     plan.foresee(pair_s)
@@ -183,7 +197,7 @@ def _sample(bench: Workbench, plan: Plan, lab: _Together | _Apart) -> Timing:
             bench.progress.at("timing", lab.arm(side), len(ratios) + 1, None, shown)
             pair[side] = lab.block(side, steps)
         if any(block.skipped for block in pair.values()):
-            retimed += 1  # a skipped step does less than a step
+            retimed += 1  # a skipped step does less work
         else:
             for side, block in pair.items():
                 times[side].append(block.step_s)
@@ -203,9 +217,9 @@ def _sample(bench: Workbench, plan: Plan, lab: _Together | _Apart) -> Timing:
 
 
 def _calibrate(bench: Workbench, lab: _Together | _Apart) -> tuple[int, float]:
-    """Steps per block, and how long a pair of such blocks takes in seconds.
+    """Return the steps per block, and the seconds that a pair of such blocks takes.
 
-    As many steps as make a block of the faster arm long against the timer and the sync.
+    A block of the faster arm has to be long compared with the timer and the synchronization.
     """
     bench.progress.at("calibration", None)
     steps = 1

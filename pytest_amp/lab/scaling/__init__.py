@@ -1,1 +1,1 @@
-"""Gradient scaling and the optimizers: what a step does behind its backward pass."""
+"""Gradient scaling and optimizers: what a step does after its backward pass."""

@@ -1,4 +1,4 @@
-"""Whether a loss scale changed between backward passes that add to the same gradients."""
+"""Find changes of the loss scale between backward passes that add to the same gradients."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ __tracebackhide__ = unless_our_bug
 
 
 class Accumulation:
-    """Told of backward passes, of a scaler's updates and of optimizers' steps, in their order.
+    """Follows backward passes, scalers' updates and optimizers' steps, in their order.
 
-    An update while an optimizer holds gradients that it has not stepped on is in their midst if
-    another backward pass then finds them still there, and too early if its scaler's step does.
+    An update may come while an optimizer holds gradients that it has not stepped on. It is in their
+    midst if the next backward pass finds them still there. It is too early if the scaler's step on
+    them comes next.
+
+    Attributes:
+        updates_in_midst: how many updates were in the midst of gradients.
+        updates_before_step: how many updates were too early.
     """
 
     def __init__(self) -> None:
@@ -26,18 +31,18 @@ class Accumulation:
         self._updated: set[Optimizer] = set()
 
     def backward(self, known: list[Optimizer]) -> None:
-        """A backward pass begins."""
+        """Note that a backward pass begins; `known` are the optimizers that may get gradients."""
         for optimizer in list(self._updated):
             self._updated.discard(optimizer)
             self.updates_in_midst += _holds_gradients(optimizer)
         self._waiting.update(known)
 
     def update(self) -> None:
-        """A scaler's update."""
+        """Note an update of a scaler."""
         self._updated.update(filter(_holds_gradients, self._waiting))
 
     def step(self, optimizer: Optimizer, by_scaler: bool) -> None:
-        """An optimizer's step, taken or skipped."""
+        """Note an optimizer's step, whether taken or skipped."""
         if by_scaler and optimizer in self._updated:
             self.updates_before_step += _holds_gradients(optimizer)
         self._waiting.discard(optimizer)
@@ -45,7 +50,7 @@ class Accumulation:
 
 
 def _holds_gradients(optimizer: Any) -> bool:
-    """Whether any is there and not zero."""
+    """Return whether the optimizer has a gradient that is not zero."""
     grads = (param.grad for group in optimizer.param_groups for param in group["params"])
     parts = (part for grad in grads if grad is not None for part in floating(grad))
     return any(bool((part != 0).any()) for part in parts)

@@ -1,4 +1,4 @@
-"""The optimizers of a run, found by their first steps, and what they train."""
+"""Find a run's optimizers by their first steps, and what they train."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __tracebackhide__ = unless_our_bug
 
 
 class Trained:
-    """The optimizers of a run, in the order of their first steps, and what they train."""
+    """A run's optimizers, in the order of their first steps, and the parameters that they train."""
 
     def __init__(self) -> None:
         self.optimizers: list[Optimizer] = []
@@ -24,12 +24,12 @@ class Trained:
 
     @property
     def start(self) -> tuple[str, ...] | None:
-        """Digests of the parameters before the first step of the first optimizer that has them."""
+        """Digests of the parameters before their optimizer's first step; None without any."""
         return tuple(self._start) if self.optimizers else None
 
     @property
     def samples(self) -> tuple[tuple[float, ...], ...]:
-        """Some elements of each, from the same moment."""
+        """What `sample` returns for each parameter, taken at the same moment."""
         return tuple(self._samples)
 
     @property
@@ -38,7 +38,7 @@ class Trained:
         return digest(self.parameters) != self.start if self.parameters else None
 
     def held(self) -> dict[str, int]:
-        """Bytes of the parameters, of their gradients and of the optimizers' state."""
+        """Return the bytes of the parameters, their gradients and the optimizers' state."""
         gradients = [param.grad for param in self.parameters if param.grad is not None]
         state = [
             value
@@ -52,11 +52,11 @@ class Trained:
         return {kind: sum(map(size, tensors)) for kind, tensors in kinds.items()}
 
     def has_gradient(self, parameter: torch.Tensor) -> bool:
-        """Whether it had a gradient at any of its optimizer's steps."""
+        """Return whether the parameter had a gradient at any of its optimizer's steps."""
         return id(parameter) in self._with_gradient
 
     def note_gradients(self, optimizer: Optimizer) -> None:
-        """Which parameters have a gradient at this step of their optimizer."""
+        """Note which parameters have a gradient at this step of their optimizer."""
         self._with_gradient.update(
             id(param)
             for group in optimizer.param_groups
@@ -65,7 +65,10 @@ class Trained:
         )
 
     def number(self, optimizer: Optimizer) -> int:
-        """Which one it is. One that is new is looked at before it moves anything."""
+        """Return the optimizer's number.
+
+        An optimizer that is new is looked at first, before it moves anything.
+        """
         for number, known in enumerate(self.optimizers):
             if known is optimizer:
                 return number

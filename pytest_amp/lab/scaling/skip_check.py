@@ -1,4 +1,4 @@
-"""Whether a timed block had steps that a GradScaler skipped, which are no speed."""
+"""Check whether a timed block had steps that a GradScaler skipped, since these have no speed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ __tracebackhide__ = unless_our_bug
 
 
 class ScalerState(NamedTuple):
-    """What a scaler keeps anyway: its scale, the steps since that grew, and its updates so far.
+    """What a scaler keeps anyway.
 
-    `updates` is None where nobody counts them.
+    Attributes:
+        scale: the loss scale.
+        growth: the steps since the scale last grew.
+        updates: how many updates there were; None if nothing counts them.
     """
 
     scale: float
@@ -29,16 +32,16 @@ class ScalerState(NamedTuple):
 
 
 class SkipCheck:
-    """Whether any step between two looks was skipped, from what scalers keep of it anyway.
+    """Tells whether a step between two looks was skipped, from what scalers keep of it anyway.
 
-    A block of steps is timed with nothing of ours in it, which would slow the amp arm alone. But a
-    GradScaler counts the steps since its scale last grew, and each skip puts that back to 0 and
-    shrinks the scale; and torch counts the changes of the scale, in place, one with each update, as
-    the version of its tensor. After so many updates only one state means that none was skipped.
+    A timed block must contain nothing of ours, which would slow only the amp arm. But a GradScaler
+    counts the steps since its scale last grew, and each skip resets that count and shrinks the
+    scale. And torch counts the in-place changes of the scale, one for each update, as the version
+    of its tensor. After a given number of updates, only one state means that none was skipped.
     """
 
     def __init__(self) -> None:
-        # Each with whether its scale's version counts its updates: a subclass may go its own way.
+        # For each scaler, whether its scale's version counts its updates. In a subclass it may not.
         self._scalers: WeakKeyDictionary[GradScaler, bool] = WeakKeyDictionary()
 
     @contextmanager
@@ -48,11 +51,11 @@ class SkipCheck:
             yield self
 
     def look(self) -> Mapping[GradScaler, ScalerState]:
-        """The scalers that were found so far, as they are now. Synchronizes."""
+        """Return the present states of the scalers that were found so far. Synchronizes."""
         return {scaler: self._state(scaler) for scaler in list(self._scalers)}
 
     def skipped_since(self, before: Mapping[GradScaler, ScalerState]) -> bool:
-        """Whether a step was skipped since then. Synchronizes."""
+        """Return whether a step was skipped since `before`. Synchronizes."""
         return any(
             _was_skipped(scaler, before.get(scaler) or _unused(scaler), now)
             for scaler, now in self.look().items()
@@ -89,7 +92,7 @@ def _unused(scaler: GradScaler) -> ScalerState:
 
 
 def _was_skipped(scaler: GradScaler, before: ScalerState, now: ScalerState) -> bool:
-    if not now.scale:  # it ran out
+    if not now.scale:  # it shrank to 0
         return True
     interval, factor = scaler.get_growth_interval(), math.log(scaler.get_growth_factor())
     grown = math.log(now.scale / before.scale)

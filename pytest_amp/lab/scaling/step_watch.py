@@ -1,6 +1,6 @@
-"""Steps that a GradScaler skips: noted in one arm, withheld in the other.
+"""Note the steps that a GradScaler skips in one arm, and withhold them in the other.
 
-Scalers, optimizers and schedulers are watched on their classes, whoever made the instance.
+Scalers, optimizers and schedulers are watched through their classes, whoever made the instance.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pytest_amp.observations import ScalerStep, ScalerUse
 
 __tracebackhide__ = unless_our_bug
 
-# (the optimizer's number, by the order of their first steps; which of its steps, from 0)
+# (the optimizer's number, which of its steps from 0); optimizers are numbered by their first steps
 Attempt = tuple[int, int]
 Around = Callable[..., Any]
 
@@ -33,19 +33,21 @@ Around = Callable[..., Any]
 class Replay:
     """The steps that one arm's scaler skipped, to be withheld in the other arm.
 
-    `schedules`: how often a scheduler moved in each step of the experiment.
+    Attributes:
+        skips: the skipped steps.
+        schedules: how often schedulers moved in each step of the experiment.
     """
 
     skips: frozenset[Attempt]
     schedules: tuple[int, ...]
 
     def may_schedule(self, step: int, count: int) -> bool:
-        """Whether the `count`-th move of a scheduler in this step happened there too."""
+        """Return whether the first arm also had a `count`-th move of a scheduler in this step."""
         return step >= len(self.schedules) or count <= self.schedules[step]
 
 
 class _Withheld(BaseException):
-    """Ends an optimizer's step before it begins; never leaves a scaler's ``step()``."""
+    """Ends an optimizer's step before it begins; it never leaves a scaler's ``step()``."""
 
     def __init__(self, loss: Any) -> None:
         super().__init__()
@@ -53,7 +55,7 @@ class _Withheld(BaseException):
 
 
 class StepWatch:
-    """Notes what scalers, optimizers and schedulers do in a run, and repeats another's skips."""
+    """Notes what scalers, optimizers and schedulers do, and repeats another run's skips."""
 
     def __init__(self, replay: Replay | None = None) -> None:
         self.log = ScalerLog()
@@ -74,17 +76,17 @@ class StepWatch:
         self._made = 0
 
     def next_step(self) -> None:
-        """Between two steps of the experiment."""
+        """Begin another step of the experiment."""
         self._schedules.append(0)
 
     def replay(self) -> Replay | None:
-        """What another arm has to withhold to apply the same steps; None where nothing is."""
+        """Return what another arm must withhold to take the same steps; None if nothing."""
         pairs = zip(self._attempts, self.log.skipped(), strict=True)
         skips = frozenset(attempt for attempt, skipped in pairs if skipped)
         return Replay(skips, tuple(self._schedules)) if skips else None
 
     def use(self) -> ScalerUse:
-        """What scalers and schedulers did so far. Synchronizes."""
+        """Return what scalers and schedulers did so far. Synchronizes."""
         steps = zip(self._attempts, self._stepped, self.log.skipped(), strict=True)
         return ScalerUse(
             optimizers=tuple(type(each).__name__ for each in self.trained.optimizers),
@@ -178,14 +180,14 @@ class StepWatch:
             self._making_schedule = False
 
     def _around_schedule(self, original: Around, scheduler: Any, *args: Any, **kw: Any) -> Any:
-        """A scheduler moves on a withheld step as often as it did where that was skipped.
+        """Let a scheduler move on a withheld step only as often as it did on the skipped one.
 
-        That it takes its place when it is made is no move.
+        A scheduler also steps when it is created; that is not counted as a move.
         """
         if self._making_schedule:
             return original(scheduler, *args, **kw)
         self._schedules[-1] += 1
-        if not args and not kw:  # a rate that is set by a number of the step's own may go on
+        if not args and not kw:  # a step with an explicit epoch may move on a skipped step
             self._moves.append((len(self._schedules) - 1, scheduler))
         step, count = len(self._schedules) - 1, self._schedules[-1]
         if self._last_was_withheld and self._replay and not self._replay.may_schedule(step, count):
@@ -193,7 +195,10 @@ class StepWatch:
         return original(scheduler, *args, **kw)
 
     def _number_of(self, scheduler: Any) -> int:
-        """Its optimizer's, which may stand there in a wrapper of its own."""
+        """Return the number of the scheduler's optimizer; -1 if that never stepped.
+
+        The scheduler may hold a wrapper of the optimizer, so parameter groups are compared.
+        """
         groups = getattr(getattr(scheduler, "optimizer", None), "param_groups", None)
         known = [optimizer.param_groups for optimizer in self.trained.optimizers]
         return next((number for number, each in enumerate(known) if each is groups), -1)
@@ -205,7 +210,7 @@ class StepWatch:
         self._last_was_withheld = self._replay is not None and attempt in self._replay.skips
         if not self._last_was_withheld:
             return closure
-        with torch.enable_grad():  # as an optimizer calls it
+        with torch.enable_grad():  # as an optimizer would call it
             loss = None if closure is None else closure()
         self._before_step(optimizer)
         if _passes_over_none(optimizer):
@@ -231,12 +236,15 @@ class StepWatch:
 
 
 def _passes_over_none(optimizer: Optimizer) -> bool:
-    """torch's own optimizers leave alone what has no gradient; a user's may not look."""
+    """Return whether the optimizer passes over parameters that have no gradient.
+
+    torch's own optimizers do; a user's may not check.
+    """
     return str(type(optimizer).step.__module__).startswith("torch.")
 
 
 def _without_gradients(optimizer: Optimizer) -> Callable[[], None]:
-    """Take the gradients away, and give back what puts them there again."""
+    """Take the gradients away, and return a function that puts them back."""
     given = [param for group in optimizer.param_groups for param in group["params"]]
     taken = [(param, param.grad) for param in given]
 
@@ -250,7 +258,7 @@ def _without_gradients(optimizer: Optimizer) -> Callable[[], None]:
 
 
 def _without_parameters(optimizer: Optimizer) -> Callable[[], None]:
-    """Take the parameters out of their groups, and give back what puts them there again."""
+    """Take the parameters out of their groups, and return a function that puts them back."""
     groups = [(group, group["params"]) for group in optimizer.param_groups]
 
     def give_back() -> None:

@@ -1,1 +1,1 @@
-"""What watches a step while it runs."""
+"""Watch a step while it runs."""

@@ -1,4 +1,4 @@
-"""Dispatch modes that are given every operator, higher-order ones too."""
+"""Dispatch modes that see every operator, including higher-order ones."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ __tracebackhide__ = unless_our_bug
 
 
 class DispatchMode(TorchDispatchMode):
-    """A mode that is given higher-order operators, such as flex_attention, in every torch.
+    """A mode that sees higher-order operators, such as flex_attention, in every version of torch.
 
-    Up to 2.6, torch looks each of them up by the mode's class, and raises where it finds nothing.
+    Up to 2.6, torch looks each of these operators up by the mode's class, and raises if it finds
+    nothing.
     """
 
     supports_higher_order_operators = True

@@ -1,7 +1,7 @@
-"""What happens in a training step, to be subscribed to. Nothing else in the package patches torch.
+"""Subscribe to what happens in a training step. Nothing else in the package patches torch.
 
-A subscriber is called around what it subscribed to, as ``around(original, *args, **kwargs)``, and
-calls the original itself, or leaves it out.
+A subscriber is called around the event, as ``around(original, *args, **kwargs)``. It calls the
+original itself, or leaves it out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __tracebackhide__ = unless_our_bug
 
 Around = Callable[..., Any]
 
-# Each event's name, and how, of what and where it is seen: `wrapped` in all subclasses too.
+# By event: how it is seen (`wrapped` covers all subclasses too), the owner, and the attributes.
 _EVENTS: Mapping[str, tuple[Callable[[Any, str, Around], Any], Any, tuple[str, ...]]] = {
     "scaler_made": (wrapped, GradScaler, ("__init__",)),
     "scaler_loaded": (wrapped, GradScaler, ("load_state_dict",)),
@@ -49,7 +49,7 @@ _EVENTS: Mapping[str, tuple[Callable[[Any, str, Around], Any], Any, tuple[str, .
     "profiler_enabled": (patched, autograd_profiler, ("_enable_profiler",)),
 }
 
-# Work that no dispatch mode sees: what to call it, and the module, class and method that launch it.
+# Work that no dispatch mode sees: its name, and the module, class and method that launch it.
 OUT_OF_SIGHT = (
     ("a CUDA graph", "torch.cuda.graphs", "CUDAGraph", "replay"),
     ("a Triton kernel", "triton.runtime.jit", "JITFunction", "run"),
@@ -58,9 +58,9 @@ OUT_OF_SIGHT = (
 
 @contextmanager
 def subscribed(**around: Around) -> Iterator[None]:
-    """Call each of them around the event that it is given for, inside.
+    """Call each subscriber around its event, for as long as the block runs.
 
-    The events: ``scaler_made``, ``scaler_loaded``, ``scale``, ``scaler_step`` and ``update`` of
+    The events are ``scaler_made``, ``scaler_loaded``, ``scale``, ``scaler_step`` and ``update`` of
     GradScalers, ``schedule_made`` and ``schedule_step`` of learning rate schedulers, ``backward``,
     ``autocast_enter`` and ``autocast_exit``, ``module_call``, a tensor's ``cast``, and
     ``profiler_prepared`` and ``profiler_enabled``. For an optimizer's steps see `OptimizerSteps`.
@@ -75,7 +75,10 @@ def subscribed(**around: Around) -> Iterator[None]:
 
 @contextmanager
 def launches(told: Callable[[str], None]) -> Iterator[None]:
-    """Tell of each launch past the dispatcher inside: ``"a CUDA graph"``, ``"a Triton kernel"``."""
+    """Call `told` with the kind of each launch that bypasses the dispatcher.
+
+    The kinds are ``"a CUDA graph"`` and ``"a Triton kernel"``.
+    """
     with ExitStack() as stack:
         for what, module, cls, method in OUT_OF_SIGHT:
             owner = getattr(sys.modules.get(module), cls, None)
@@ -94,7 +97,7 @@ def _telling(told: Callable[[str], None], what: str) -> Around:
 
 @contextmanager
 def custom_functions(around: Callable[[type], Any]) -> Iterator[None]:
-    """Tell of each call of a custom autograd function that is not torch's own."""
+    """Enter ``around(cls)`` around each call of a custom autograd function that is not torch's."""
     own = vars(torch.autograd.Function)["apply"]
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -123,12 +126,17 @@ def _nothing(*_: Any) -> None: ...
 
 
 class OptimizerSteps:
-    """Within it, tells of the steps of all optimizers.
+    """Reports the steps of all optimizers, for as long as it is entered.
 
-    `begins` is told of an optimizer and its closure, if it was given one, before anything else, and
-    returns the closure to go on with. `before` is told of its gradients, which a closure brings:
-    behind the closure's first call then, `again` behind each further one. `after` ends a step.
-    A step that an optimizer's own calls, such as that of its parent class, is part of it.
+    A step that an optimizer calls within its own step, such as its parent class's, is part of it.
+
+    Args:
+        before: is called with the optimizer and its keyword arguments once its gradients are there.
+            If the step was given a closure, that is after the closure's first call.
+        after: is called with the optimizer at the end of the step.
+        begins: is called first, with the optimizer and its closure or None. It returns the closure
+            to go on with.
+        again: is called like `before`, after each further call of the closure.
     """
 
     def __init__(
@@ -156,7 +164,7 @@ class OptimizerSteps:
 
     @property
     def at_work(self) -> bool:
-        """Whether an optimizer is at its own work, and not in its closure."""
+        """Whether an optimizer is doing its own work, rather than running its closure."""
         return bool(self._running) and not next(reversed(self._running.values())).in_closure
 
     def _enter_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
@@ -180,7 +188,7 @@ class OptimizerSteps:
         running = self._running.pop(optimizer, None)
         if running is None:
             return
-        if not running.told:  # it has a closure, and never called it
+        if not running.told:  # it has a closure but never called it
             self._tell(running, optimizer, kwargs)
         self._after(optimizer)
 
@@ -207,17 +215,21 @@ class OptimizerSteps:
 
 @dataclass
 class _Running:
-    """A step that has begun."""
+    """A step that has begun and not yet ended."""
 
     told: bool = False
     in_closure: bool = False
 
 
-_STEP = Optimizer.profile_hook_step(_nothing).__code__  # what calls the hooks
+_STEP = Optimizer.profile_hook_step(_nothing).__code__  # the code that calls the hooks
 
 
 def _is_part_of_its_own_step(optimizer: Optimizer) -> bool:
-    """Asked by a hook; told from the stack itself, since no hook tells of a step that raised."""
+    """Return whether a hook was called for a step within the same optimizer's step.
+
+    The stack is searched, since no hook is called when a step raises: a record of steps that began
+    would not know that they ended.
+    """
     frame = sys._getframe(2).f_back  # the caller of what called the hook
     while frame is not None:
         if frame.f_code is _STEP and frame.f_locals["self"] is optimizer:

@@ -1,4 +1,4 @@
-"""Digests of tensors by value, taken on the device, piece by piece."""
+"""Digest tensors by value, on their device and piece by piece."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pytest_amp.lab.watch.tensors import plain, real
 
 __tracebackhide__ = unless_our_bug
 
-# Elements: on a CPU what its caches hold; an accelerator needs as long for a launch as for 2**20.
+# In elements. A CPU's caches hold this many; an accelerator takes as long to launch as for 2**20.
 _LEAST_PIECE = {"cpu": 2**12}
 _LEAST_PIECE_OF_A_DEVICE = 2**20
 _MOST_PIECES = 2**8
@@ -26,9 +26,10 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def digest(values: Iterable[Any]) -> tuple[str, ...]:
-    """One text per value: dtype, shape and the wrapping sum of bits times places.
+    """Return a text for each value: of a tensor its dtype, its shape and a sum of bits * places.
 
-    Equal tensors have equal digests; two random draws differ in theirs, and so do two orders.
+    The sum wraps. Equal tensors have equal digests. Two random draws have different ones, and so
+    have two orders of the same elements.
     """
     return tuple(_one(value) for value in values)
 
@@ -42,7 +43,7 @@ def _one(value: Any) -> str:
 
 def _kind(tensor: torch.Tensor) -> str:
     with torch._C.DisableTorchFunctionSubclass():
-        nested = tensor.is_nested and tensor.layout is torch.strided  # which has no shape
+        nested = tensor.is_nested and tensor.layout is torch.strided  # such a tensor has no shape
         return f"{tensor.dtype}{[] if nested else list(tensor.shape)}"
 
 
@@ -53,7 +54,7 @@ def _bits(part: torch.Tensor) -> str:
 
 
 def digest_in_any_dtype(tensor: torch.Tensor) -> str:
-    """Shape and values, the same in all dtypes that hold the values exactly."""
+    """Digest a tensor's shape and values, alike in all dtypes that hold the values exactly."""
     sums = [
         str(_sum(_real(part), lambda piece: piece.float().view(torch.int32)))
         for part in plain(tensor) or ()
@@ -62,7 +63,11 @@ def digest_in_any_dtype(tensor: torch.Tensor) -> str:
 
 
 def pieces(flat: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """A one-dimensional tensor in views so short that a few copies of one need no room."""
+    """Split a one-dimensional tensor into views that are short enough to copy several times.
+
+    Yields:
+        The index of each piece's first element, and the piece.
+    """
     least = _LEAST_PIECE.get(flat.device.type, _LEAST_PIECE_OF_A_DEVICE)
     size = max(least, flat.numel() // _MOST_PIECES)
     for start in range(0, flat.numel(), size):
@@ -70,7 +75,7 @@ def pieces(flat: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
 
 
 def _real(part: torch.Tensor) -> torch.Tensor:
-    """A plain tensor, of real numbers, in one dimension."""
+    """View or copy a plain tensor as real numbers in one dimension."""
     return (real(part) if part.is_complex() else part).resolve_neg().reshape(-1)
 
 
@@ -84,7 +89,12 @@ def _sum(flat: torch.Tensor, bits_of: Callable[[torch.Tensor], torch.Tensor]) ->
 
 
 class Inputs(NamedTuple):
-    """A module's inputs: a digest of each, and some of its elements where it has numbers."""
+    """A module's inputs.
+
+    Attributes:
+        digests: a digest of each; None if no module was called.
+        samples: what `sample` returns for each.
+    """
 
     digests: tuple[str, ...] | None
     samples: tuple[tuple[float, ...], ...]
@@ -92,10 +102,11 @@ class Inputs(NamedTuple):
 
 @torch.no_grad()
 def sample(value: Any) -> tuple[float, ...]:
-    """A floating point tensor's norm, and its sums under a few fixed patterns of signs.
+    """Return a floating point tensor's norm, and its sums under a few fixed patterns of signs.
 
-    Every element goes into them: two tensors' are as far apart, in proportion, as the tensors are.
-    Nothing of another value, nor of what is made of other numbers too.
+    Every element contributes, so two samples are about as far apart, in proportion, as their
+    tensors are. The result is empty for a value of another kind, or a tensor that also holds other
+    numbers.
     """
     flats = [
         _real(part) for part in (plain(value) if isinstance(value, torch.Tensor) else ()) or ()
@@ -118,12 +129,12 @@ def sample(value: Any) -> tuple[float, ...]:
 
 @contextmanager
 def first_inputs(seen: list[Inputs]) -> Iterator[None]:
-    """Put what the first called module is given into `seen`.
+    """Append the inputs of the first module that is called to `seen`.
 
-    Inputs that were computed from parameters are no data, and differ by rounding: of a step that
-    calls a module only behind its own arithmetic (as ``CrossEntropyLoss``) nothing is seen.
-    The class's ``__call__`` is replaced until the first call and no longer: hooks would stay, and
-    a module hook makes torch.compile warn and guard.
+    Inputs that were computed from parameters are not data, and differ by rounding. A step whose
+    first module works on computed values, as ``CrossEntropyLoss`` does, therefore adds nothing. The
+    class's ``__call__`` is replaced until the first call and no longer. Hooks would stay, and a
+    module hook makes torch.compile warn and guard.
     """
 
     def look_once(original: Any, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:

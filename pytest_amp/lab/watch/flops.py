@@ -1,4 +1,4 @@
-"""How many FLOPs an operator's call is: torch's own registry, and what it leaves out."""
+"""Count an operator's FLOPs, by torch's own registry and by formulas for what it leaves out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pytest_amp.errors import unless_our_bug
 __tracebackhide__ = unless_our_bug
 
 _HEAVY = re.compile(r"conv|mm\b|mm_|matmul|attention|linear|rnn|lstm|gru|bilinear")
-# A cell's fused part on CUDA (`_thnn_`) is pointwise: its products are `mm`s of their own.
+# On CUDA the fused part of a recurrent cell (`_thnn_`) is pointwise; its products are `mm` calls.
 _NOT_HEAVY = re.compile(
     r"linear_combination|upsample|prepack|reorder|weight_size|convert|_like|_thnn_|flatten_weight"
 )
@@ -26,13 +26,13 @@ Formula = Callable[..., int]
 
 
 def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Two products: (queries x keys), and (weights x values)."""
+    """Count two products: queries x keys, and weights x values."""
     *batch, queries, dim = query.shape
     return int(2 * prod(batch) * queries * key.shape[-2] * (dim + value.shape[-1]))
 
 
 def _attention_backward(_grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
-    """Five products where the forward pass has two: its scores are computed again."""
+    """Count five products where the forward pass has two, since the scores are computed again."""
     return 5 * _attention(query, key, value) // 2
 
 
@@ -41,7 +41,7 @@ def _linear(inputs: Any, weight: Any, *_: Any, **__: Any) -> int:
 
 
 def _linear_backward(inputs: Any, _grad: Any, weight: Any, wanted: Any) -> int:
-    """One product per gradient that is wanted: the input's and the weight's."""
+    """Count one product for each gradient that is wanted, the input's and the weight's."""
     return int(sum(wanted[:2])) * _linear(inputs, weight)
 
 
@@ -50,29 +50,29 @@ def _matrix_vector(matrix: Any, *_: Any, **__: Any) -> int:
 
 
 def _rnn_layer(inputs: Any, weight: Any, recurrent: Any, *_: Any, **__: Any) -> int:
-    """Per element of the sequence: the input's and the state's product with their weights."""
+    """Count, per element of the sequence, the products of input and state with their weights."""
     elements = int(inputs.numel()) // int(inputs.shape[-1])
     return 2 * elements * (int(weight.numel()) + int(recurrent.numel()))
 
 
 def _rnn(inputs: Any, weights: Any, *_: Any, **__: Any) -> int:
-    """All layers and directions at once: each weight meets each element of the sequence once."""
+    """Count all layers and directions: each weight meets each element of the sequence once."""
     elements = int(inputs.numel()) // int(inputs.shape[-1])
     return 2 * elements * sum(int(weight.numel()) for weight in weights if weight.ndim > 1)
 
 
 def _rnn_backward(*args: Any, **kwargs: Any) -> int:
-    """One product for the input's gradient and one for the weight's, where forward has one."""
+    """Count two products where the forward pass has one: the input's and the weight's gradient."""
     return 2 * _rnn(*args, **kwargs)
 
 
 def _grouped(left: Any, right: Any, *_: Any, **__: Any) -> int:
-    """Each row of the left operand, or each column of the right one, is of one group alone."""
+    """Count grouped products: each row on the left, or column on the right, has one group only."""
     groups = int(left.shape[0]) if left.ndim == 3 and right.ndim == 2 else 1
     return 2 * int(left.numel()) * int(right.shape[-1]) // groups
 
 
-# What torch's own registry leaves out, seen on the CPU, with nested tensors and in CUDA's kernels.
+# What torch's own registry leaves out: on a CPU, with nested tensors and in CUDA's kernels.
 _MORE: dict[str, Formula] = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
@@ -94,13 +94,13 @@ _MORE: dict[str, Formula] = {
 
 
 def operator_name(func: Any) -> str:
-    """``aten::mm`` for any of its overloads; a higher-order operator has none."""
+    """Return ``aten::mm`` for any of its overloads; a higher-order operator gets a made-up name."""
     packet = getattr(func, "_overloadpacket", None)
     return str(packet._qualified_op_name) if packet else f"higher_order::{func}"
 
 
 def flops(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
-    """Matrix products, convolutions and attention; None where the operator is none of these."""
+    """Count the FLOPs of a matrix product, convolution or attention; None for other operators."""
     formula = flop_registry.get(getattr(func, "_overloadpacket", func))
     if formula is not None:
         return int(formula(*args, **kwargs, out_val=out))
@@ -109,7 +109,7 @@ def flops(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
 
 
 def is_heavy(name: str) -> bool:
-    """Whether an operator without a formula may hide such FLOPs, to judge by its name."""
+    """Return whether an operator without a formula may hide such FLOPs, judging by its name."""
     namespace, _, op = name.partition("::")
     if namespace not in _OURS:
         return True

@@ -1,4 +1,4 @@
-"""How long an accelerator works in a step, as torch's profiler sees its kernels."""
+"""Measure how long an accelerator works in a step, from the kernels that torch's profiler sees."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pytest_amp.lab.machine.device import Device
 
 
 def of_amp(bench: Workbench, warmup: int) -> float | None:
-    """`busy_s` of a step of the amp arm, built once more; None on a CPU.
+    """Return the `busy_s` of a step of the amp arm, built for this once more; None on a CPU.
 
-    Behind all timing: a profiler that was there once slows what launches kernels after it.
+    It comes after all timing: a profiler that has run once slows every later kernel launch.
     """
     if not bench.device.is_accelerator:
         return None
@@ -28,10 +28,10 @@ def of_amp(bench: Workbench, warmup: int) -> float | None:
 
 
 def busy_s(device: Device, step: Callable[[], object]) -> float | None:
-    """Seconds in which kernels or copies ran in one such step; None where nothing tells.
+    """Return the seconds in which kernels or copies ran in one call of `step`; None if unknown.
 
-    Profiling slows the host, not the kernels: compare it with a step that was timed without. Beside
-    a profiler of the step's own there can be no second one: then it is not told.
+    Profiling slows the host but not the kernels, so compare the result with a step that was timed
+    without it. If the step has a profiler of its own the result is unknown, since only one can run.
     """
     activity = getattr(ProfilerActivity, device.type.upper(), None)
     if not device.is_accelerator or activity is None or torch._C._autograd._profiler_enabled():
@@ -52,7 +52,7 @@ def busy_s(device: Device, step: Callable[[], object]) -> float | None:
 
 
 def covered(events: Iterable[Any]) -> float | None:
-    """Seconds that the device's own events cover, those that overlap counted once."""
+    """Return the seconds that the device's own events cover, counting overlaps once."""
     spans = sorted(
         (event.time_range.start, event.time_range.end)
         for event in events

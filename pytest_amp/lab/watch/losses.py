@@ -1,4 +1,4 @@
-"""What a step may return as its loss, kept on the device until the run is over."""
+"""Collect what a step returns as its loss, and keep it on the device until the run is over."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ SINGLE = "loss"
 
 
 class LossCurves:
-    """Collects the losses of one run, by key; a single loss has the key ``"loss"``."""
+    """The losses of one run, by key. A single loss has the key ``"loss"``."""
 
     def __init__(self) -> None:
         self._values: dict[str, list[Any]] = {}
         self._tape = Tape()
 
     def append(self, returned: Any) -> None:
-        """Add one step's loss or losses. `AmpError` where it is not a loss."""
-        output = hasattr(returned, "loss")  # a model's, which may be a mapping too
+        """Add one step's loss or losses.
+
+        Raises:
+            AmpError: what was returned is not a loss.
+        """
+        output = hasattr(returned, "loss")  # a model's output, which may be a mapping too
         losses = returned if isinstance(returned, Mapping) and not output else {SINGLE: returned}
         if not losses:
             raise AmpError("the step returned an empty dict: there is no loss to compare")
@@ -41,7 +45,7 @@ class LossCurves:
             self._values.setdefault(str(key), []).append(_kept(value, str(key), self._tape))
 
     def read(self) -> Losses:
-        """The curves as floats; waits for the device."""
+        """Return the curves as floats; waits for the device."""
         return {key: tuple(float(v) for v in values) for key, values in self._values.items()}
 
 

@@ -1,11 +1,12 @@
-"""Peak memory of one arm, above the level before it was built, once its first steps are behind it.
+"""Measure one arm's peak memory, above the level before it was built, after its first steps.
 
-In them kernels are chosen by trying them, in buffers of their own, and whoever comes first pays for
-what libraries then keep for the whole process: neither may count, or the order of the arms shows.
+In its first steps, kernels are chosen by trial in buffers of their own, and the first arm pays for
+what libraries then keep for the whole process. Neither may count, or the order of the arms would
+show in the result.
 
-Accelerators count it themselves. The CPU's allocator does not, so its alloc and free events are
-taken from torch's profiler, which must be started before the arm is built: the frees of blocks
-that are older than the profiler are not reported.
+Accelerators count memory themselves. The CPU's allocator does not, so its events are taken from
+torch's profiler. The profiler must be started before the arm is built, since it does not report the
+freeing of blocks that are older than itself.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.profiler import Profiler
 
-# What libraries keep of a first use (the states of cuDNN's dropout, their handles). What is more
-# than that was kept by the user's own code, and counts.
+# The most that libraries keep after their first use, such as handles and the states of cuDNN's
+# dropout. If more is kept, it is the user's code that keeps it, and it counts.
 MOST_KEPT_BY_LIBRARIES = 64 * 2**20
 _GAVE_WAY = (
     "a CPU's allocations are counted by torch.profiler, and the step has one of its own, which ran "
@@ -35,9 +36,13 @@ _GAVE_WAY = (
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes above the level at the start; None where the device has no such counter.
+    """The result of a measurement, in bytes above the level at its start.
 
-    `levels`: the bytes held at each `mark`. `unknown`: why there is none where there is a counter.
+    Attributes:
+        peak_bytes: the peak of allocated memory; None if the device has no such counter.
+        reserved_bytes: the peak of what the allocator reserved; None if it does not count that.
+        levels: the bytes held at each `mark`.
+        unknown: why there is no peak although the device has a counter.
     """
 
     peak_bytes: int | None
@@ -47,27 +52,27 @@ class Peak:
 
 
 class PeakMemory(Protocol):
-    """Entered before an arm is built, stopped while the arm is still there.
-
-    `settled`: the peak is that of what comes from here on. `mark`: note the level. `less_kept`: the
-    peak again, once the arm is gone, without what has stayed behind all the same.
-    """
+    """A measurement, entered before an arm is built and stopped while the arm is still there."""
 
     def __enter__(self) -> PeakMemory: ...
 
-    def settled(self) -> None: ...
+    def settled(self) -> None:
+        """Begin the peak here: what came before does not count."""
 
-    def mark(self) -> None: ...
+    def mark(self) -> None:
+        """Note how many bytes are held now."""
 
-    def stop(self) -> Peak: ...
+    def stop(self) -> Peak:
+        """End the measurement and return its result."""
 
-    def less_kept(self, peak: Peak) -> Peak: ...
+    def less_kept(self, peak: Peak) -> Peak:
+        """Return the peak without what libraries kept. Call it once the arm is gone."""
 
     def __exit__(self, *_: object) -> None: ...
 
 
 def peak_memory(device: Device) -> PeakMemory:
-    """The way to measure a peak on `device`."""
+    """Return the measurement that fits `device`."""
     if not device.is_accelerator:
         return _CpuPeak()
     if hasattr(device.module, "max_memory_allocated"):
@@ -138,7 +143,7 @@ class _CpuPeak:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._profiler.stop()  # of an arm that raised, too: it must not go on into the next test
+        self._profiler.stop()  # also if the arm raised: it must not run on into the next test
 
     def settled(self) -> None:
         self._settled_ns = time.time_ns()
@@ -154,8 +159,8 @@ class _CpuPeak:
         level = peak = 0
         live: dict[int, int] = {}
         levels: list[int] = []
-        # A block that is older than the profiler is freed under a size that torch may remember
-        # from an earlier profile of another block: only what was seen to come is seen to go.
+        # When a block that is older than the profiler is freed, torch may report the size of
+        # another block, from an earlier profile. So only blocks that were seen to come count.
         for event in _allocations_on_the_cpu(profiler.kineto_results.experimental_event_tree()):
             while len(levels) < len(self._marks_ns) and (
                 event.start_time_ns > self._marks_ns[len(levels)]
@@ -167,7 +172,7 @@ class _CpuPeak:
                 level += block.alloc_size
             else:
                 level -= live.pop(block.ptr, 0)
-            # What is held as the first steps end is the least that the peak can be.
+            # Until the arm has settled, the peak is no more than what is held.
             peak = max(peak, level) if event.start_time_ns >= self._settled_ns else level
         levels += [level] * (len(self._marks_ns) - len(levels))
         return Peak(peak, None, tuple(levels))
@@ -177,7 +182,10 @@ class _CpuPeak:
 
 
 def _allocations_on_the_cpu(events: Iterable[Any]) -> list[Any]:
-    """In the order of time. Beside a GPU there are its allocations, and events of its runtime."""
+    """Return the CPU's allocation events, ordered by time.
+
+    With a GPU, the tree also has its allocations and events of its runtime.
+    """
     found, waiting = [], list(events)[::-1]
     while waiting:
         event = waiting.pop()
@@ -189,9 +197,10 @@ def _allocations_on_the_cpu(events: Iterable[Any]) -> list[Any]:
 
 @contextmanager
 def _allocations_only() -> Iterator[None]:
-    """Start a profiler that leaves the operators out, which cost more than all else about it.
+    """Start a profiler inside that leaves operators out, since they cost more than everything else.
 
-    It is told to record a scope that nothing in a training step has; allocations have none.
+    It is made to record only a scope that never occurs in a training step; allocations are in no
+    scope.
     """
 
     def enable_scoped(enable: Any, config: Any, activities: Any) -> None:

@@ -1,6 +1,6 @@
-"""The modules that are being called, seen without hooks, of which torch.compile would warn.
+"""Track which modules are being called, without hooks, since torch.compile would warn about those.
 
-Not for compiled code, which is left to run as it was compiled: set the stance "force_eager" first.
+Compiled code is left to run as it was compiled, so set the stance "force_eager" first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ __tracebackhide__ = unless_our_bug
 
 
 class Call(NamedTuple):
-    """A module that is being called. `again`: in a backward pass, as checkpointing does."""
+    """A module that is being called.
+
+    Attributes:
+        module: the module.
+        path: its path.
+        again: whether a backward pass calls it, as in checkpointing.
+    """
 
     module: torch.nn.Module
     path: str
@@ -27,9 +33,11 @@ class Call(NamedTuple):
 
 
 class ModuleStack:
-    """Within it, the modules that are being called right now.
+    """Tracks the modules that are being called, for as long as it is entered.
 
-    `entered` is told of each, `left` of each and what it returned.
+    Args:
+        entered: is called with each module before it runs.
+        left: is called with each call and what the module returned.
     """
 
     def __init__(
@@ -70,19 +78,19 @@ class ModuleStack:
         return self._stack[-1] if self._stack else None
 
     def path(self) -> str | None:
-        """``layers.3.mlp``, or the class name of an outermost module; None outside of modules.
+        """Return the innermost module's path, such as ``layers.3.mlp``; None outside of modules.
 
-        Paths begin below the first module that was called from outside of any; those below a
-        further one of its kind begin with its class's name.
+        An outermost module's path is its class name. Paths below the first such module start below
+        it; paths below any further one start with its own path.
         """
         return self._stack[-1].path if self._stack else None
 
     def calls(self) -> list[Call]:
-        """All modules that were seen, by their paths."""
+        """Return all modules that were seen, with their paths."""
         return [Call(module, path, again=False) for module, path in self._paths.items()]
 
     def parameter_names(self) -> dict[int, str]:
-        """By id, the names of the parameters of all modules that were called."""
+        """Return the parameter names of all modules that were seen, by the parameter's id."""
         return {
             id(parameter): f"{path}.{name}"
             for module, path in list(self._paths.items())
@@ -90,7 +98,7 @@ class ModuleStack:
         }
 
     def path_of(self, module: torch.nn.Module) -> str:
-        """The path of a module that is called, or about to be."""
+        """Return the path of a module that is being called or is about to be."""
         known = self._paths.get(module)
         if known is None:
             self._name_all(module)
@@ -98,7 +106,7 @@ class ModuleStack:
         return known
 
     def _name_all(self, root: torch.nn.Module) -> None:
-        """Name a module that was called from outside, and all below it."""
+        """Name a module that was called from outside of any, and all modules below it."""
         original = getattr(root, "_orig_mod", root)
         kind = name = type(original).__name__
         number = 1

@@ -1,7 +1,7 @@
-"""The first step of both arms, compared: gradients as optimizers see them, modules' outputs.
+"""Compare the first step of both arms: gradients as optimizers see them, and modules' outputs.
 
-The fp32 arm's gradients are kept on the CPU until the amp arm's have been compared with them, of
-outputs a sample. Nothing is kept of the amp arm.
+The fp32 arm's gradients are kept on the CPU until the amp arm's have been compared with them. Of
+outputs only a sample is kept.
 """
 
 from __future__ import annotations
@@ -25,9 +25,13 @@ SAMPLE = 1024
 
 
 class Witness:
-    """What one arm's first step computed, to be compared with the other's.
+    """What one arm's first step computed, to be compared with the other arm's.
 
-    `steps`: how many it took until all optimizers had stepped.
+    Attributes:
+        gradients: the trained parameters' gradients at the first steps of their optimizers, on the
+            CPU.
+        parameters: those parameters, until `let_go`.
+        steps: how many steps it took until all optimizers had stepped.
     """
 
     def __init__(self) -> None:
@@ -39,11 +43,11 @@ class Witness:
         self._largest: dict[str, float] = {}
 
     def watching(self) -> OptimizerSteps:
-        """Take the gradients of each optimizer's first step inside."""
+        """Take the gradients at each optimizer's first step inside."""
         return OptimizerSteps(self._take_gradients)
 
     def let_go(self) -> None:
-        """Of the arm's parameters, before another arm is built."""
+        """Release the arm's parameters, before another arm is built."""
         self.parameters.clear()
 
     def module_left(self, call: Call, output: Any) -> None:
@@ -57,12 +61,12 @@ class Witness:
         with torch.no_grad():
             flat = tensor.reshape(-1)
             some = flat[:: -(-flat.numel() // SAMPLE)]
-            # Copied: what follows in place, as a ReLU, changes what the module returned.
+            # Copied, since an operator that follows in place, such as a ReLU, changes the output.
             self._outputs[call.path] = some.to("cpu", torch.float32, copy=True)
             self._largest[call.path] = float(flat.abs().amax())
 
     def outputs_beside(self, fp32: Witness) -> tuple[ModuleOutput, ...]:
-        """This arm's outputs beside the fp32 arm's, in the order of the calls."""
+        """Compare this arm's outputs with the fp32 arm's, in the order of the calls."""
         return tuple(
             ModuleOutput(path, _distance(fp32._outputs[path], ours), fp32._largest[path])
             for path, ours in self._outputs.items()
@@ -70,10 +74,14 @@ class Witness:
         )
 
     def gradients_beside(self, fp32: Witness) -> tuple[Gradient, ...]:
-        """This arm's gradients beside the fp32 arm's; none where the parameters do not match."""
+        """Compare this arm's gradients with the fp32 arm's.
+
+        Nothing is compared if the parameters do not match, or if one arm took more steps, as after
+        a step that was skipped: then the gradients come from different data.
+        """
         if self._shapes != fp32._shapes:
             return ()
-        if self.steps != fp32.steps:  # one that was skipped had other data
+        if self.steps != fp32.steps:  # the gradients come from other data
             return ()
         pairs = list(zip(fp32.gradients, self.gradients, strict=True))
         total = math.hypot(*(float(theirs.norm()) for theirs, _ in pairs if theirs is not None))
@@ -94,9 +102,9 @@ class Witness:
 
 
 def seen_by(optimizer: Any, parameter: torch.Tensor) -> torch.Tensor | None:
-    """The gradient as the optimizer will use it, on the CPU; None without a dense one.
+    """Return the gradient as the optimizer will use it, on the CPU; None without a dense one.
 
-    Fused optimizers divide by the loss scale themselves, which torch hands them.
+    A fused optimizer divides by the loss scale itself, which torch hands to it.
     """
     given = parameter.grad
     grad = None if given is None or given.is_sparse else values(given)
@@ -114,13 +122,13 @@ def _comparable(leaf: torch.Tensor) -> torch.Tensor | None:
 
 
 def _distance(expected: torch.Tensor, found: torch.Tensor) -> float:
-    """Relative to what is expected, over all sampled elements."""
+    """Return the norm of the difference, relative to what is expected."""
     size = float(expected.norm())
     return float((found - expected).norm()) / size if size else 0.0
 
 
 def _beside(expected: torch.Tensor, found: torch.Tensor) -> tuple[float, float, float]:
-    """Cosine, ratio of norms, and the share of elements that became zero."""
+    """Return the cosine, the ratio of norms, and the share of elements that became zero."""
     sizes = float(expected.norm()), float(found.norm())
     product = float(expected.flatten() @ found.flatten())
     cosine = product / (sizes[0] * sizes[1]) if sizes[0] and sizes[1] else math.nan

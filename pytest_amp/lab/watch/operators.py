@@ -1,4 +1,4 @@
-"""The operator record: one step seen through a dispatch mode, call by call."""
+"""Record one step operator by operator, through a dispatch mode."""
 
 from __future__ import annotations
 
@@ -39,11 +39,13 @@ __tracebackhide__ = unless_our_bug
 
 
 class OpRecord(DispatchMode):
-    """Records one step, and looks for stale casts in those after it. Then read `operators()`.
+    """Records one step, then looks for stale casts in the next ones. Read `operators` at the end.
 
-    Compiled code is run eagerly meanwhile, since fused kernels are not seen, and since a dispatch
-    mode would switch the compiling of what runs under it off for good.
-    `trained` are parameters that are known beforehand; those of the modules that run are found.
+    Compiled code runs eagerly meanwhile: fused kernels can't be seen, and a dispatch mode would
+    keep torch from ever compiling what ran under it.
+
+    Args:
+        trained: parameters that are known beforehand. Those of the modules that run are found.
     """
 
     def __init__(self, trained: Iterable[torch.Tensor] = ()) -> None:
@@ -58,13 +60,13 @@ class OpRecord(DispatchMode):
         self._draws: list[str] = []
         self._weights = {storage(tensor): tensor for tensor in trained}
         self._made: set[int] = set()
-        # Weak references to storages, so that no other one gets their addresses meanwhile: kernels
-        # make tensors that no dispatch mode sees.
+        # Weak references keep storages' addresses from being reused for tensors that kernels make
+        # and no dispatch mode sees.
         self._casts: dict[int, tuple[StorageWeakRef, ref[torch.Tensor], int]] = {}
         self._stale: dict[str, None] = {}
         self._autocast = False
         self._regions: list[tuple[bool, bool]] = []
-        self._island = False  # a region that is switched off inside of one that is not
+        self._island = False  # in a region that is switched off inside one that is on
         self._widened: set[int] = set()
         self._casting = 0
         self._autocast_entered = 0
@@ -80,11 +82,15 @@ class OpRecord(DispatchMode):
         self._last_node = -1
 
     def next_step(self) -> None:
-        """From here on, look for stale casts only."""
+        """Stop recording; from here on only look for stale casts."""
         self._recording = False
 
     def operators(self, returned: Sequence[float] = ()) -> Operators:
-        """What was seen. `returned`: the step's losses."""
+        """Return what was seen.
+
+        Args:
+            returned: the losses that the recorded step returned.
+        """
         rows = tuple(tally.row() for tally in self._rows.values())
         steps_own = [row for row in rows if row.phase != "update"]
         return Operators(
@@ -109,7 +115,7 @@ class OpRecord(DispatchMode):
     def watching(self) -> Iterator[OpRecord]:
         """Record what runs inside."""
         self._autocast = torch._C._is_any_autocast_enabled()
-        torch.clear_autocast_cache()  # in a region that is never left, casts from before the record
+        torch.clear_autocast_cache()  # a region that is never left holds earlier casts
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(
@@ -162,7 +168,7 @@ class OpRecord(DispatchMode):
         out: Any,
         seconds: float,
     ) -> None:
-        is_update = self._optimizers.at_work  # what an optimizer computes is its own
+        is_update = self._optimizers.at_work  # an optimizer's own work is not the step's
         if _draws(func, args, kwargs) and not is_update:
             self._random.update(dtype_name(t.dtype) for t in (*outputs, *inputs))
             self._draws.append(_drawn(out))
@@ -205,7 +211,7 @@ class OpRecord(DispatchMode):
             tally.stretch = max(tally.stretch, stretch(inputs[0]))
 
     def _caller(self) -> tuple[str | None, Phase, bool, str | None]:
-        """Module, phase, whether autocast is in force, and the custom function around it."""
+        """Return the module, the phase, whether autocast is in force, and the custom function."""
         inside = self._functions[-1] if self._functions else None
         call = self.modules.top
         if self._optimizers.at_work:
@@ -214,7 +220,7 @@ class OpRecord(DispatchMode):
             path = call.path if call is not None else None
             caller = path, self._autocast
             node_made = _next_node()
-            if node_made != self._last_node:  # the first call since is the one that made it
+            if node_made != self._last_node:  # the first call to see a new node made it
                 self._last_node = node_made
                 self._callers[node_made - 1] = caller
             return (
@@ -230,7 +236,7 @@ class OpRecord(DispatchMode):
         return path, "backward", in_autocast, inside or self._function_nodes.get(node.name())
 
     def _look_for_stale(self, inputs: Tensors) -> None:
-        """A cast of a weight that was updated since, and is used as if it were the weight."""
+        """Note where a cast is used although its weight has been updated since."""
         for tensor in inputs:
             cast = self._casts.get(storage(tensor))
             if cast is None or not is_reduced(tensor):
@@ -239,7 +245,7 @@ class OpRecord(DispatchMode):
             if weight is None or weight._version == version or self._optimizers.at_work:
                 continue
             if torch._C._current_graph_task_id() != -1:
-                continue  # a backward pass wants the weights of its forward pass
+                continue  # a backward pass needs the weights of its forward pass
             used, now = values(tensor), values(weight)
             if used is None or now is None:
                 continue
@@ -247,12 +253,12 @@ class OpRecord(DispatchMode):
                 self._stale[self.modules.path() or "outside of modules"] = None
 
     def _is_wide(self, inputs: Tensors) -> bool:
-        """Whether they come from what the step has cast up, and no weight is among them."""
+        """Return whether the inputs come from what the step has cast up, and none is a weight."""
         places = set(map(storage, inputs))
         return not places.isdisjoint(self._widened) and places.isdisjoint(self._weights)
 
     def _note_wide(self, func: Any, inputs: Tensors, outputs: Tensors) -> None:
-        """Follow what was cast up through the operators that are given it."""
+        """Follow what was cast up through the operators that it goes into."""
         is_wide = _casts_up(func, inputs, outputs) or self._is_wide(inputs)
         for tensor in outputs:
             note = (
@@ -261,7 +267,10 @@ class OpRecord(DispatchMode):
             note(storage(tensor))
 
     def _is_weight(self, tensor: torch.Tensor) -> bool:
-        """Where neither modules nor optimizers tell, what was there before the step counts."""
+        """Return whether the tensor is a weight.
+
+        If neither modules nor optimizers have shown any, whatever was there before the step counts.
+        """
         place = storage(tensor)
         return place in self._weights if self._weights else place not in self._made
 
@@ -313,7 +322,7 @@ class OpRecord(DispatchMode):
             self._functions.pop()
 
     def _note_hidden(self, what: str) -> None:
-        """Note that work was launched past the dispatcher."""
+        """Note work that bypassed the dispatcher."""
         if not self._optimizers.at_work:
             self._hidden[what] = None
             self._hidden_reduced = True
@@ -354,14 +363,14 @@ class _Tally:
 
 
 def _scale_of(roots: Sequence[torch.Tensor], returned: Sequence[float]) -> float | None:
-    """How much larger the largest loss of a backward pass is than the largest returned one."""
+    """Return the largest loss of a backward pass / the largest loss that was returned."""
     largest = max((abs(loss) for loss in returned), default=0.0)
     passed = max((abs(float(root)) for root in roots), default=0.0)
     return passed / largest if largest and passed and math.isfinite(passed / largest) else None
 
 
 def _summed(rows: Iterable[OpRow], key: str, what: str) -> dict[str, int]:
-    """The sum of a column by another, without what has none."""
+    """Sum one column by the values of another, leaving out sums of zero."""
     total: dict[str, int] = {}
     for row in rows:
         amount = getattr(row, what)
@@ -371,7 +380,7 @@ def _summed(rows: Iterable[OpRow], key: str, what: str) -> dict[str, int]:
 
 
 def _draws(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether the call draws random numbers: fused attention, for one, may be told not to."""
+    """Return whether the call draws random numbers; fused attention without dropout does not."""
     if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
         return False
     for index, argument in enumerate(func._schema.arguments):
@@ -382,7 +391,7 @@ def _draws(func: Any, args: Any, kwargs: Any) -> bool:
 
 
 def _drawn(out: Any) -> str:
-    """What was drawn, by value and place, and the same for a 0/1 mask in any dtype."""
+    """Digest what was drawn, by value and place; a 0/1 mask gets the same digest in any dtype."""
     tensors = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
     masks = [tensor for tensor in tensors if tensor.dtype is torch.bool]
     return " ".join(digest_in_any_dtype(tensor) for tensor in masks or tensors)

@@ -1,4 +1,4 @@
-"""Replacing functions and methods that are not ours, and putting them back: see `events`."""
+"""Replace functions and methods that are not ours, and put them back; for `events` only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __tracebackhide__ = unless_our_bug
 
 @contextmanager
 def patched(owner: Any, name: str, around: Callable[..., Any]) -> Iterator[None]:
-    """Call `around(original, *args)` in its place."""
+    """Call ``around(original, *args, **kwargs)`` in place of an attribute of `owner`."""
     original, is_its_own = getattr(owner, name), name in vars(owner)
 
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -39,7 +39,7 @@ def _family(cls: Any) -> Iterable[type]:
 
 @contextmanager
 def wrapped(cls: type, method: str, around: Callable[..., Any]) -> Iterator[None]:
-    """Wrap `method` wherever the class family defines it; only the outermost call is told."""
+    """Wrap `method` wherever the class or a subclass defines it; nested calls are not reported."""
     depth = 0
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""A profiler of ours, which gives way to the user's own: torch runs one at a time."""
+"""A profiler that gives way to the user's own, since torch runs only one at a time."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pytest_amp.lab.watch.events import subscribed
 
 
 class Profiler:
-    """Runs from `start` to `stop`, unless the user's code has or starts one: then it gives way.
+    """Runs from `start` to `stop`, unless the user's code has a profiler or starts one.
 
-    `gave_way`: what it has seen is not all, or nothing.
+    `gave_way` says that this happened, so that what was recorded is incomplete.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -27,7 +27,7 @@ class Profiler:
         self._running = ExitStack()
 
     def start(self, starting: AbstractContextManager[None] | None = None) -> None:
-        """Start, inside of `starting` if there is one."""
+        """Start the profiler, within the context `starting` if there is one."""
         if torch._C._autograd._profiler_enabled():
             self.gave_way = True
             return
@@ -43,14 +43,14 @@ class Profiler:
 
         self._running.callback(self._stop)
         started = subscribed(profiler_prepared=give_way, profiler_enabled=give_way)
-        self._running.enter_context(started)  # some are not prepared
+        self._running.enter_context(started)  # some profilers are enabled without being prepared
 
     def stop(self) -> None:
-        """Stop, if it still runs."""
+        """Stop the profiler if it is still running."""
         self._running.close()
 
     def _stop(self) -> None:
-        if not torch._C._autograd._profiler_enabled():  # it was ended by what we do not watch
+        if not torch._C._autograd._profiler_enabled():  # something that is not watched ended it
             self.gave_way = True
             return
         with quietly():

@@ -1,4 +1,4 @@
-"""Where an operator comes from: the user's line, and the library whose loop it is in."""
+"""Find where an operator comes from: the user's line, and the library whose loop runs it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SITE_PACKAGES = os.path.join(sysconfig.get_path("purelib"), "")  # noqa: PTH118
 
 
 def location() -> str | None:
-    """``models/net.py:42``: the innermost caller that is neither torch's nor ours nor Python's.
+    """Return the innermost caller outside of torch, Python and this package: ``models/net.py:42``.
 
     A line of the user's own is preferred to one of an installed library.
     """
@@ -33,13 +33,13 @@ def location() -> str | None:
 
 
 def location_of(error: BaseException) -> str | None:
-    """The same of an exception: where it came by on its way up."""
+    """Return the same for an exception, from the frames that it passed through."""
     way = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
     return _first(reversed(way))
 
 
 def framework(known: Container[str]) -> str | None:
-    """The outermost of the known packages whose code is running: the one that the user called."""
+    """Return the outermost known package whose code is running: the one that the user called."""
     found: str | None = None
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -76,7 +76,7 @@ def _kind(file: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _shown(file: str) -> str:
-    """Relative to here where it is below, and to the libraries' folder where it is in there."""
+    """Shorten a path that is below the current folder or in the libraries' folder."""
     for base in (os.path.join(str(Path.cwd()), ""), _SITE_PACKAGES):  # noqa: PTH118
         if file.startswith(base):
             return Path(file.removeprefix(base)).as_posix()

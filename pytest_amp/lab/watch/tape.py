@@ -1,4 +1,4 @@
-"""Scalars of a run, kept on their devices in room that does not grow from step to step."""
+"""Keep a run's scalars on their devices, in memory that does not grow from step to step."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Kind = tuple[torch.device, torch.dtype]
 
 
 class Tape:
-    """Copies of scalar tensors, which nobody waits for.
+    """Copies of scalar tensors, made without waiting for the device.
 
-    A clone of each would take a block of the allocator's (512 bytes on CUDA) in every step, and
-    look like a leak. The room is taken in pieces, each twice as large as the one before.
+    Cloning each would take a block of the allocator's (512 bytes on CUDA) in every step, and look
+    like a leak. Memory is taken in pieces instead, each twice as large as the last.
     """
 
     def __init__(self) -> None:
@@ -28,12 +28,12 @@ class Tape:
 
     @torch.no_grad()
     def keep(self, value: torch.Tensor) -> torch.Tensor:
-        """A tensor with the scalar's value as it is now, on the same device."""
+        """Return a copy of the scalar as it is now, on the same device."""
         parts = plain(value)
         if parts is None or len(parts) != 1 or parts[0].numel() != 1:
             return value.detach().clone()
         [part] = parts
-        with no_dispatch():  # it is none of the step's operators
+        with no_dispatch():  # the copy is not one of the step's operators
             kept = self._slot((part.device, part.dtype))
             return kept.copy_(part.reshape(()))
 

@@ -1,4 +1,4 @@
-"""The plain tensors inside of one of any kind, and what is asked of it: dtype, size, place."""
+"""Find the plain tensors inside tensors of any kind, and their dtype, size and memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def plain(tensor: torch.Tensor) -> list[torch.Tensor] | None:
-    """The strided tensors of torch's own that hold its values, in its own memory.
+    """Return the strided tensors of torch's own that hold the tensor's values, in its own memory.
 
-    Of a DTensor that is its local shard, of a sparse tensor its indices and values, of any other
-    wrapper what it flattens to. None where nobody can tell, or where there are no values.
+    For a DTensor that is its local shard, for a sparse tensor its indices and values, and for any
+    other wrapper what it flattens to. The result is None if that can't be told, or if there are no
+    values.
     """
     if is_traceable_wrapper_subclass(tensor):
         return _flattened(tensor)
@@ -60,34 +61,35 @@ def _viewed(tensor: torch.Tensor) -> list[torch.Tensor] | None:
 
 
 def floating(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """Those of its plain tensors that hold floating point numbers; of complex ones both parts."""
+    """Return the plain tensors of floating point numbers inside; complex ones as pairs."""
     parts = [real(part) if part.is_complex() else part for part in plain(tensor) or ()]
     return [part for part in parts if part.is_floating_point()]
 
 
 def real(part: torch.Tensor) -> torch.Tensor:
-    """A plain tensor of complex numbers as one of pairs, in its memory unless it is conjugated."""
+    """View a plain tensor of complex numbers as pairs; a conjugated one is copied."""
     return torch.view_as_real(part.resolve_conj())
 
 
 def values(tensor: torch.Tensor) -> torch.Tensor | None:
-    """The one plain tensor of floating point numbers that it is made of; None without just one."""
+    """Return the plain tensor of floating point numbers inside; None unless there is just one."""
     parts = floating(tensor)
     return parts[0] if len(parts) == 1 else None
 
 
 def is_finite(part: torch.Tensor) -> bool:
-    """Of a plain tensor of floating point numbers."""
-    wide = part if part.element_size() > 1 else part.float()  # no kernel for a byte's
+    """Return whether all elements of a plain floating point tensor are finite."""
+    wide = part if part.element_size() > 1 else part.float()  # one-byte floats have no kernel
     return bool(torch.isfinite(wide).all())
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """``float16``"""
+    """Return the dtype's short name, such as ``float16``."""
     return str(dtype).removeprefix("torch.")
 
 
 def floats(tree: Any) -> list[torch.Tensor]:
+    """Return the floating point tensors in a nested structure."""
     return [
         leaf
         for leaf in pytree.tree_leaves(tree)
@@ -96,20 +98,22 @@ def floats(tree: Any) -> list[torch.Tensor]:
 
 
 def storage(tensor: torch.Tensor) -> int:
+    """Return a number that identifies the tensor's memory for as long as it lives."""
     held = memory(tensor)
     return id(tensor) if held is None else int(held._cdata)
 
 
 def memory(tensor: torch.Tensor) -> torch.UntypedStorage | None:
-    """Where its values are; None where nobody can tell."""
+    """Return the storage that holds the tensor's values; None if that can't be told."""
     parts = [tensor] if type(tensor) in _PLAIN else floating(tensor) or plain(tensor)
     try:
         return parts[0].untyped_storage() if parts else None
-    except (NotImplementedError, RuntimeError):  # sparse and nested tensors have none of their own
+    except (NotImplementedError, RuntimeError):  # sparse and nested tensors have no storage
         return None
 
 
 def size(tensor: torch.Tensor) -> int:
+    """Return the bytes of the tensor's values."""
     parts = [tensor] if type(tensor) in _PLAIN else plain(tensor) or [tensor]
     return sum(part.numel() * part.element_size() for part in parts)
 
@@ -117,10 +121,11 @@ def size(tensor: torch.Tensor) -> int:
 def matrix_dims(
     op: str, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
 ) -> set[int]:
-    """The dimensions whose sizes a matrix kernel's alignment depends on.
+    """Return the dimensions that the alignment of a matrix kernel depends on.
 
-    Of a product those along which its operands and its result lie in memory, of a convolution its
-    channels, of attention the heads' size: never how many rows, examples or heads there are.
+    For a product these are the dimensions along which operands and result lie in memory, for a
+    convolution its channels, and for attention the size of a head. The number of rows, examples or
+    heads is never among them.
     """
     if "conv" in op:
         weight = inputs[2 if "backward" in op else 1]
@@ -136,7 +141,7 @@ def _has_rows(tensor: torch.Tensor) -> bool:
 
 
 def stretch(tensor: torch.Tensor) -> int:
-    """How many elements share one place in memory, as in an expanded tensor."""
+    """Return how many elements share one place in memory, as in an expanded tensor."""
     if tensor.layout is not torch.strided or tensor.is_nested or not tensor.numel():
         return 1
     repeated = [n for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride == 0]
@@ -144,10 +149,11 @@ def stretch(tensor: torch.Tensor) -> int:
 
 
 def spread(tensor: torch.Tensor) -> torch.Tensor:
-    """All that a plain tensor's memory holds, however it is viewed."""
+    """View everything that a plain tensor's memory holds, however the tensor itself views it."""
     size = tensor.untyped_storage().nbytes() // tensor.element_size()
     return tensor.detach().as_strided((size,), (1,), 0)
 
 
 def is_reduced(tensor: torch.Tensor) -> bool:
+    """Return whether the tensor is in float16 or bfloat16."""
     return dtype_name(tensor.dtype) in REDUCED
