@@ -59,7 +59,7 @@ CODES = {
 }
 
 # What --amp-compare compares.
-METRICS = ("speedup", "memory", "loss")
+COMPARED_METRICS = ("speedup", "memory", "loss")
 
 # The gate that each threshold belongs to.
 GATES: Mapping[str, str] = {

@@ -83,9 +83,9 @@ def run(options: argparse.Namespace) -> int:
     for problem in problems:
         complain(problem)
     for report, why in (*missing, *((each, _why_unmeasured(each)) for each in unmeasured)):
-        complain(f"{store.shown(report.nodeid)}: {why}")
+        complain(f"{store.printable(report.nodeid)}: {why}")
     for nodeid in gone:
-        complain(f"{store.shown(nodeid)} is only in {store.shown(options.a)}")
+        complain(f"{store.printable(nodeid)} is only in {store.printable(options.a)}")
     counts = {
         "without a baseline": len(missing),
         "not measured": len(unmeasured),
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         show(json.dumps([each.to_dict() for each in found], indent=1))
     else:
-        show("\n".join([*_shown(found), _counted(found, counts)]))
+        show("\n".join([*_lines(found), _counted(found, counts)]))
     gates = [gate for report in found for gate in _gates(report)]
     if any(gate.verdict == "fail" for gate in gates):
         return REGRESSION
@@ -131,13 +131,13 @@ def _gates(report: AmpReport) -> Iterable[Gate]:
     return (gate for gate in report.gates if gate.name in COMPARED)
 
 
-def _shown(reports: Iterable[AmpReport]) -> Iterator[str]:
+def _lines(reports: Iterable[AmpReport]) -> Iterator[str]:
     for report in reports:
         failed = [gate.name for gate in report.gates
                   if gate.verdict == "fail" and gate.name not in COMPARED]  # fmt: skip
         failed += [finding.code for finding in report.findings if finding.stands]
         own = f" (which failed: {', '.join(failed)})" if failed else ""
-        yield store.shown(report.nodeid) + own
+        yield store.printable(report.nodeid) + own
         for gate in _gates(report):
             name = gate.name.removeprefix("compare:")
             yield beside(f"  {name:<7}  {gate.word:<9}  ", gate.reason)

@@ -57,9 +57,9 @@ def chosen(options: argparse.Namespace) -> pandas.DataFrame:
 
 def nothing(options: argparse.Namespace) -> str:
     """Say where nothing was found: ``of test_step on branch main in /repo/.benchmarks``."""
-    tests = f" of {', '.join(map(store.shown, options.tests))}" if options.tests else ""
-    branch = "" if options.branch is None else f" on branch {store.shown(options.branch)}"
-    return f"{tests}{branch} in {store.shown(Path(options.storage).absolute())}"
+    tests = f" of {', '.join(map(store.printable, options.tests))}" if options.tests else ""
+    branch = "" if options.branch is None else f" on branch {store.printable(options.branch)}"
+    return f"{tests}{branch} in {store.printable(Path(options.storage).absolute())}"
 
 
 def _is_meant(nodeid: str, wanted: Sequence[str]) -> bool:

@@ -190,7 +190,7 @@ def _uuid(device: Any) -> bytes:
 def _variables() -> Iterator[Line]:
     for name, remedy in _VARIABLES.items():
         if name in os.environ:
-            yield Line(name, store.shown(os.environ[name]), remedy)
+            yield Line(name, store.printable(os.environ[name]), remedy)
 
 
 def _stored(storage: str) -> Iterator[Line]:
@@ -201,14 +201,16 @@ def _stored(storage: str) -> Iterator[Line]:
         with Index(root) as index:
             (runs, results), broken = index.size(), index.warnings
     except (ValueError, OSError) as error:
-        yield Line("storage", store.shown(storage), f"the storage can't be read: {error}")
+        yield Line("storage", store.printable(storage), f"the storage can't be read: {error}")
         return
-    fact = f"{store.shown(root)}: {units.plural(runs, 'run')}, {units.plural(results, 'result')}"
+    fact = (
+        f"{store.printable(root)}: {units.plural(runs, 'run')}, {units.plural(results, 'result')}"
+    )
     if root.exists() and not os.access(root, os.W_OK):
-        yield Line("storage", fact, f"{store.shown(root)} can't be written: nothing is saved")
+        yield Line("storage", fact, f"{store.printable(root)} can't be written: nothing is saved")
     elif broken:
         yield Line("storage", fact, f"{units.plural(len(broken), 'thing')} in it can't be read, "
                    f"the first: {broken[0]}")  # fmt: skip
     else:
-        yield Line("storage", fact if runs else f"{store.shown(root)}: empty; keep results with "
-                   "--benchmark-autosave")  # fmt: skip
+        empty = f"{store.printable(root)}: empty; keep results with --benchmark-autosave"
+        yield Line("storage", fact if runs else empty)

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
             complain(problem)
         if not found:
             where = root.absolute() if options.reference == NEWEST else options.reference
-            complain(f"there is no result in {store.shown(where)}")
+            complain(f"there is no result in {store.printable(where)}")
             return NO_BASELINE
         stored = trends.of_storage(root, [each.report for each in found])
         results = [

@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     path = Path(options.output)
     try:
         drawn = [
-            trend._replace(name=store.shown(trend.name))
+            trend._replace(name=store.printable(trend.name))
             for trend in stored.of_frame(chosen(options)).values()
             if len(trend.points) > 1
         ]

@@ -55,7 +55,7 @@ class Job:
     worker: str | None = None
     rank: int | None = None
     notes: tuple[str, ...] = ()
-    snapshot: dtype_map.Snapshot | None = None
+    snapshot: dtype_map.StoredMap | None = None
 
 
 def failed(job: Job, progress: Progress, error: BaseException) -> AmpReport:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_amp import units
-from pytest_amp.codes import METRICS
+from pytest_amp.codes import COMPARED_METRICS
 from pytest_amp.judge.gates import verdict_of
 from pytest_amp.judge.parity import tail_mean
 from pytest_amp.results.report import AmpReport
@@ -59,7 +59,7 @@ def compared(
 def without_baseline(report: AmpReport, why: str, allowed: Mapping[str, float]) -> AmpReport:
     """The report with gates that have nothing to be held against, and say why."""
     reason = f"no baseline: {why}"
-    metrics = [metric for metric in METRICS if metric in allowed] or METRICS[:1]
+    metrics = [metric for metric in COMPARED_METRICS if metric in allowed] or COMPARED_METRICS[:1]
     gates = [_unknown(metric, allowed.get(metric), reason) for metric in metrics]
     notes = report.notes if allowed else (*report.notes, reason)  # a gate says it otherwise
     return _judged(replace(report, notes=notes), gates)

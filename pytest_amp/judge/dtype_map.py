@@ -53,7 +53,7 @@ _NO_ARITHMETIC = re.compile(
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class StoredMap:
     """The stored maps of a test's file.
 
     Attributes:
@@ -69,7 +69,7 @@ class Snapshot:
     sections: Mapping[Title, Section]
 
 
-def judge(snapshot: Snapshot, seen: Observations) -> tuple[DtypeMap, Gate]:
+def judge(snapshot: StoredMap, seen: Observations) -> tuple[DtypeMap, Gate]:
     """Compare this run's map with the stored one; a map that is written anew passes."""
     title = Title(snapshot.test, seen.device_type, seen.dtype)
     now, stored = lines_of(seen.amp.operators), snapshot.sections.get(title)
@@ -90,7 +90,7 @@ def judge(snapshot: Snapshot, seen: Observations) -> tuple[DtypeMap, Gate]:
     return found, Gate(GATE, None, changed, None, None, verdict, reason)
 
 
-def _missing(snapshot: Snapshot, title: Title) -> str:
+def _missing(snapshot: StoredMap, title: Title) -> str:
     test, device_type, dtype = title
     others = sorted(f"{t.device_type} in {t.dtype}" for t in snapshot.sections if t.test == test)
     has = f" (there is one for {', '.join(others)})" if others else ""
@@ -105,7 +105,7 @@ def lines_of(operators: Operators | None) -> Lines:
     if operators is None:
         return frozenset({_unseen("the whole step")})
     counts: Counter[tuple[str, str, str, str]] = Counter()
-    for row, op, dtype in _named(operators):
+    for row, op, dtype in _mapped(operators):
         module = OUTSIDE if row.module is None else escaped_path(row.module)
         counts[module, row.phase, op, dtype] += row.count
     unseen = [*operators.hidden, *(f"FLOPs of {name}" for name in operators.unknown)]
@@ -115,13 +115,13 @@ def lines_of(operators: Operators | None) -> Lines:
 def calls(operators: Operators | None) -> dict[str, dict[str, int]]:
     """Count the calls in one inspected step, by operator and then dtype, in the order they ran."""
     found: dict[str, dict[str, int]] = {}
-    for row, op, dtype in _named(operators) if operators else ():
+    for row, op, dtype in _mapped(operators) if operators else ():
         counts = found.setdefault(op, {})
         counts[dtype] = counts.get(dtype, 0) + row.count
     return found
 
 
-def _named(operators: Operators) -> Iterator[tuple[OpRow, str, str]]:
+def _mapped(operators: Operators) -> Iterator[tuple[OpRow, str, str]]:
     """Yield the rows that belong in a map, with their operator's and dtype's names there."""
     for row in operators.rows:
         op = _op(row)
@@ -151,7 +151,7 @@ def _change(stored: Lines, now: Lines) -> str:
     """Describe the most telling change: a dtype before a count, and casts after everything else."""
     before, after = _by_operator(stored - now), _by_operator(now - stored)
     (_, first), *more = sorted(
-        (_told(key, before.get(key, []), after.get(key, [])) for key in {**before, **after}),
+        (_in_words(key, before.get(key, []), after.get(key, [])) for key in {**before, **after}),
         key=lambda each: each[0],
     )
     return f"{first} (and {units.plural(len(more), 'more change')})" if more else first
@@ -167,7 +167,7 @@ def _by_operator(lines: Lines) -> dict[Key, list[Line]]:
     return by_operator
 
 
-def _told(key: Key, before: list[Line], after: list[Line]) -> tuple[int, str]:
+def _in_words(key: Key, before: list[Line], after: list[Line]) -> tuple[int, str]:
     """Return how telling an operator's change is (0 is the most), and the change in words."""
     module, phase, op = key
     if phase == "unseen":

@@ -33,9 +33,9 @@ def pytest_configure(config: pytest.Config) -> None:
     tracebacks.register(config)
     mode = settings.resolve(levels).snapshot
     if mode != "off":
-        from pytest_amp.plugin.snapshot import Snapshots
+        from pytest_amp.plugin.snapshot import MapFiles
 
-        config.pluginmanager.register(Snapshots(config, mode == "update"), "amp-snapshot")
+        config.pluginmanager.register(MapFiles(config, mode == "update"), "amp-snapshot")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -33,11 +33,11 @@ class _Source:
         self.group = group
         self.param = callspec.id if callspec else None
         given = callspec.params if callspec else {}
-        self.params = {**{name: _plain(each) for name, each in given.items()}, "arm": arm}
+        self.params = {**{name: _as_json(each) for name, each in given.items()}, "arm": arm}
         self.extra_info = {"amp": report}
 
 
-def _plain(value: object) -> object:
+def _as_json(value: object) -> object:
     """A parameter as JSON takes it: one that it does not take would cost the whole run."""
     simple = value is None or isinstance(value, (str, int, float))
     return value if simple else str(value)
@@ -164,7 +164,7 @@ class Keeper:
         self, folder: Path, name: str, output: Mapping[str, Any], failed: Exception | None = None
     ) -> None:
         """Keep a second copy where the run is not in the folder."""
-        path = saving.kept(folder, self.run["id"])
+        path = saving.saved_file(folder, self.run["id"])
         if path is None:
             try:
                 path = self._second(folder, name, output)

@@ -17,7 +17,7 @@ import pytest
 
 from pytest_amp import files
 from pytest_amp.errors import AmpError, unless_our_bug
-from pytest_amp.judge.dtype_map import Snapshot
+from pytest_amp.judge.dtype_map import StoredMap
 from pytest_amp.judge.dtype_map_text import BrokenMapError, Section, Title, document, parse, section
 from pytest_amp.plugin import collection
 from pytest_amp.provenance import rank
@@ -29,20 +29,20 @@ DIRECTORY = "__amp__"
 _CARGO = "amp_snapshot"
 
 
-def stored_for(item: pytest.Item, update: bool) -> Snapshot | None:
+def stored_for(item: pytest.Item, update: bool) -> StoredMap | None:
     """What is stored for a test's file; None in the further ranks of a distributed run."""
     if not _first_rank():
         return None
     file = _map_of(item.path)
-    shown = _shown(item.config, file)
-    return Snapshot(shown, _name(item), update, _read(file, shown))
+    shown = _from_rootdir(item.config, file)
+    return StoredMap(shown, _name(item), update, _read(file, shown))
 
 
 def _map_of(test_file: Path) -> Path:
     return test_file.parent / DIRECTORY / f"{test_file.stem}.txt"
 
 
-def _shown(config: pytest.Config, path: Path) -> str:
+def _from_rootdir(config: pytest.Config, path: Path) -> str:
     """The path from pytest's root directory."""
     return Path(os.path.relpath(path, config.rootpath)).as_posix()
 
@@ -72,7 +72,7 @@ def _first_rank() -> bool:
     return not rank()
 
 
-class Snapshots:
+class MapFiles:
     """One run under ``--amp-snapshot``: updates the files, and tells of maps that nothing uses."""
 
     def __init__(self, config: pytest.Config, update: bool) -> None:
@@ -143,7 +143,8 @@ class Snapshots:
         if self._config.option.collectonly or not _first_rank():
             return
         known = {
-            _shown(self._config, _map_of(Path(path))): tests for path, tests in self._tests.items()
+            _from_rootdir(self._config, _map_of(Path(path))): tests
+            for path, tests in self._tests.items()
         }
         for shown in sorted({*known, *(shown for shown, _ in self._reports)}):
             try:
@@ -191,8 +192,8 @@ class Snapshots:
             for file in sorted(directory.glob(f"{DIRECTORY}/*.txt")):
                 test_file = directory / f"{file.stem}.py"
                 if not test_file.exists():
-                    missing = _shown(self._config, test_file)
-                    yield f"{_shown(self._config, file)}: there is no {missing} any more: delete it"
+                    stored, missing = (_from_rootdir(self._config, p) for p in (file, test_file))
+                    yield f"{stored}: there is no {missing} any more: delete it"
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:

@@ -21,7 +21,7 @@ from pytest_amp.render.text import (
     shorten,
     wrapped,
 )
-from pytest_amp.render.verdicts import both_arms, shown, why_nothing
+from pytest_amp.render.verdicts import both_arms, outcome_of, why_nothing
 from pytest_amp.results.explanation import in_order
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import COMPARED, Finding, Gate, GateVerdict
@@ -45,10 +45,10 @@ def details(reports: Sequence[AmpReport], width: int, verbosity: int) -> Iterato
     for report in reports:
         entries = [*said(report), *(_measured(report) if verbosity > 0 else ())]
         if verbosity > 0:
-            entries = [*_kept(report), *entries]
+            entries = [*_other_gates(report), *entries]
         if not entries:
             continue
-        outcome = shown(report)
+        outcome = outcome_of(report)
         nodeid = shorten(report.nodeid, width - len(outcome.word) - len(GAP))
         yield Span(outcome.word, outcome.markup), Span(GAP + nodeid)
         for label, markup, text in entries:
@@ -89,7 +89,7 @@ def _finding(finding: Finding) -> str:
     return f"{finding} (confirmed by a rerun)" if finding.confirmed else str(finding)
 
 
-def _kept(report: AmpReport) -> Iterator[Entry]:
+def _other_gates(report: AmpReport) -> Iterator[Entry]:
     """The gates that `said` has nothing to say about."""
     for gate in report.gates:
         if gate.verdict == "pass" or not (gate.asked or gate in report.unmeasured):

@@ -12,8 +12,8 @@ from pytest_amp.codes import CODES
 from pytest_amp.render import plots, trend_plots
 from pytest_amp.render.heading import heading
 from pytest_amp.render.table import columns_of
-from pytest_amp.render.text import plain
-from pytest_amp.render.verdicts import OUTCOMES, both_arms, outcome_of, shown, why_nothing
+from pytest_amp.render.text import text_of
+from pytest_amp.render.verdicts import OUTCOMES, both_arms, kind_of, outcome_of, why_nothing
 from pytest_amp.results.explanation import in_order
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.trend import METRICS, Trend
@@ -75,18 +75,18 @@ def page(
         lstrip_blocks=True,
     )
     environment.filters["duration"] = units.duration
-    gravest_first = sorted(results, key=lambda each: _GRAVITY.index(outcome_of(each.report)))
+    gravest_first = sorted(results, key=lambda each: _GRAVITY.index(kind_of(each.report)))
     sections = [_section(number, each) for number, each in enumerate(gravest_first, 1)]
     reports = [each.report for each in results]
     counts = [
-        (outcome.counted, kind, sum(outcome_of(each) == kind for each in reports))
+        (outcome.counted, kind, sum(kind_of(each) == kind for each in reports))
         for kind, outcome in OUTCOMES.items()
     ]
     return environment.get_template("page.html.jinja").render(
         sections=sections,
         columns=columns_of(reports),
         counts=[each for each in counts if each[2]],
-        places=[plain(line) for line in heading(reports, 10_000, 0, {})],
+        places=[text_of(line) for line in heading(reports, 10_000, 0, {})],
         run=run,
         created=created.replace("T", " ").replace("+00:00", " UTC"),
         version=version,
@@ -117,8 +117,8 @@ def _section(number: int, result: Result) -> Section:
         anchor=f"test-{number}",
         report=report,
         origin=result.origin,
-        word=shown(report).word,
-        kind=outcome_of(report),
+        word=outcome_of(report).word,
+        kind=kind_of(report),
         reason=why_nothing(report),
         findings=[
             *in_order(report),
@@ -126,7 +126,7 @@ def _section(number: int, result: Result) -> Section:
         ],
         figures=plots.figures(report),
         history=trend_plots.figures(trend) if trend else {},
-        steps=[f"{each.name}, {step}" for each in METRICS for step in trend.told(each)]
+        steps=[f"{each.name}, {step}" for each in METRICS for step in trend.steps_in_words(each)]
         if trend
         else [],
         dtypes=_dtypes(report),

@@ -75,10 +75,10 @@ def drawn(draw: Callable[[Axes], object]) -> str:
     try:
         return _svg(draw)
     except (ValueError, ArithmeticError) as error:
-        return _svg(partial(_told, text=f"can't be drawn: {error}"))
+        return _svg(partial(_text_instead, text=f"can't be drawn: {error}"))
 
 
-def _told(axes: Axes, text: str) -> None:
+def _text_instead(axes: Axes, text: str) -> None:
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, ha="center", va="center", wrap=True)
 

@@ -22,7 +22,7 @@ from pytest_amp.render.text import (
     shorten,
     split_nodeid,
 )
-from pytest_amp.render.verdicts import both_arms, shown, why_nothing
+from pytest_amp.render.verdicts import both_arms, outcome_of, why_nothing
 from pytest_amp.results.report import AmpReport
 
 _INDENT = "    "
@@ -76,7 +76,7 @@ def _since(report: AmpReport) -> str:
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A figure of the table, and the gates whose verdict colours it."""
 
     title: str
@@ -94,22 +94,22 @@ class Column:
         return Span(cut(self.text(report), _LONGEST_CELL), markup)
 
 
-_SPEEDUP = Column(
+_SPEEDUP = TableColumn(
     "speedup", "<", _speedup,
     ("speedup", "compare:speedup"),
 )  # fmt: skip
 COLUMNS = (
-    Column("step time", ">", _step_time),
+    TableColumn("step time", ">", _step_time),
     _SPEEDUP,
-    Column("memory", ">", _memory, ("memory_reduction", "compare:memory")),
-    Column("loss diff", ">", _loss_diff, ("loss_diff", "compare:loss")),
-    Column("coverage", ">", lambda report: units.share(report.coverage), ("coverage",)),
-    Column("scaler", "<", _scaler, ("skipped_steps",)),
+    TableColumn("memory", ">", _memory, ("memory_reduction", "compare:memory")),
+    TableColumn("loss diff", ">", _loss_diff, ("loss_diff", "compare:loss")),
+    TableColumn("coverage", ">", lambda report: units.share(report.coverage), ("coverage",)),
+    TableColumn("scaler", "<", _scaler, ("skipped_steps",)),
 )
-_SINCE = Column("since", ">", _since, ("compare:speedup",))
+_SINCE = TableColumn("since", ">", _since, ("compare:speedup",))
 
 
-def columns_of(reports: Sequence[AmpReport]) -> tuple[Column, ...]:
+def columns_of(reports: Sequence[AmpReport]) -> tuple[TableColumn, ...]:
     """The change since a baseline only where there is one."""
     return (*COLUMNS, _SINCE) if any(report.baseline for report in reports) else COLUMNS
 
@@ -118,7 +118,7 @@ def columns_of(reports: Sequence[AmpReport]) -> tuple[Column, ...]:
 class _Layout:
     """Which cells stand on which line of a row, how wide each is, and the same without figures."""
 
-    columns: Sequence[Column]
+    columns: Sequence[TableColumn]
     rows: Sequence[Sequence[str]]
     reasons: Sequence[Sequence[str]]
     sizes: Mapping[str, int]
@@ -154,14 +154,14 @@ def table(reports: Sequence[AmpReport], width: int) -> Iterator[Line]:
     yield (Span("-" * layout.width),)
     for path, tests in files.items():
         if path:
-            shown = (text for text in ever_shorter(path) if len(text) <= width)
-            yield (Span(next(shown, cut(path, width))),)
+            fitting = (text for text in ever_shorter(path) if len(text) <= width)
+            yield (Span(next(fitting, cut(path, width))),)
         for report in tests:
             yield from _row(report, layout)
 
 
 def _row(report: AmpReport, layout: _Layout) -> Iterator[Line]:
-    outcome = shown(report)
+    outcome = outcome_of(report)
     suffix = _occasion(report)
     path, name = split_nodeid(ascii_only(report.nodeid))
     indent = GAP if path else ""
@@ -184,7 +184,7 @@ def _layout(reports: Sequence[AmpReport], width: int) -> _Layout:
         for column in columns
     }
     figures = sum(sizes.values()) + len(GAP) * (len(sizes) - 1)
-    sizes["verdict"] = max(len("verdict"), *(len(shown(report).word) for report in reports))
+    sizes["verdict"] = max(len("verdict"), *(len(outcome_of(report).word) for report in reports))
     longest = max(
         len(GAP + split_nodeid(ascii_only(report.nodeid))[1] + _occasion(report))
         for report in reports

@@ -22,7 +22,7 @@ from pytest_amp.render.text import (
     shorten,
     wrapped,
 )
-from pytest_amp.render.verdicts import OUTCOMES, outcome_of, shown, why_nothing
+from pytest_amp.render.verdicts import OUTCOMES, kind_of, outcome_of, why_nothing
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import COMPARED
 
@@ -42,7 +42,7 @@ def summary(
     if not reports:
         return []
     if verbosity < 0:
-        lines = [_brief(report, width) for report in reports if outcome_of(report) != "pass"]
+        lines = [_brief(report, width) for report in reports if kind_of(report) != "pass"]
         lines += _without_baseline(reports, width)
         lines += _set_for_others(reports, width)
         return [fit(line, width) for line in (*lines, _counts(reports))]
@@ -90,7 +90,7 @@ def _them(reports: Sequence[AmpReport]) -> str:
 
 
 def _brief(report: AmpReport, width: int) -> Line:
-    outcome = shown(report)
+    outcome = outcome_of(report)
     reason = why_nothing(report) or next((sentence(entry.text) for entry in said(report)), "")
     room = width - len(outcome.word) - 1
     nodeid = shorten(report.nodeid, room)
@@ -131,7 +131,7 @@ def _closing(reports: Sequence[AmpReport], verbosity: int) -> Iterator[Line]:
 def _counts(reports: Sequence[AmpReport]) -> Line:
     """4 passed, 1 failed, 1 inconclusive, 2 skipped: of a test that was run again the last run."""
     tests = {(report.nodeid, report.worker, report.rank): report for report in reports}
-    counter = Counter(outcome_of(report) for report in tests.values())
+    counter = Counter(kind_of(report) for report in tests.values())
     spans: list[Span] = []
     for name, outcome in OUTCOMES.items():
         if count := counter[name]:

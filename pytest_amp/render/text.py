@@ -31,7 +31,7 @@ BAD: Markup = ("red", "bold")
 GAP = "  "
 
 
-def plain(line: Line) -> str:
+def text_of(line: Line) -> str:
     """The text of a line without its markup."""
     return "".join(span.text for span in line)
 
@@ -86,7 +86,7 @@ def split_nodeid(nodeid: str) -> tuple[str, str]:
 
 def fit(line: Line, width: int) -> Line:
     """The line without trailing space, and cut if it is too wide."""
-    room = len(plain(line)[:width].rstrip())
+    room = len(text_of(line)[:width].rstrip())
     spans: list[Span] = []
     for text, markup in line:
         if text[: max(room, 0)]:

@@ -10,7 +10,7 @@ from pytest_amp.render.text import GAP, cut
 from pytest_amp.results.trend import METRICS, Trend
 
 
-class Column(NamedTuple):
+class TrendColumn(NamedTuple):
     """A title, the side that its cells stand on, and their text."""
 
     title: str
@@ -44,13 +44,13 @@ def _step_time(trend: Trend) -> str:
 
 
 COLUMNS = (
-    Column("passed", "<", _passed),
-    Column("newest", "<", _last),
-    Column("verdict", "<", lambda trend: trend.points[-1].verdict),
-    Column("speedup", ">", lambda trend: units.ratio(_newest("speedup")(trend))),
-    Column("step time", ">", _step_time),
-    Column("amp peak", ">", lambda trend: units.size(_newest("amp_peak_bytes")(trend))),
-    Column("amp loss", ">", lambda trend: units.number(_newest("amp_loss")(trend))),
+    TrendColumn("passed", "<", _passed),
+    TrendColumn("newest", "<", _last),
+    TrendColumn("verdict", "<", lambda trend: trend.points[-1].verdict),
+    TrendColumn("speedup", ">", lambda trend: units.ratio(_newest("speedup")(trend))),
+    TrendColumn("step time", ">", _step_time),
+    TrendColumn("amp peak", ">", lambda trend: units.size(_newest("amp_peak_bytes")(trend))),
+    TrendColumn("amp loss", ">", lambda trend: units.number(_newest("amp_loss")(trend))),
 )
 
 
@@ -65,7 +65,7 @@ def table(trends: Sequence[Trend]) -> Iterator[tuple[str, str]]:
         yield cut(units.printable(trend.name), 300), ""
         yield _line(row, widths), ""
         for metric in METRICS:
-            for step in trend.told(metric):
+            for step in trend.steps_in_words(metric):
                 yield f"{2 * GAP}{metric.name:<9} stepped in ", units.printable(step)
 
 

@@ -48,11 +48,11 @@ def why_nothing(report: AmpReport) -> str:
     return sentence(f"{', '.join(part for part in parts if part)}: {error.message}")
 
 
-def outcome_of(report: AmpReport) -> str:
+def kind_of(report: AmpReport) -> str:
     """The verdict; a pass that ``--amp-strict`` does not let pass is none."""
     return "unanswered" if report.verdict == "pass" and report.unanswered else report.verdict
 
 
-def shown(report: AmpReport) -> Outcome:
-    outcome = OUTCOMES[outcome_of(report)]
+def outcome_of(report: AmpReport) -> Outcome:
+    outcome = OUTCOMES[kind_of(report)]
     return outcome._replace(markup=BAD) if report.unanswered else outcome

@@ -74,7 +74,7 @@ class Trend(NamedTuple):
             if math.isfinite(point.values.get(column, math.nan))
         ]
 
-    def told(self, metric: Metric) -> list[str]:
+    def steps_in_words(self, metric: Metric) -> list[str]:
         """Its steps: ``run 0013 of 2026-01-13: 2.01x -> 1.61x (-20%), with torch ...``."""
         found = []
         for step in self.steps.get(metric.column, ()):

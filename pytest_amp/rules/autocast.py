@@ -141,7 +141,7 @@ def half_parameters(case: Case) -> Iterator[Word]:
     where = "the amp arm" if ours else "both arms"
     yield Word(
         f"{len(named)} of {units.plural(len(trained), 'trained parameter')} of {where} "
-        f"are kept in {dtypes} ({_named(named)}): updates smaller than their rounding are "
+        f"are kept in {dtypes} ({_first_names(named)}): updates smaller than their rounding are "
         "lost; keep them in float32 and let autocast cast them"
         + ("" if ours else ", unless they are rounded on purpose, as stochastically"),
         {"reduced": len(named), "trained": len(trained), "dtypes": dtypes},
@@ -178,8 +178,8 @@ def missing_gradients(case: Case) -> Iterator[Word]:
     if lost:
         yield Word(
             f"{units.plural(len(lost), 'parameter')} that train in fp32 got no gradient under amp "
-            f"in any step ({_named(lost)}): something cuts the graph there, such as a cast of "
-            ".data, a detach, or a no_grad region that caches a cast",
+            f"in any step ({_first_names(lost)}): something cuts the graph there, such as a cast "
+            "of .data, a detach, or a no_grad region that caches a cast",
             {"parameters": [each.name for each in lost]},
             module=_module_of(lost[0]),
         )
@@ -240,7 +240,7 @@ def _products(case: Case, phase: str, key: str) -> dict[str, set[str]]:
     return dict(found)
 
 
-def _named(parameters: Iterable[Parameter]) -> str:
+def _first_names(parameters: Iterable[Parameter]) -> str:
     """List the first two names, and say if there are more."""
     names = [each.name or "one outside of modules" for each in parameters]
     return ", ".join(names[:2]) + (", ..." if len(names) > 2 else "")

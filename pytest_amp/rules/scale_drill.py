@@ -29,8 +29,9 @@ def modified_before_unscale(case: Case) -> Iterator[Word]:
         return
     worst = max(differing, key=lambda each: each.difference)
     everything = [each for each in drill.gradients if each.optimizer == worst.optimizer]
+    optimizer = optimizer_name(drill.optimizers, worst.optimizer)
     yield Word(
-        f"what {named(drill.optimizers, worst.optimizer)} sees depends on the loss scale: between "
+        f"what {optimizer} sees depends on the loss scale: between "
         f"{drill.scales[1]:g} and {drill.scales[0]:g}, {len(differing)} of {len(everything)} "
         f"gradients differ, that of {worst.parameter} by "
         f"{units.share(worst.difference)}; something changes them while they are still scaled, as "
@@ -61,8 +62,8 @@ def scaler_bypassed(case: Case) -> Iterator[Word]:
     elif use.scaled and not use.steps and use.optimizers:
         yield Word(
             f"a GradScaler scaled losses ({use.scaled} times), and its step() was never called: "
-            f"{named(use.optimizers, 0)} stepped on what it was given, overflows and all; call "
-            "scaler.step(optimizer) in place of optimizer.step()",
+            f"{optimizer_name(use.optimizers, 0)} stepped on what it was given, overflows and all; "
+            "call scaler.step(optimizer) in place of optimizer.step()",
             {"scaled": use.scaled},
         )
 
@@ -77,7 +78,7 @@ def past_the_scaler(case: Case) -> tuple[int, Word] | None:
     if drill is None or not differing:
         return None
     number, first = differing[0].optimizer, differing[0]
-    which, times = named(drill.optimizers, number), drill.scales[0] / drill.scales[1]
+    which, times = optimizer_name(drill.optimizers, number), drill.scales[0] / drill.scales[1]
     evidence = {
         "optimizer": kind_of(drill.optimizers, number),
         "parameter": first.parameter,
@@ -139,7 +140,7 @@ def kind_of(kinds: Sequence[str], number: int) -> str:
     return kinds[number] if number < len(kinds) else "the optimizer"
 
 
-def named(kinds: Sequence[str], number: int) -> str:
+def optimizer_name(kinds: Sequence[str], number: int) -> str:
     """Name an optimizer: ``AdamW``, and which one if there are several."""
     kind = kind_of(kinds, number)
     return f"{kind} (optimizer {number + 1} of {len(kinds)})" if len(kinds) > 1 else kind

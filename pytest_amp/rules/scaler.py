@@ -10,7 +10,7 @@ from pytest_amp import units
 from pytest_amp.judge.case import Case
 from pytest_amp.observations import ScalerStep
 from pytest_amp.rules.base import Raised, Rule, Word
-from pytest_amp.rules.scale_drill import first_differing, named, past_the_scaler
+from pytest_amp.rules.scale_drill import first_differing, optimizer_name, past_the_scaler
 
 # After the scale has been found, one step in twenty may still overflow by itself.
 STRAY_SKIPS = 2
@@ -113,14 +113,16 @@ def scheduler_on_skipped_step(case: Case) -> Iterator[Word]:
     if skipped:
         number, step = skipped[0]
         where = f"in step {step + 1}" + (f" and {len(skipped) - 1} more" if skipped[1:] else "")
-        yield _moved_on(named(kinds, number), where, {"step": step + 1, "steps": len(skipped)})
+        yield _moved_on(
+            optimizer_name(kinds, number), where, {"step": step + 1, "steps": len(skipped)}
+        )
         return
     drill = case.seen.overflow
     for each in drill.overflows if drill else ():
         usual, moves = Counter(drill.moves if drill else ()), Counter(each.moves)
         for number in each.skipped:
             if usual[number] and moves[number] >= usual[number]:
-                which = named(kinds, number)
+                which = optimizer_name(kinds, number)
                 yield _moved_on(which, "in the overflow drill", {"moves": moves[number]})
                 return
 
@@ -146,8 +148,9 @@ def stepped_on_overflow(case: Case) -> Iterator[Word]:
             if bypassed is not None and number == bypassed[0]:
                 continue  # AMP208 says why
             wrong = "" if each.next_loss_finite else "; the next loss was not finite"
+            optimizer = optimizer_name(drill.optimizers if drill else (), number)
             yield Word(
-                f"{named(drill.optimizers if drill else (), number)} stepped although an overflow "
+                f"{optimizer} stepped although an overflow "
                 f"had made its gradients inf: {changed[0]}{_and_more(changed)} changed{wrong}; let "
                 "scaler.step(optimizer) decide, and respect found_inf in an optimizer or a scaler "
                 "of your own",
@@ -192,7 +195,7 @@ def scale_stuck(case: Case) -> Iterator[Word]:
     use = case.seen.amp.scaler
     for number in range(len(use.optimizers)):
         steps = [step for step in use.steps if step.optimizer == number]
-        which = named(use.optimizers, number)
+        which = optimizer_name(use.optimizers, number)
         if _at_the_floor(steps) and steps[-1].scale >= LEAST_SCALE:
             yield Word(
                 f"the steps of {which} are skipped ({_skips(steps)} of {len(steps)}) and the loss "

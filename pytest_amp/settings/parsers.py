@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from pytest_amp import units
-from pytest_amp.codes import CODES, METRICS
+from pytest_amp.codes import CODES, COMPARED_METRICS
 from pytest_amp.settings import thresholds
 from pytest_amp.settings.thresholds import Range, Threshold
 
@@ -148,9 +148,9 @@ def allowed(value: object) -> dict[str, float]:
     allowed: dict[str, float] = {}
     for word in words(value):
         found = re.fullmatch(_METRIC, word)
-        if found is None or found[1] not in METRICS:
+        if found is None or found[1] not in COMPARED_METRICS:
             raise ValueError(
-                f"{word!r} is not METRIC:PCT with a metric of {', '.join(METRICS)}; "
+                f"{word!r} is not METRIC:PCT with a metric of {', '.join(COMPARED_METRICS)}; "
                 "write for example speedup:10%"
             )
         if found[1] in allowed:

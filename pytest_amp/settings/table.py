@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pytest_amp.codes import GATES, METRICS
+from pytest_amp.codes import COMPARED_METRICS, GATES
 from pytest_amp.settings import parsers as read
 from pytest_amp.settings.thresholds import Threshold
 
@@ -110,14 +110,14 @@ class Settings(NamedTuple):
         from pytest_amp.results.values import Setting
 
         return {
-            entry.name: Setting(_plain(getattr(self, entry.name)), self.sources[entry.name])
+            entry.name: Setting(_as_json(getattr(self, entry.name)), self.sources[entry.name])
             for entry in TABLE
         }
 
 
-def _plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     if isinstance(value, Threshold):
-        return value.plain()
+        return value.as_json()
     if isinstance(value, frozenset):
         return sorted(value)
     return list(value) if isinstance(value, tuple) else value
@@ -218,7 +218,7 @@ TABLE: tuple[Entry, ...] = (
     ),
     Entry(
         "compare_fail", read.allowed, {}, "METRIC:PCT",
-        "fail where " + ", ".join(METRICS) + " got worse by more: speedup:10%,memory:5%",
+        "fail where " + ", ".join(COMPARED_METRICS) + " got worse by more: speedup:10%,memory:5%",
         marker=False, adds_up=True, gating=True, write=read.written_percents,
     ),
 )  # fmt: skip

@@ -60,7 +60,7 @@ class Threshold(NamedTuple):
         keys = (*sorted(globs, key=len, reverse=True), device.arch or "", device.type, "*")
         return next((key for key in keys if key in self.by_device), None)
 
-    def plain(self) -> float | dict[str, float | None] | None:
+    def as_json(self) -> float | dict[str, float | None] | None:
         """As the user would write it: a number, or a mapping."""
         if set(self.by_device) == {"*"}:
             return self.by_device["*"]

@@ -20,7 +20,7 @@ from pytest_amp.results.values import Baseline
 from pytest_amp.storage import store
 from pytest_amp.storage.index import Index
 from pytest_amp.storage.key import PARTS, key, seconds, versions
-from pytest_amp.storage.store import Broken, Run
+from pytest_amp.storage.store import Broken, SavedRun
 
 NEWEST = "newest"
 _DAY_S = 86_400
@@ -57,11 +57,11 @@ class Baselines:
     warnings: list[str] = field(default_factory=list)
     _index: Index | None = field(default=None, init=False)
     # Most tests of a session have their baseline in the same run.
-    _read: Callable[[Path], Run] = field(
+    _read: Callable[[Path], SavedRun] = field(
         default_factory=lambda: lru_cache(8)(store.read), init=False
     )
 
-    def of(self, report: AmpReport, but: Run | None = None) -> tuple[AmpReport, Baseline]:
+    def of(self, report: AmpReport, but: SavedRun | None = None) -> tuple[AmpReport, Baseline]:
         """Return the newest passing result with the report's key, and where it comes from.
 
         Args:
@@ -117,14 +117,16 @@ class Baselines:
             try:
                 self._index = index_of(self.storage, self.reference, self.beside)
             except NotADirectoryError:
-                raise NoBaseline(f"{store.shown(self.storage)} is a file, not a storage") from None
+                raise NoBaseline(
+                    f"{store.printable(self.storage)} is a file, not a storage"
+                ) from None
             except OSError as error:
                 why = f"can't be read ({error.strerror or error})"
-                raise NoBaseline(f"{store.shown(self.storage)} {why}") from None
+                raise NoBaseline(f"{store.printable(self.storage)} {why}") from None
             self._warn(self._index.warnings)
         return self._index
 
-    def _why_none(self, index: Index, report: AmpReport, but: Run | None) -> str:
+    def _why_none(self, index: Index, report: AmpReport, but: SavedRun | None) -> str:
         """Say what was looked for, and why the test's newest result is not it."""
         environment = report.environment
         place = f" on {environment.device} in {environment.dtype}" if environment else ""
@@ -133,7 +135,7 @@ class Baselines:
         where = self.storage if self.reference == NEWEST else self.reference
         passing = "" if self.any_verdict else " passing"
         wanted = f"there is no{passing} result of this test{place}{branch}{exact} in "
-        wanted += store.shown(where)
+        wanted += store.printable(where)
         for found in index.of_test(report.nodeid)[:_TRIED]:
             try:
                 run = self._read(found.path)
@@ -148,7 +150,7 @@ class Baselines:
                 return f"{wanted}; its newest, in run {run.name}, {why}"
         return wanted
 
-    def _obstacle(self, result: AmpReport, run: Run, report: AmpReport) -> str | None:
+    def _obstacle(self, result: AmpReport, run: SavedRun, report: AmpReport) -> str | None:
         stored, ours = (json.loads(key(each.to_dict())) for each in (result, report))
         other = [
             f"{name} {theirs}, not {here}"
@@ -193,7 +195,7 @@ class Baselines:
         self.warnings.extend(text for text in texts if text not in self.warnings)
 
 
-def _is(run: Run, other: Run | None) -> bool:
+def _is(run: SavedRun, other: SavedRun | None) -> bool:
     return other is not None and (run.path, run.id) == (other.path, other.id)
 
 
@@ -209,7 +211,7 @@ def index_of(storage: Path, reference: str, beside: Path) -> Index:
     paths = paths_of(storage, reference, beside)
     if not paths:
         hint = "; before a path write --amp-compare=newest" if Path(reference).is_dir() else ""
-        raise NoBaseline(f"there is no saved run {store.shown(reference)!r}{hint}")
+        raise NoBaseline(f"there is no saved run {store.printable(reference)!r}{hint}")
     return Index(storage, paths)
 
 
@@ -219,8 +221,8 @@ def paths_of(storage: Path, reference: str, beside: Path) -> list[Path]:
     It may be the number of a run. If it is not, it is tried as a path, and then as the name of a
     save.
     """
-    numbered = _named(storage, reference) if reference.isdigit() else ()
-    return list(numbered) or _by_path(reference, beside) or list(_named(storage, reference))
+    numbered = _files_of(storage, reference) if reference.isdigit() else ()
+    return list(numbered) or _by_path(reference, beside) or list(_files_of(storage, reference))
 
 
 def _by_path(reference: str, beside: Path) -> list[Path]:
@@ -236,7 +238,7 @@ def _by_path(reference: str, beside: Path) -> list[Path]:
     ]
 
 
-def _named(storage: Path, reference: str) -> Iterator[Path]:
+def _files_of(storage: Path, reference: str) -> Iterator[Path]:
     """Find runs by number, or by the name or glob that was given to ``--benchmark-save``."""
     with contextlib.suppress(NotADirectoryError):
         for file in store.files(storage, []):
@@ -249,7 +251,9 @@ def _named(storage: Path, reference: str) -> Iterator[Path]:
                 yield file.path
 
 
-def origin(run: Run, result: AmpReport) -> Baseline:
+def origin(run: SavedRun, result: AmpReport) -> Baseline:
     """Describe where a result comes from."""
-    commit, branch = (each and store.shown(each) for each in (run.commit, run.branch))
-    return Baseline(run.name, store.shown(run.path), store.shown(result.started), commit, branch)
+    commit, branch = (each and store.printable(each) for each in (run.commit, run.branch))
+    return Baseline(
+        run.name, store.printable(run.path), store.printable(result.started), commit, branch
+    )

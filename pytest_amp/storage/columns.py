@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pytest_amp.judge.parity import tail_mean
 from pytest_amp.storage.key import Report, key
-from pytest_amp.storage.store import Run
+from pytest_amp.storage.store import SavedRun
 
 
 class Column(NamedTuple):
@@ -28,23 +28,23 @@ class Column(NamedTuple):
     name: str
     unit: str
     help: str
-    of: Callable[[Run, Report], Any]
+    of: Callable[[SavedRun, Report], Any]
 
 
-def _arm(name: str, field: str) -> Callable[[Run, Report], Any]:
+def _arm(name: str, field: str) -> Callable[[SavedRun, Report], Any]:
     return lambda _, report: _mapped(report["arms"].get(name)).get(field)
 
 
-def _step_time(name: str) -> Callable[[Run, Report], float | None]:
-    def of(_: Run, report: Report) -> float | None:
+def _step_time(name: str) -> Callable[[SavedRun, Report], float | None]:
+    def of(_: SavedRun, report: Report) -> float | None:
         times = _mapped(report["arms"].get(name)).get("step_times_s")
         return statistics.median(times) if times else None
 
     return of
 
 
-def _loss(name: str) -> Callable[[Run, Report], float | None]:
-    def of(_: Run, report: Report) -> float | None:
+def _loss(name: str) -> Callable[[SavedRun, Report], float | None]:
+    def of(_: SavedRun, report: Report) -> float | None:
         curves = _mapped(_mapped(report["arms"].get(name)).get("losses"))
         curve = next(iter(curves.values()), None)
         if not curve:
@@ -54,28 +54,28 @@ def _loss(name: str) -> Callable[[Run, Report], float | None]:
     return of
 
 
-def _of(field: str) -> Callable[[Run, Report], Any]:
+def _of(field: str) -> Callable[[SavedRun, Report], Any]:
     return lambda _, report: report.get(field)
 
 
-def _in(group: str, field: str) -> Callable[[Run, Report], Any]:
+def _in(group: str, field: str) -> Callable[[SavedRun, Report], Any]:
     return lambda _, report: _mapped(report.get(group)).get(field)
 
 
-def _codes(severity: str) -> Callable[[Run, Report], str]:
-    def of(_: Run, report: Report) -> str:
+def _codes(severity: str) -> Callable[[SavedRun, Report], str]:
+    def of(_: SavedRun, report: Report) -> str:
         spoken = (each for each in report["findings"] if each["suppressed"] is None)
         return " ".join(sorted({each["code"] for each in spoken if each["severity"] == severity}))
 
     return of
 
 
-def _flags(_: Run, report: Report) -> str:
+def _flags(_: SavedRun, report: Report) -> str:
     flags = _mapped(_mapped(report.get("environment")).get("flags"))
     return " ".join(f"{name}={value}" for name, value in sorted(flags.items()))
 
 
-def _failed(_: Run, report: Report) -> str:
+def _failed(_: SavedRun, report: Report) -> str:
     return " ".join(each["name"] for each in report["gates"] if each["verdict"] == "fail")
 
 

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from pytest_amp.storage import key as keys
 from pytest_amp.storage import store
 from pytest_amp.storage.columns import NUMBERS, TEXTS, Column
-from pytest_amp.storage.store import Broken, Run
+from pytest_amp.storage.store import Broken, SavedRun
 
 T = TypeVar("T")
 NAME: Final = ".amp-index.sqlite"
@@ -86,7 +86,7 @@ class Index:
         self._ids = {"": 0}
         self._listing: list[str] = []
         self._database = _opened(root) if paths is None else _in_memory()
-        self._kept(self._update)
+        self._retried(self._update)
         self.warnings: tuple[str, ...] = (
             *self._listing,
             *(
@@ -179,9 +179,9 @@ class Index:
         return [Found(self._root / name, key) for name, key in self._all(query, given)]
 
     def _all(self, query: str, given: Sequence[Any] = ()) -> list[Any]:
-        return self._kept(lambda: self._database.execute(query, given).fetchall())
+        return self._retried(lambda: self._database.execute(query, given).fetchall())
 
-    def _kept(self, work: Callable[[], T]) -> T:
+    def _retried(self, work: Callable[[], T]) -> T:
         """Do some work on the database, and again on a new one if this one fails.
 
         A damaged file is replaced. If that does not help, the index moves into memory.
@@ -238,7 +238,7 @@ class Index:
         for file in store.files(self._root, self._listing):
             yield file.name, (file.size, file.modified)
 
-    def _read(self, name: str) -> tuple[Run | None, list[str]]:
+    def _read(self, name: str) -> tuple[SavedRun | None, list[str]]:
         try:
             run = store.read(self._root / name)
         except Broken as error:
@@ -251,7 +251,7 @@ class Index:
         self._database.executemany("DELETE FROM results WHERE file = ?", given)
 
     def _insert(
-        self, name: str, stamp: tuple[int, int], run: Run | None, broken: list[str]
+        self, name: str, stamp: tuple[int, int], run: SavedRun | None, broken: list[str]
     ) -> None:
         texts, numbers = array("i"), array("d")
         for key, report in run.tests.items() if run else ():
@@ -261,7 +261,7 @@ class Index:
                 about = (_encodable(str(report["verdict"])), timed)
                 same = keys.versions(report)
             except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-                nodeid = store.shown(report["nodeid"])
+                nodeid = store.printable(report["nodeid"])
                 why = f"the report of {nodeid} can't be read ({store.said(error)})"
                 broken.append(str(Broken(self._root / name, why)))
                 continue
@@ -384,7 +384,7 @@ def _batches(names: Iterable[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _row(run: Run, report: Mapping[str, Any]) -> tuple[list[str], list[float]]:
+def _row(run: SavedRun, report: Mapping[str, Any]) -> tuple[list[str], list[float]]:
     return (
         [_text(column, column.of(run, report)) for column in TEXTS],
         [_number(column, column.of(run, report)) for column in NUMBERS],

@@ -9,13 +9,13 @@ from typing import NamedTuple
 from pytest_amp.results.report import AmpReport
 from pytest_amp.storage import store
 from pytest_amp.storage.index import Found, Index
-from pytest_amp.storage.store import Broken, Run
+from pytest_amp.storage.store import Broken, SavedRun
 
 
 class Result(NamedTuple):
     """A stored result, the run that it belongs to, and its key."""
 
-    run: Run
+    run: SavedRun
     report: AmpReport
     key: str
 

@@ -30,7 +30,7 @@ def turn(folder: Path) -> Iterator[None]:
         yield
 
 
-def kept(folder: Path, run_id: str) -> Path | None:
+def saved_file(folder: Path, run_id: str) -> Path | None:
     """Return the file that the run was saved to; None if there is none.
 
     Only the newest files are searched, since a run that was just saved is among them.

@@ -28,7 +28,7 @@ class Broken(Exception):
     """A file is not a saved run. The text names the file and says what is wrong."""
 
     def __init__(self, path: str | os.PathLike[str], why: str) -> None:
-        super().__init__(f"{shown(path)}: {why}")
+        super().__init__(f"{printable(path)}: {why}")
 
 
 class File(NamedTuple):
@@ -53,7 +53,7 @@ class File(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Run:
+class SavedRun:
     """One saved run.
 
     Attributes:
@@ -88,14 +88,14 @@ class Run:
         try:
             return AmpReport.from_dict(self.tests[key])
         except (TypeError, ValueError, RecursionError) as error:
-            nodeid = shown(self.tests[key]["nodeid"])
+            nodeid = printable(self.tests[key]["nodeid"])
             why = f"the report of {nodeid} can't be read ({said(error)})"
             raise Broken(self.path, why) from None
 
     @property
     def name(self) -> str:
         """``0012`` if the run has a number, else the file's name."""
-        return f"{self.number:04}" if self.number is not None else shown(self.path.name)
+        return f"{self.number:04}" if self.number is not None else printable(self.path.name)
 
 
 def folder(storage: str | os.PathLike[str]) -> Path:
@@ -126,13 +126,13 @@ def files(root: Path, problems: list[str]) -> Iterator[File]:
     except FileNotFoundError:
         return
     for entry in entries:
-        with _told(entry.path, problems):
+        with _noting(entry.path, problems):
             below, inside = "", [entry]
             if entry.is_dir():
                 below, inside = f"{entry.name}/", list(os.scandir(entry))
             for each in inside:
                 if each.name.endswith(".json"):
-                    with _told(each.path, problems):
+                    with _noting(each.path, problems):
                         found = each.stat()
                         if stat.S_ISREG(found.st_mode):
                             name = below + each.name
@@ -140,7 +140,7 @@ def files(root: Path, problems: list[str]) -> Iterator[File]:
 
 
 @contextlib.contextmanager
-def _told(path: str, problems: list[str]) -> Iterator[None]:
+def _noting(path: str, problems: list[str]) -> Iterator[None]:
     """Record what can't be read as a problem and go on; ignore what has disappeared meanwhile."""
     try:
         yield
@@ -154,7 +154,7 @@ def _unreadable(error: OSError) -> str:
     return f"can't be read ({error.strerror or error})"
 
 
-def read(path: Path) -> Run:
+def read(path: Path) -> SavedRun:
     """Read a file that pytest-benchmark or ``--amp-json`` wrote.
 
     Raises:
@@ -175,7 +175,7 @@ def read(path: Path) -> Run:
     else:
         raise Broken(path, "is neither a file of pytest-benchmark's nor one of --amp-json")
     dirty = run.get("dirty")
-    return Run(
+    return SavedRun(
         path=path,
         number=int(found[1]) if found else None,
         id=_text(run.get("id")),
@@ -184,7 +184,7 @@ def read(path: Path) -> Run:
         branch=_text(run.get("branch")),
         dirty=dirty if isinstance(dirty, bool) else None,
         tests=tests,
-        damaged=tuple(f"{shown(path)}: {each}" for each in damaged),
+        damaged=tuple(f"{printable(path)}: {each}" for each in damaged),
     )
 
 
@@ -239,7 +239,7 @@ def _add(tests: dict[str, Mapping[str, Any]], report: object, damaged: list[str]
             tests[key(report)] = report
             return
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            why = f"the report of {shown(nodeid)} can't be read ({said(error)})"
+            why = f"the report of {printable(nodeid)} can't be read ({said(error)})"
     if why not in damaged:  # both arms' entries say the same
         damaged.append(why)
 
@@ -254,10 +254,10 @@ def _text(value: object) -> str | None:
 
 def said(error: Exception) -> str:
     """Return what an exception says is wrong with a report, on one line."""
-    return shown(f"no {error}" if isinstance(error, KeyError) else str(error))
+    return printable(f"no {error}" if isinstance(error, KeyError) else str(error))
 
 
-def shown(text: str | os.PathLike[str]) -> str:
+def printable(text: str | os.PathLike[str]) -> str:
     """Make a stored text safe to print: on one line, printable, and not too long."""
     plain = units.printable(os.fspath(text))
     return plain if len(plain) <= 200 else f"{plain[:150]}...{plain[-40:]}"

@@ -17,7 +17,7 @@ from pytest_amp.storage.change_points import change_points
 from pytest_amp.storage.columns import COLUMNS, NUMBERS, TEXTS
 from pytest_amp.storage.frame import history
 from pytest_amp.storage.key import MEASURING, key
-from pytest_amp.storage.store import Run
+from pytest_amp.storage.store import SavedRun
 
 if TYPE_CHECKING:
     import pandas
@@ -72,7 +72,7 @@ def _joined(
 ) -> pandas.DataFrame:
     import pandas
 
-    this = Run(
+    this = SavedRun(
         path=Path(_THIS), number=None, id=run["id"], started=run["started"],
         commit=run["commit"], branch=run["branch"], dirty=run["dirty"], tests={},
     )  # fmt: skip

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_amp.judge import dtype_map
-from pytest_amp.judge.dtype_map import Snapshot, lines_of
+from pytest_amp.judge.dtype_map import StoredMap, lines_of
 from pytest_amp.judge.dtype_map_text import (
     BrokenMapError,
     Line,
@@ -41,7 +41,7 @@ def stored(*lines, title=TITLE):
 
 
 def judge(sections, *rows, update=False, **operators):
-    snapshot = Snapshot("__amp__/test_x.txt", "test_step", update, sections)
+    snapshot = StoredMap("__amp__/test_x.txt", "test_step", update, sections)
     return dtype_map.judge(snapshot, seen(amp={"operators": Operators(rows=rows, **operators)}))
 
 

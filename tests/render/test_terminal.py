@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pytest_amp.plugin.live_line import status_line
 from pytest_amp.render.terminal import summary
-from pytest_amp.render.text import Line, ascii_only, cut, plain, shorten
+from pytest_amp.render.text import Line, ascii_only, cut, shorten, text_of
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import (
     ArmRun,
@@ -192,7 +192,7 @@ EVERY_KIND = (PASSING, INCONCLUSIVE, GAN, NONFINITE, SLOW_CPU, ERROR, SKIPPED)
 
 
 def rendered(reports: Sequence[AmpReport], width: int, verbosity: int = 0) -> str:
-    return "\n".join(map(plain, summary(reports, width, verbosity, {"min_speedup": 3})))
+    return "\n".join(map(text_of, summary(reports, width, verbosity, {"min_speedup": 3})))
 
 
 def where(lines: Sequence[Line], text: str) -> set[tuple[str, ...]]:
@@ -373,7 +373,7 @@ def test_under_strict_a_missing_answer_is_red() -> None:
     strict = {"strict": Setting(["inconclusive", "unmeasured"], "cli")}
     lines = summary([replace(INCONCLUSIVE, settings=strict)], 80, 0)
     assert where(lines, "INCONCLUSIVE") == {("red", "bold")}
-    assert not any("would fail" in plain(line) for line in lines)
+    assert not any("would fail" in text_of(line) for line in lines)
 
     unmeasured = Gate("memory_reduction", 0.25, None, None, None, "not_gated", "no counter")
     report = replace(PASSING, gates=(unmeasured,), settings=strict)
@@ -490,7 +490,7 @@ any_report = st.builds(
 def test_no_line_is_wider_than_it_may_be(
     reports: list[AmpReport], width: int, verbosity: int, hidden: dict[str, int]
 ) -> None:
-    for line in map(plain, summary(reports, width, verbosity, hidden)):
+    for line in map(text_of, summary(reports, width, verbosity, hidden)):
         assert len(line) <= width
         assert line == line.rstrip()
         assert line.isascii()
@@ -536,7 +536,7 @@ def test_shortening_keeps_to_the_width(text: str, width: int) -> None:
 def test_a_difference_that_only_loss_atol_accepts_is_shown_as_such() -> None:
     gate = Gate("loss_diff", 0.02, 150.0, None, None, "pass", "within loss_atol=0.005")
     near_zero = replace(PASSING, loss_diff=150.0, gates=(gate,))
-    text = "\n".join(plain(line) for line in summary([near_zero], 140, 0))
+    text = "\n".join(text_of(line) for line in summary([near_zero], 140, 0))
     assert "<atol" in text
     assert "150" not in text
 
@@ -549,6 +549,6 @@ def test_errors_are_told_before_warnings_and_each_by_its_code() -> None:
         Finding("AMP204", "scaler-protocol", "error", "of a scaler"),
     ]
     report = AmpReport("test_it.py::test_step", "fail", "2026-01-31", findings=tuple(found))
-    text = "\n".join(plain(line) for line in summary([report], 100, 0))
+    text = "\n".join(text_of(line) for line in summary([report], 100, 0))
     places = [text.index(f"{code} ") for code in ("AMP204", "AMP301", "AMP105", "AMP402")]
     assert places == sorted(places)

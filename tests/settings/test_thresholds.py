@@ -90,7 +90,7 @@ ratios = st.floats(min_value=1e-6, max_value=1000)
 @given(st.dictionaries(keys, ratios, min_size=1))
 def test_what_is_written_back_parses_to_the_same(by_device: dict[str, float]) -> None:
     parsed = parse(by_device)
-    plain = parsed.plain()
+    plain = parsed.as_json()
     assert parse(plain) == parsed
     if isinstance(plain, dict):
         assert parse(",".join(f"{key}={value!r}" for key, value in plain.items())) == parsed

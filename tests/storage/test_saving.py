@@ -119,15 +119,15 @@ def test_a_full_disk_is_told_and_leaves_no_half_file(
 def test_only_a_whole_file_counts_as_kept(tmp_path: Path) -> None:
     text = json.dumps({"amp": {"run": {"id": "a" * 32}}, "benchmarks": []})
     (tmp_path / "0001_x.json").write_text(text[:-3])
-    assert saving.kept(tmp_path, "a" * 32) is None
+    assert saving.saved_file(tmp_path, "a" * 32) is None
     (tmp_path / "0002_x.json").write_text(text)
-    assert saving.kept(tmp_path, "a" * 32) == tmp_path / "0002_x.json"
+    assert saving.saved_file(tmp_path, "a" * 32) == tmp_path / "0002_x.json"
 
 
 @pytest.mark.parametrize("text", ["[]", "3", '{"amp": 1}', '{"amp": {"run": "id"}}', "nonsense"])
 def test_other_files_are_passed_over(tmp_path: Path, text: str) -> None:
     (tmp_path / "0001_x.json").write_text(text)
-    assert saving.kept(tmp_path, "id") is None
+    assert saving.saved_file(tmp_path, "id") is None
 
 
 def test_a_new_file_never_replaces_another(tmp_path: Path) -> None:

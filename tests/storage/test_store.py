@@ -13,7 +13,7 @@ from pytest_amp.render import json as json_report
 from pytest_amp.results.report import AmpReport
 from pytest_amp.storage import store
 from pytest_amp.storage.key import key
-from pytest_amp.storage.store import Broken, Run
+from pytest_amp.storage.store import Broken, SavedRun
 from tests.helpers.saved_runs import ENVIRONMENT, document, report, save
 
 NASTY = [
@@ -22,12 +22,12 @@ NASTY = [
 ]  # fmt: skip
 
 
-def result(run: Run, nodeid: str = "test_it.py::test_step") -> AmpReport:
+def result(run: SavedRun, nodeid: str = "test_it.py::test_step") -> AmpReport:
     """The report of that test in the run."""
     return run.report(key(report(nodeid).to_dict()))
 
 
-def nodeids(run: Run) -> list[str]:
+def nodeids(run: SavedRun) -> list[str]:
     return [each["nodeid"] for each in run.tests.values()]
 
 
@@ -152,7 +152,7 @@ def test_any_name_comes_back_as_it_was_and_is_shown_on_one_line(
 ) -> None:
     run = store.read(save(tmp_path, 1, document(report(nodeid))))
     assert result(run, nodeid).nodeid == nodeid
-    shown = store.shown(nodeid)
+    shown = store.printable(nodeid)
     assert shown.isprintable()
     assert len(shown) <= 200
 

@@ -108,6 +108,6 @@ def test_a_step_knows_its_place_among_runs_without_the_figure(tmp_path: Path) ->
     assert step.with_it == ("torch 2.13.0 -> 2.14.0", "cudnn.benchmark False -> True")
     assert math.isnan(trend.points[12].values["speedup"])
     assert 12 not in trend.known("speedup")
-    assert trend.told(METRICS[0]) == [
+    assert trend.steps_in_words(METRICS[0]) == [
         f"run 0014 of 2026-01-14: 2.01x -> 1.61x (-20%), with {', '.join(step.with_it)}"
     ]

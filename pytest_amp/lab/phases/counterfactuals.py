@@ -49,7 +49,7 @@ def in_float32(
     """
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(_kept(bench.device.type, paths))
+        stack.enter_context(_kept_in_float32(bench.device.type, paths))
         return parity.run(bench, "amp", steps)
 
 
@@ -93,7 +93,7 @@ def autotuned(setup: Setup) -> Setup:
 
 
 @contextmanager
-def _kept(device_type: str, paths: Collection[str]) -> Iterator[None]:
+def _kept_in_float32(device_type: str, paths: Collection[str]) -> Iterator[None]:
     """Run the modules at `paths` without autocast and on float32 inputs."""
     with ModuleStack() as modules:
 

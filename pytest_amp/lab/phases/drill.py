@@ -49,7 +49,7 @@ def attempted(name: str, drill: Callable[[], Found], note: Callable[[str], objec
     return None
 
 
-class Run:
+class DrilledArm:
     """The amp arm in a drill: its steps, and what was seen of scalers, optimizers and modules."""
 
     def __init__(self, bench: Workbench, phase: str, limit: int) -> None:
@@ -139,7 +139,7 @@ def _scalers_put_back() -> Iterator[None]:
 
     def around_use(original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
         if scaler not in made and scaler not in met:
-            met[scaler] = {name: _kept(value) for name, value in vars(scaler).items()}
+            met[scaler] = {name: _copied(value) for name, value in vars(scaler).items()}
         return original(scaler, *args, **kwargs)
 
     use = {"scale": around_use, "scaler_step": around_use, "update": around_use}
@@ -152,7 +152,7 @@ def _scalers_put_back() -> Iterator[None]:
                 vars(scaler).update(before)
 
 
-def _kept(value: Any) -> Any:
+def _copied(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.clone()
     return value.copy() if isinstance(value, dict) else value

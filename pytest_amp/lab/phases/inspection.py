@@ -118,7 +118,7 @@ class _Look:
             names = modules.parameter_names()
             found = [names.get(id(each)) for each in witness.parameters]
             witness.let_go()
-        return replace(run, operators=operators, parameters=_named(run.parameters, found))
+        return replace(run, operators=operators, parameters=_with_names(run.parameters, found))
 
     def _recorded(self, resident: Any, parameters: list[torch.Tensor]) -> Operators:
         record, losses = OpRecord(parameters), LossCurves()
@@ -130,7 +130,9 @@ class _Look:
         return record.operators(returned)
 
 
-def _named(parameters: tuple[Parameter, ...], names: list[str | None]) -> tuple[Parameter, ...]:
+def _with_names(
+    parameters: tuple[Parameter, ...], names: list[str | None]
+) -> tuple[Parameter, ...]:
     if len(parameters) != len(names):
         return parameters
     return tuple(replace(each, name=name) for each, name in zip(parameters, names, strict=True))

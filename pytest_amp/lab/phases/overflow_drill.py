@@ -14,11 +14,11 @@ from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import Workbench
-from pytest_amp.lab.phases.drill import Cycle, Run
+from pytest_amp.lab.phases.drill import Cycle, DrilledArm
 from pytest_amp.lab.scaling.scaler import infinite, raised_by_scaler
 from pytest_amp.lab.watch.events import OptimizerSteps, subscribed
 from pytest_amp.lab.watch.fingerprint import digest
-from pytest_amp.lab.watch.tensors import floating, is_finite, plain
+from pytest_amp.lab.watch.tensors import floating, is_finite, plain_parts
 from pytest_amp.observations import Overflow, OverflowDrill
 
 __tracebackhide__ = unless_our_bug
@@ -34,7 +34,7 @@ def overflow(bench: Workbench, steps: int, begin: int = 0) -> OverflowDrill | No
     The drill begins after the step `begin`, once a step was not skipped and the scale therefore
     fits. The result is None if that, or an `update()`, does not happen within `steps` steps.
     """
-    run = Run(bench, "overflow drill", steps)
+    run = DrilledArm(bench, "overflow drill", steps)
     injection = _Injection(run)
     with run.built(injection.installed()):
         normal = _normal(run, injection, begin)
@@ -50,7 +50,7 @@ def overflow(bench: Workbench, steps: int, begin: int = 0) -> OverflowDrill | No
         return OverflowDrill(run.watch.use().optimizers, normal.moves, tuple(found))
 
 
-def _normal(run: Run, injection: _Injection, begin: int) -> Cycle | None:
+def _normal(run: DrilledArm, injection: _Injection, begin: int) -> Cycle | None:
     """Return the first update without a skipped step, after the step `begin`."""
     for _ in range(run.limit):
         injection.new_cycle()
@@ -61,7 +61,7 @@ def _normal(run: Run, injection: _Injection, begin: int) -> Cycle | None:
 
 
 def _one(
-    run: Run, injection: _Injection, call: int, stepped: frozenset[int], normal: Cycle
+    run: DrilledArm, injection: _Injection, call: int, stepped: frozenset[int], normal: Cycle
 ) -> Overflow:
     cycle: Cycle | None = None
     next_loss_finite, recovered, raised = True, True, None
@@ -101,7 +101,7 @@ def _one(
     )
 
 
-def _ruined(run: Run) -> list[str]:
+def _ruined(run: DrilledArm) -> list[str]:
     """Return the names of the trained parameters that are not finite."""
     return [
         name
@@ -111,7 +111,7 @@ def _ruined(run: Run) -> list[str]:
     ]
 
 
-def _followed(run: Run, injection: _Injection) -> list[Cycle]:
+def _followed(run: DrilledArm, injection: _Injection) -> list[Cycle]:
     """Run further cycles, until one has a step that is not skipped, but at most `PATIENCE`."""
     following: list[Cycle] = []
     while len(following) < PATIENCE and (not following or following[-1].skipped):
@@ -137,7 +137,7 @@ class _Seen:
 class _Injection:
     """Makes the loss of one `scale()` infinite, and watches optimizers up to the next update."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: DrilledArm) -> None:
         self.calls = 0
         self._run = run
         self._call: int | None = None
@@ -268,7 +268,7 @@ def _is_not_finite(tensor: torch.Tensor | None) -> bool:
 def _value(state: Any) -> str | None:
     """Digest a state's value; return None if it can't be looked into."""
     if isinstance(state, torch.Tensor):
-        parts = plain(state)
+        parts = plain_parts(state)
         if parts is None:
             return None
         return digest([state])[0] if any(bool(part.any()) for part in parts) else _ZERO

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import Workbench
-from pytest_amp.lab.phases.drill import NothingShown, Run
+from pytest_amp.lab.phases.drill import DrilledArm, NothingShown
 from pytest_amp.lab.watch.events import OptimizerSteps, subscribed
 from pytest_amp.lab.watch.tensors import values
 from pytest_amp.observations import GradientAtTwoScales, TwoScales
@@ -96,7 +96,9 @@ class _AtScale:
 
     def run(self, optimizers: int, look: Callable[[Key, torch.Tensor], None]) -> None:
         """Pass the gradients at each optimizer's first step to `look`."""
-        run = Run(self._bench, "scale drill", self._steps)  # a local, since it keeps the arm alive
+        run = DrilledArm(
+            self._bench, "scale drill", self._steps
+        )  # a local, since it keeps the arm alive
 
         def before_step(optimizer: Optimizer, kwargs: Any) -> None:
             number = run.watch.trained.number(optimizer)

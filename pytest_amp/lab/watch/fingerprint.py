@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.events import subscribed
-from pytest_amp.lab.watch.tensors import plain, real
+from pytest_amp.lab.watch.tensors import plain_parts, real
 
 __tracebackhide__ = unless_our_bug
 
@@ -37,7 +37,7 @@ def digest(values: Iterable[Any]) -> tuple[str, ...]:
 def _one(value: Any) -> str:
     if not isinstance(value, torch.Tensor):
         return repr(value) if isinstance(value, (bool, int, float, str)) else type(value).__name__
-    sums = [_bits(part) for part in plain(value) or ()]
+    sums = [_bits(part) for part in plain_parts(value) or ()]
     return ":".join([_kind(value), *sums])
 
 
@@ -57,7 +57,7 @@ def digest_in_any_dtype(tensor: torch.Tensor) -> str:
     """Digest a tensor's shape and values, alike in all dtypes that hold the values exactly."""
     sums = [
         str(_sum(_real(part), lambda piece: piece.float().view(torch.int32)))
-        for part in plain(tensor) or ()
+        for part in plain_parts(tensor) or ()
     ]
     return ":".join([_kind(tensor).partition("[")[2], *sums])
 
@@ -109,7 +109,8 @@ def sample(value: Any) -> tuple[float, ...]:
     numbers.
     """
     flats = [
-        _real(part) for part in (plain(value) if isinstance(value, torch.Tensor) else ()) or ()
+        _real(part)
+        for part in (plain_parts(value) if isinstance(value, torch.Tensor) else ()) or ()
     ]
     if not any(flat.numel() for flat in flats) or not all(map(torch.is_floating_point, flats)):
         return ()

@@ -42,14 +42,14 @@ class LossCurves:
         if len(set(map(str, losses))) < len(losses):
             raise AmpError(f"two of the step's losses have the same name: {list(losses)}")
         for key, value in losses.items():
-            self._values.setdefault(str(key), []).append(_kept(value, str(key), self._tape))
+            self._values.setdefault(str(key), []).append(_recorded(value, str(key), self._tape))
 
     def read(self) -> Losses:
         """Return the curves as floats; waits for the device."""
         return {key: tuple(float(v) for v in values) for key, values in self._values.items()}
 
 
-def _kept(value: Any, key: str, tape: Tape) -> Any:
+def _recorded(value: Any, key: str, tape: Tape) -> Any:
     name = "the loss" if key == SINGLE else f"the loss {key!r}"
     if value is None:
         raise AmpError(f"no loss: {name} is None. The step must return its loss")

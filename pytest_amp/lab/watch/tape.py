@@ -6,7 +6,7 @@ import torch
 from torch.utils._mode_utils import no_dispatch
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.watch.tensors import plain
+from pytest_amp.lab.watch.tensors import plain_parts
 
 __tracebackhide__ = unless_our_bug
 
@@ -29,7 +29,7 @@ class Tape:
     @torch.no_grad()
     def keep(self, value: torch.Tensor) -> torch.Tensor:
         """Return a copy of the scalar as it is now, on the same device."""
-        parts = plain(value)
+        parts = plain_parts(value)
         if parts is None or len(parts) != 1 or parts[0].numel() != 1:
             return value.detach().clone()
         [part] = parts

@@ -16,7 +16,7 @@ from pytest_amp.observations import REDUCED
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
-def plain(tensor: torch.Tensor) -> list[torch.Tensor] | None:
+def plain_parts(tensor: torch.Tensor) -> list[torch.Tensor] | None:
     """Return the strided tensors of torch's own that hold the tensor's values, in its own memory.
 
     For a DTensor that is its local shard, for a sparse tensor its indices and values, and for any
@@ -37,7 +37,7 @@ def _flattened(wrapper: Any) -> list[torch.Tensor] | None:
         held = [getattr(wrapper, name) for name in wrapper.__tensor_flatten__()[0]]
     except Exception:  # noqa: BLE001 - whoever wrote it, a tensor that can't be flattened is opaque
         return None
-    parts = [plain(each) for each in held if isinstance(each, torch.Tensor)]
+    parts = [plain_parts(each) for each in held if isinstance(each, torch.Tensor)]
     known = [part for part in parts if part is not None]
     return [each for part in known for each in part] if parts and len(known) == len(parts) else None
 
@@ -62,7 +62,7 @@ def _viewed(tensor: torch.Tensor) -> list[torch.Tensor] | None:
 
 def floating(tensor: torch.Tensor) -> list[torch.Tensor]:
     """Return the plain tensors of floating point numbers inside; complex ones as pairs."""
-    parts = [real(part) if part.is_complex() else part for part in plain(tensor) or ()]
+    parts = [real(part) if part.is_complex() else part for part in plain_parts(tensor) or ()]
     return [part for part in parts if part.is_floating_point()]
 
 
@@ -105,7 +105,7 @@ def storage(tensor: torch.Tensor) -> int:
 
 def memory(tensor: torch.Tensor) -> torch.UntypedStorage | None:
     """Return the storage that holds the tensor's values; None if that can't be told."""
-    parts = [tensor] if type(tensor) in _PLAIN else floating(tensor) or plain(tensor)
+    parts = [tensor] if type(tensor) in _PLAIN else floating(tensor) or plain_parts(tensor)
     try:
         return parts[0].untyped_storage() if parts else None
     except (NotImplementedError, RuntimeError):  # sparse and nested tensors have no storage
@@ -114,7 +114,7 @@ def memory(tensor: torch.Tensor) -> torch.UntypedStorage | None:
 
 def size(tensor: torch.Tensor) -> int:
     """Return the bytes of the tensor's values."""
-    parts = [tensor] if type(tensor) in _PLAIN else plain(tensor) or [tensor]
+    parts = [tensor] if type(tensor) in _PLAIN else plain_parts(tensor) or [tensor]
     return sum(part.numel() * part.element_size() for part in parts)
 
 
@@ -130,10 +130,10 @@ def matrix_dims(
     if "conv" in op:
         weight = inputs[2 if "backward" in op else 1]
         return set(weight.shape[:2])
-    plain = [each for each in (*inputs, *outputs) if _has_rows(each)]
+    matrices = [each for each in (*inputs, *outputs) if _has_rows(each)]
     if "attention" in op:
-        return {each.shape[-1] for each in plain if each.ndim > 3}
-    return {each.shape[-1] if each.stride(-1) == 1 else each.shape[-2] for each in plain}
+        return {each.shape[-1] for each in matrices if each.ndim > 3}
+    return {each.shape[-1] if each.stride(-1) == 1 else each.shape[-2] for each in matrices}
 
 
 def _has_rows(tensor: torch.Tensor) -> bool:

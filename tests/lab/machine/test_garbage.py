@@ -49,10 +49,10 @@ def test_a_cycle_from_before_is_nobody_s_business() -> None:
 
 
 def test_drills_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[weakref.ref[drill.Run]] = []
-    original = drill.Run.__init__
+    made: list[weakref.ref[drill.DrilledArm]] = []
+    original = drill.DrilledArm.__init__
 
-    def noted(self: drill.Run, *args: Any) -> None:
+    def noted(self: drill.DrilledArm, *args: Any) -> None:
         original(self, *args)
         made.append(weakref.ref(self))
 
@@ -62,7 +62,7 @@ def test_drills_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
         x, y = torch.randn(4, 8), torch.arange(4)
         return train(arm, optimizer, lambda: F.cross_entropy(model(x), y))  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(drill.Run, "__init__", noted)
+    monkeypatch.setattr(drill.DrilledArm, "__init__", noted)
     gc.disable()  # what is gone, is gone without its help
     try:
         measure(setup, dtype="float16")

@@ -18,7 +18,7 @@ from pytest_amp.lab.phases.parity import _nudge
 from pytest_amp.lab.scaling.optimizers import Trained
 from pytest_amp.lab.watch.fingerprint import digest, digest_in_any_dtype, sample
 from pytest_amp.lab.watch.numerics import seen_by
-from pytest_amp.lab.watch.tensors import floating, plain, size, storage, values
+from pytest_amp.lab.watch.tensors import floating, plain_parts, size, storage, values
 from tests.helpers.lab import TORCH, codes, measure, train
 
 INF = float("inf")
@@ -115,21 +115,21 @@ UNKNOWN_KINDS = pytest.mark.parametrize("kind", UNKNOWN)
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_values_are_found_in_the_tensors_own_memory(kind) -> None:
     tensor = KNOWN[kind]()
-    [part] = plain(tensor)
+    [part] = plain_parts(tensor)
     assert type(part) is torch.Tensor
     assert not part.requires_grad
     assert torch.equal(part, NUMBERS)
     assert size(tensor) == 24
     assert storage(tensor) == storage(part)
     part[0, 0] = 7.0
-    assert plain(tensor)[0][0, 0] == 7
+    assert plain_parts(tensor)[0][0, 0] == 7
 
 
 @UNKNOWN_KINDS
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_what_cant_be_looked_into_is_unknown_and_nobody_stumbles_over_it(kind) -> None:
     tensor = UNKNOWN[kind]()
-    assert plain(tensor) is None
+    assert plain_parts(tensor) is None
     assert floating(tensor) == []
     assert values(tensor) is None
     assert sample(tensor) == ()
@@ -140,7 +140,7 @@ def test_what_cant_be_looked_into_is_unknown_and_nobody_stumbles_over_it(kind) -
 
 
 def test_of_a_sparse_tensor_indices_and_values_are_told() -> None:
-    indices, numbers = plain(torch.eye(2).to_sparse())
+    indices, numbers = plain_parts(torch.eye(2).to_sparse())
     assert indices.tolist() == [[0, 1], [0, 1]]
     assert numbers.tolist() == [1, 1]
     assert values(torch.eye(2).to_sparse()).tolist() == [1, 1]
@@ -273,7 +273,7 @@ def test_state_alone_that_changes_on_an_overflow_is_found_inside(state) -> None:
         def step(self, closure=None):
             loss = super().step(closure)
             for entry in self.state.values():
-                plain(entry["kept"])[0].add_(1)
+                plain_parts(entry["kept"])[0].add_(1)
             return loss
 
     def setup(arm):
