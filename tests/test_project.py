@@ -66,6 +66,20 @@ def test_the_guide_draws_the_house_as_it_is() -> None:
     assert rooms - {"__init__", "__pycache__"} == set(re.findall(r"\w+", " ".join(drawn)))
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        "py.typed",
+        "render/schema-1.json",
+        "render/templates/page.html.jinja",
+        "rules/texts/AMP001.md",
+    ],
+)
+def test_what_is_no_python_is_installed_too(file: str) -> None:
+    """CI runs this on the wheel."""
+    assert (PACKAGE / file).is_file()
+
+
 def test_the_tested_pythons_are_those_that_the_package_is_for() -> None:
     said = re.findall(r"Python :: (3\.\d+)", "\n".join(PYPROJECT["project"]["classifiers"]))
     assert jobs("tests")["newest"]["strategy"]["matrix"]["python"] == said
