@@ -1,43 +1,202 @@
 """Write what the documentation shows of the code: ``python scripts/generate_docs.py``.
 
-The tests hold each of these to what the code says.
+Two pages are generated whole. Others have parts between ``<!-- generated: NAME -->`` and
+``<!-- /generated -->``. The tests hold each of them to what the code says.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # where it is run as a script
 
+from pytest_amp.cli.main import COMMANDS  # noqa: E402
 from pytest_amp.plugin import options  # noqa: E402
+from pytest_amp.render import json as amp_json  # noqa: E402
 from pytest_amp.rules import explain  # noqa: E402
 from pytest_amp.settings import table as settings  # noqa: E402
 from pytest_amp.storage import columns  # noqa: E402
 
+DOCS = ROOT / "docs"
 README = ROOT / "README.md"
-SETTINGS = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- /settings -->)", re.DOTALL)
+PART = re.compile(
+    r"(<!-- generated: (?P<name>\w+) -->\n).*?(?=<!-- /generated -->)", re.MULTILINE | re.DOTALL
+)
+
+
+def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+# -- settings and options --------------------------------------------------------------------------
 
 
 def settings_table() -> str:
-    """Each setting, its default and its meaning, as a table in Markdown."""
-    rows = ["| setting | default | meaning |", "|---|---|---|"]
-    for entry in settings.TABLE:
-        name = f"`{entry.name}`" if entry.marker else f"`{entry.flag}`"
-        rows.append(f"| {name} | {options.default_shown(entry)} | {entry.help} |")
-    return "\n".join(rows) + "\n"
+    """Each setting, its default and its meaning."""
+    return table(
+        ("setting", "default", "meaning"),
+        (
+            (
+                f"`{entry.name}`" if entry.marker else f"`{entry.flag}`",
+                entry.default_shown,
+                entry.help,
+            )
+            for entry in settings.TABLE
+        ),
+    )
+
+
+def pytest_options() -> dict[str, dict[str, Any]]:
+    """What the plugin adds to pytest's command line: each flag, and how it was added."""
+    added: dict[str, dict[str, Any]] = {}
+
+    def addoption(flag: str, **how: Any) -> None:
+        added[flag] = how
+
+    group = SimpleNamespace(addoption=addoption)
+    parser: Any = SimpleNamespace(getgroup=lambda *_: group, addini=lambda *_, **__: None)
+    options.add_options(parser)
+    return added
+
+
+def options_table() -> str:
+    def written(flag: str, how: Mapping[str, Any]) -> str:
+        value = f"={how['metavar']}" if "metavar" in how else ""
+        return f"`{flag}[{value}]`" if how.get("nargs") == "?" else f"`{flag}{value}`"
+
+    return table(
+        ("option", "meaning"),
+        (
+            (written(flag, how), how["help"].replace("%%", "%"))
+            for flag, how in pytest_options().items()
+        ),
+    )
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+def subcommands() -> dict[str, argparse.ArgumentParser]:
+    """Each subcommand's parser."""
+    parsers = {}
+    for command in COMMANDS:
+        parsers[command.name] = parser = argparse.ArgumentParser(f"pytest-amp {command.name}")
+        command.arguments(parser)
+    return parsers
+
+
+def subcommands_tables() -> str:
+    """A section for each subcommand, with a table of its arguments."""
+    parsers = subcommands()
+    sections = []
+    for command in COMMANDS:
+        sections.append(f"### `pytest-amp {command.name}`\n\n{_sentence(command.help)}\n")
+        actions = [action for action in parsers[command.name]._actions if action.dest != "help"]
+        if actions:
+            rows = ((_argument(action), _meaning(action)) for action in actions)
+            sections.append(table(("argument", "meaning"), rows))
+    return "\n".join(sections)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _argument(action: argparse.Action) -> str:
+    name = str(action.metavar or action.dest)
+    if not action.option_strings:
+        many = action.nargs in ("*", "?")
+        name = name if action.metavar else name.upper()
+        return f"`[{name}{' ...' if action.nargs == '*' else ''}]`" if many else f"`{name}`"
+    name = name if action.metavar else name.upper()
+    value = "" if action.nargs == 0 else f" {name}"
+    return ", ".join(f"`{flag}{value}`" for flag in action.option_strings)
+
+
+def _meaning(action: argparse.Action) -> str:
+    return str(action.help) % {"default": f"`{action.default}`", "prog": "pytest-amp"}
+
+
+# -- the JSON report -------------------------------------------------------------------------------
+
+
+def json_tables() -> str:
+    """The keys of the report, object by object, from its JSON Schema."""
+    schema = amp_json.schema()
+    objects = {"report": schema, **{n: d for n, d in schema["$defs"].items() if "properties" in d}}
+    return "\n".join(_object(name, each, schema) for name, each in objects.items())
+
+
+def _object(name: str, of: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    def row(key: str, value: Mapping[str, Any]) -> tuple[str, ...]:
+        optional = "" if key in of.get("required", ()) else "May be absent. "
+        return f"`{key}`", _kind(value, schema), optional + value.get("description", "")
+
+    text = f"{of['description']}\n\n" if name != "report" and "description" in of else ""
+    rows = (row(key, value) for key, value in of["properties"].items())
+    return f"### {name}\n\n{text}" + table(("key", "value", "meaning"), rows)
+
+
+def _kind(of: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
+    """The kind of a value, in words."""
+    if "$ref" in of:
+        name = of["$ref"].rpartition("/")[2]
+        target = schema["$defs"][name]
+        return f"[{name}](#{name})" if "properties" in target else _kind(target, schema)
+    if "anyOf" in of:
+        kinds = [_kind(each, schema) for each in of["anyOf"]]
+        return " or ".join(sorted(kinds, key="null".__eq__))
+    if "enum" in of or "const" in of:
+        values = of.get("enum", [of.get("const")])
+        return ", ".join(f"`{value}`" for value in values)
+    kind = of.get("type", "any value")
+    if kind == "array":
+        return f"list of {_several(_kind(of['items'], schema))}"
+    if kind == "object" and "additionalProperties" in of:
+        return f"object of {_several(_kind(of['additionalProperties'], schema))}"
+    if kind == "object" and "properties" in of:
+        kinds = {_kind(each, schema) for each in of["properties"].values()}
+        return f"object of {' and '.join(map(_several, sorted(kinds)))}"
+    kinds = [kind] if isinstance(kind, str) else kind
+    return " or ".join(kinds)
+
+
+def _several(kind: str) -> str:
+    """Several of a kind: ``number or null`` becomes ``numbers or nulls``."""
+    words = {"number": "numbers", "string": "strings", "integer": "integers", "null": "null"}
+    return " or ".join(words.get(word, word) for word in kind.split(" or "))
+
+
+# -- all of it -------------------------------------------------------------------------------------
+
+PARTS: Mapping[str, Callable[[], str]] = {
+    "settings": settings_table,
+    "options": options_table,
+    "subcommands": subcommands_tables,
+    "json": json_tables,
+}
 
 
 def pages() -> dict[Path, str]:
-    """The text of each file that is generated, or has a part that is."""
-    readme = SETTINGS.sub(lambda _: settings_table(), README.read_text("utf-8"))
-    return {
-        README: readme,
-        ROOT / "docs" / "rules.md": explain.page(),
-        ROOT / "docs" / "history.md": columns.page(),
+    """The text of each page that is generated, or has a part that is."""
+    found = {
+        DOCS / "reference" / "rules.md": explain.page(),
+        DOCS / "reference" / "history.md": columns.page(),
     }
+    for path in sorted(DOCS.rglob("*.md")):
+        text = path.read_text("utf-8")
+        if path not in found and PART.search(text):
+            found[path] = PART.sub(lambda part: f"{part[1]}\n{PARTS[part['name']]()}\n", text)
+    return found
 
 
 def main() -> None:

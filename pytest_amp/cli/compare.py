@@ -25,6 +25,7 @@ from pytest_amp.judge.comparison import compared
 from pytest_amp.render.verdicts import why_nothing
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import COMPARED, Gate
+from pytest_amp.rules import registry
 from pytest_amp.settings import table as settings
 from pytest_amp.storage import store
 from pytest_amp.storage.baseline import Baselines, NoBaseline, index_of
@@ -32,9 +33,6 @@ from pytest_amp.storage.key import seconds
 from pytest_amp.storage.newest import Result, newest
 
 HELP = "two saved runs, test by test"
-_WORDS = {
-    "pass": "ok", "fail": "FAILED", "inconclusive": "no answer", "not_gated": "",
-}  # fmt: skip
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +70,8 @@ def run(options: argparse.Namespace) -> int:
             except (NoBaseline, ValueError) as error:
                 missing.append((each.report, str(error)))
             else:
-                found.append(compared(each.report, before, origin, allowed))
+                said = registry.beside_baseline(each.report, before)
+                found.append(compared(each.report, before, origin, allowed, said))
         gone = baselines.others(report.nodeid for report in (*unmeasured, *(r.report for r in now)))
         problems += [text for text in baselines.warnings if text not in problems]
     for problem in problems:
@@ -132,8 +131,7 @@ def _shown(reports: Iterable[AmpReport]) -> Iterator[str]:
         yield store.shown(report.nodeid) + own
         for gate in _gates(report):
             name = gate.name.removeprefix("compare:")
-            word = _WORDS["inconclusive" if gate.unmeasured else gate.verdict]
-            yield beside(f"  {name:<7}  {word:<9}  ", gate.reason)
+            yield beside(f"  {name:<7}  {gate.word:<9}  ", gate.reason)
         yield beside("  since    ", str(report.baseline))
         yield ""
 

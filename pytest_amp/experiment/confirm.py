@@ -27,11 +27,7 @@ _CHANGES: Mapping[suspects.Remedy, Callable[[Setup], Setup]] = {
 
 
 def confirmed(
-    bench: Workbench,
-    settings: Settings,
-    case: Case,
-    found: tuple[Finding, ...],
-    notes: list[str],
+    bench: Workbench, settings: Settings, case: Case, found: tuple[Finding, ...]
 ) -> tuple[Finding, ...]:
     """The findings, and of the first suspect of each failing gate, whether it is the cause."""
     tried: set[str] = set()
@@ -41,7 +37,7 @@ def confirmed(
             continue
         tried.add(suspect.gate)
         bench.progress.at("confirming", "amp")
-        with _ending_early(finding.code, notes):
+        with _ending_early(finding.code, bench):
             judged = suspects.judged(finding, suspect, _rerun(bench, settings, suspect, case))
             found = (*found[:index], judged, *found[index + 1 :])
     return found
@@ -60,7 +56,7 @@ def _rerun(bench: Workbench, settings: Settings, suspect: suspects.Suspect, case
     return replace(case, seen=seen)
 
 
-def try_remedies(bench: Workbench, settings: Settings, case: Case, notes: list[str]) -> None:
+def try_remedies(bench: Workbench, settings: Settings, case: Case) -> None:
     """Time amp steps as they are against amp steps with each remedy, and note what helps."""
     rate, budget = settings.error_rate, settings.max_time * _SHARE_OF_TIME
 
@@ -71,27 +67,27 @@ def try_remedies(bench: Workbench, settings: Settings, case: Case, notes: list[s
 
     for remedy in suspects.remedies(case):
         sides = timing.Side("amp"), timing.Side("amp", _CHANGES[remedy])
-        with _ending_early(remedy.name, notes):
+        with _ending_early(remedy.name, bench):
             timed = timing.run(bench, timing.Plan(settings.warmup, stop), sides)
             said = suspects.helped(remedy, timed, rate)
             if said:
-                notes.append(said)
+                bench.notes.append(said)
 
 
-def look_for_idling(bench: Workbench, settings: Settings, case: Case, notes: list[str]) -> Case:
+def look_for_idling(bench: Workbench, settings: Settings, case: Case) -> Case:
     """The case, with how long the accelerator works in a step where a speed gate is not passed."""
     timed = case.seen.timing
     if timed is None or case.gates["speedup"].verdict not in ("fail", "inconclusive"):
         return case
-    with _ending_early("the accelerator's idle time", notes):
+    with _ending_early("the accelerator's idle time", bench):
         timed = replace(timed, busy_s=kernel_time.of_amp(bench, settings.warmup))
     return replace(case, seen=replace(case.seen, timing=timed))
 
 
 @contextmanager
-def _ending_early(what: str, notes: list[str]) -> Iterator[None]:
+def _ending_early(what: str, bench: Workbench) -> Iterator[None]:
     """A step that does not bear a rerun shows nothing, and the verdict stands without it."""
     try:
         yield
     except Exception as error:  # noqa: BLE001
-        notes.append(f"the rerun for {what} ended early: {type(error).__name__}: {error}")
+        bench.notes.append(f"the rerun for {what} ended early: {type(error).__name__}: {error}")

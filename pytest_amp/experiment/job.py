@@ -11,7 +11,7 @@ from pytest_amp.errors import add_note
 from pytest_amp.judge import dtype_map
 from pytest_amp.lab.arm import Setup, Workbench
 from pytest_amp.lab.machine.device import Device, unseen
-from pytest_amp.lab.scaling.scaler import AmpScaler, raised_by_scaler
+from pytest_amp.lab.scaling.scaler import FixtureScaler, raised_by_scaler
 from pytest_amp.lab.watch.source import location_of
 from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.observations import Observations, ParityRun
@@ -20,6 +20,7 @@ from pytest_amp.provenance import now
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import ArmRun, Environment, Failure, Finding
 from pytest_amp.rules import registry
+from pytest_amp.rules.base import NeverCalled, Raised
 from pytest_amp.settings.table import Settings
 
 _PHASES = {
@@ -49,7 +50,7 @@ class Job:
     setup: Setup
     device: Device
     settings: Settings
-    fixture: AmpScaler | None = None
+    fixture: FixtureScaler | None = None
     attempt: int = 1
     worker: str | None = None
     rank: int | None = None
@@ -63,8 +64,8 @@ def failed(job: Job, progress: Progress, error: BaseException) -> AmpReport:
     failure = Failure(progress.arm, progress.phase, progress.step, type(error).__name__, str(error))
     found: tuple[Finding, ...] = ()
     if raised_by_scaler(error):
-        where, settings = location_of(error), job.settings
-        found = registry.in_exception(str(error), where, settings.select, settings.ignore)
+        raised = Raised(str(error), location_of(error))
+        found = registry.findings(raised, job.settings.select, job.settings.ignore)
     for finding in found:
         add_note(error, str(finding))
     return replace(
@@ -78,8 +79,9 @@ def failed(job: Job, progress: Progress, error: BaseException) -> AmpReport:
 
 
 def nothing_measured(job: Job) -> AmpReport:
-    """The report of a test that never called amp_benchmark."""
-    return replace(blank_report(job), verdict="fail", findings=(registry.NOTHING_MEASURED,))
+    """Return the report of a test that never called amp_benchmark; no setting silences it."""
+    found = registry.findings(NeverCalled(), ("AMP001",), {})
+    return replace(blank_report(job), verdict="fail", findings=found)
 
 
 def blank_report(job: Job) -> AmpReport:

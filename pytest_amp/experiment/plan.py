@@ -22,7 +22,7 @@ SHARE_OF_DROP = 1 / 4
 UNGATED_SHARE_OF_TIME = 1 / 3
 
 
-def plan_of(bench: Workbench, settings: Settings, limits: Limits, notes: list[str]) -> timing.Plan:
+def plan_of(bench: Workbench, settings: Settings, limits: Limits) -> timing.Plan:
     wanted, rate, budget = limits.min_speedup, limits.error_rate, settings.max_time
     drop = settings.compare_fail.get("speedup")
     half_width = drop * SHARE_OF_DROP if drop else PRECISE_HALF_WIDTH
@@ -52,7 +52,7 @@ def plan_of(bench: Workbench, settings: Settings, limits: Limits, notes: list[st
                 f"max_time={budget:g} s is too short: the fewest pairs that can decide "
                 f"({fewest} of {units.duration(pair_s)}) need max_time={needed}"
             )
-            notes.append(note)
+            bench.notes.append(note)
             bench.progress.say(note)
 
     def show(ratios: Sequence[float]) -> str:

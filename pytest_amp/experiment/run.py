@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ from pytest_amp.lab.phases.inspection import inspect
 from pytest_amp.lab.phases.overflow_drill import overflow
 from pytest_amp.lab.phases.scale_drill import two_scales
 from pytest_amp.lab.watch.tensors import dtype_name
-from pytest_amp.observations import Observations
+from pytest_amp.observations import Observations, Timing
 from pytest_amp.progress import Progress
 from pytest_amp.results.report import AmpReport
 from pytest_amp.rules import registry
@@ -42,21 +42,20 @@ def run(job: Job, progress: Progress) -> AmpReport:
         _refuse_several_ranks()
     blank = blank_report(job)
     limits = limits_of(settings, job.device.names())
-    notes = list(job.notes)
     with laboratory(job, progress) as bench:
         began = time.perf_counter()  # with the device to itself
         environment = environment_of(bench)
-        seen = _observe(bench, settings, limits, notes)
+        seen = _observe(bench, settings, limits)
         gated, mapped = gates.judge(seen, limits), None
         if job.snapshot is not None:
             mapped, gate = dtype_map.judge(job.snapshot, seen)
             gated = (*gated, gate)
         case = Case(seen, {gate.name: gate for gate in gated}, limits)
         if not settings.static:
-            try_remedies(bench, settings, case, notes)
-            case = look_for_idling(bench, settings, case, notes)
+            try_remedies(bench, settings, case)
+            case = look_for_idling(bench, settings, case)
         found = registry.findings(case, settings.select, settings.ignore)
-        found = confirmed(bench, settings, case, found, notes)
+        found = confirmed(bench, settings, case, found)
     loss = case.gates["loss_diff"]
     return replace(
         blank,
@@ -72,7 +71,7 @@ def run(job: Job, progress: Progress) -> AmpReport:
         ),
         coverage=gates.coverage(seen),
         findings=found,
-        notes=tuple(notes),
+        notes=tuple(bench.notes),
         phases_s=phases_of(progress),
         dtype_map=mapped,
     )
@@ -84,6 +83,7 @@ def laboratory(job: Job, progress: Progress) -> Iterator[Workbench]:
     settings, device = job.settings, job.device
     dtype = _dtype(settings, device)
     bench = Workbench(job.setup, device, dtype, settings.seed, progress, job.fixture)
+    bench.notes.extend(job.notes)
     with (
         nullcontext() if settings.static else turn(device, progress),
         device.activated(),
@@ -103,9 +103,23 @@ def _refuse_several_ranks() -> None:
         )
 
 
-def _observe(
-    bench: Workbench, settings: Settings, limits: Limits, notes: list[str]
-) -> Observations:
+def _observe(bench: Workbench, settings: Settings, limits: Limits) -> Observations:
+    """Run the phases in order; each adds what it saw."""
+    seen = _both_arms(bench, settings)
+    bench.progress.why_slow = kernels.without_fast_ones(seen)
+    if bench.progress.why_slow is not None:
+        bench.notes.append(bench.progress.why_slow)
+    if seen.amp.scaler.live:
+        seen = _drilled(bench, settings, seen)
+    _require_the_device(bench, settings, seen.amp.start.devices)
+    bad = parity.first_nonfinite(parity.once_scaled(seen.amp), seen.fp32.losses)
+    if bad is not None:
+        seen = replace(seen, nonfinite_origin=nonfinite.locate(bench, bad))
+    return seen if settings.static else replace(seen, timing=_timed(bench, settings, limits))
+
+
+def _both_arms(bench: Workbench, settings: Settings) -> Observations:
+    """Run each arm for the parity steps, inspect it in a build of its own, find the noise floor."""
     amp, skipped = parity_run.run(bench, "amp", settings.steps)
     fp32, _ = parity_run.run(bench, "fp32", settings.steps, skipped)
     if set(fp32.losses) != set(amp.losses):
@@ -114,7 +128,7 @@ def _observe(
             f"{sorted(amp.losses)}: both must return the same keys"
         )
     fp32, amp, numerics = inspect(bench, fp32, amp, settings.steps)
-    seen = Observations(
+    return Observations(
         device=bench.device.name(),
         dtype=dtype_name(bench.dtype),
         native_support=bench.device.native_support(bench.dtype),
@@ -124,22 +138,23 @@ def _observe(
         amp=amp,
         floor=parity_run.floor(bench, settings.steps, skipped, gates.draws_differ(fp32, amp)),
     )
-    bench.progress.why_slow = kernels.without_fast_ones(seen)
-    if bench.progress.why_slow is not None:
-        notes.append(bench.progress.why_slow)
-    if amp.scaler.live:
-        steps, optimizers = settings.steps, len(amp.scaler.optimizers)
-        begin = max(amp.scaler.first_moves.values(), default=0)  # its schedulers are there by then
-        seen = replace(
-            seen,
-            overflow=drill.attempted(
-                "overflow drill", lambda: overflow(bench, steps, begin), notes
-            ),
-            two_scales=drill.attempted(
-                "scale drill", lambda: two_scales(bench, steps, optimizers), notes
-            ),
-        )
-    trained_on = amp.start.devices
+
+
+def _drilled(bench: Workbench, settings: Settings, seen: Observations) -> Observations:
+    """Watch the step survive an overflow, and compare its gradients at two loss scales."""
+    scaler, steps, note = seen.amp.scaler, settings.steps, bench.notes.append
+    begin = max(scaler.first_moves.values(), default=0)  # its schedulers are there by then
+    return replace(
+        seen,
+        overflow=drill.attempted("overflow drill", lambda: overflow(bench, steps, begin), note),
+        two_scales=drill.attempted(
+            "scale drill", lambda: two_scales(bench, steps, len(scaler.optimizers)), note
+        ),
+    )
+
+
+def _require_the_device(bench: Workbench, settings: Settings, trained_on: Sequence[str]) -> None:
+    """Note, or refuse, parameters that are not on the device that is measured."""
     if trained_on and not any(_is(bench.device, name) for name in trained_on):
         note = (
             f"the trained parameters are on {', '.join(trained_on)}, and {bench.device} was "
@@ -147,31 +162,30 @@ def _observe(
         )
         if "device" in settings.strict:
             raise AmpError(note)
-        notes.append(note)
+        bench.notes.append(note)
     elif sum(name.startswith(bench.device.type) for name in trained_on) > 1:
-        notes.append(
+        bench.notes.append(
             f"the trained parameters are on {', '.join(trained_on)}: {bench.device} alone was "
             "waited for and its memory counted"
         )
-    bad = parity.first_nonfinite(parity.once_scaled(amp), fp32.losses)
-    if bad is not None:
-        seen = replace(seen, nonfinite_origin=nonfinite.locate(bench, bad))
-    if settings.static:
-        return seen
+
+
+def _timed(bench: Workbench, settings: Settings, limits: Limits) -> Timing:
+    """Time the arms against each other."""
     _refuse_several_ranks()  # setup may have joined a process group
     bench.progress.at("timing", None)
-    timed = timing.run(bench, plan_of(bench, settings, limits, notes))
+    timed = timing.run(bench, plan_of(bench, settings, limits))
     if timed.skipping_pairs:
-        notes.append(
+        bench.notes.append(
             f"{units.plural(timed.skipping_pairs, 'pair')} of blocks left out, because the "
             "GradScaler skipped steps in them"
         )
     if timed.one_resident:
-        notes.append(
+        bench.notes.append(
             "both arms did not fit in memory together: each was rebuilt for every timed block"
         )
     bench.progress.at("done", None)
-    return replace(seen, timing=timed)
+    return timed
 
 
 def _is(device: Device, name: str) -> bool:

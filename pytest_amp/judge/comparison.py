@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pytest_amp import units
-from pytest_amp.codes import CODES, METRICS
+from pytest_amp.codes import METRICS
 from pytest_amp.judge.gates import verdict_of
 from pytest_amp.judge.parity import tail_mean
 from pytest_amp.results.report import AmpReport
@@ -21,21 +21,29 @@ from pytest_amp.results.values import (
     Finding,
     Gate,
     GateVerdict,
-    suppression,
 )
 
 ROUNDING = 1e-9  # of 630 / 600 - 1
 VERSIONS = ("torch", "cuda", "cudnn", "driver")
-_CODE, _BASELINE = "AMP005", "baseline"
 _WORDS = {"pass": "is within", "fail": "is beyond", "inconclusive": "can't be told from"}
 
 
 def compared(
-    report: AmpReport, stored: AmpReport, origin: Baseline, allowed: Mapping[str, float]
+    report: AmpReport,
+    stored: AmpReport,
+    origin: Baseline,
+    allowed: Mapping[str, float],
+    findings: Iterable[Finding] = (),
 ) -> AmpReport:
-    """The report with a gate per metric; `allowed` has the largest relative change for the worse.
+    """Return the report with a gate for each metric, held against a stored result.
 
-    A metric that is not in it is told and not gated.
+    Args:
+        report: the new result.
+        stored: the baseline.
+        origin: where the baseline comes from.
+        allowed: by metric, the largest relative change for the worse; a metric that is not in it
+            is reported and not gated.
+        findings: what the rules say of the two; they take the place of an earlier comparison's.
     """
     found = (
         _speedup(report, stored, allowed.get("speedup")),
@@ -43,7 +51,7 @@ def compared(
         _loss(report, stored, allowed.get("loss")),
     )
     differing = tuple(differences(stored.environment, report.environment))
-    findings = (*filter(_is_of_the_step, report.findings), *_flags_differ(report, stored))
+    findings = (*filter(_is_of_the_step, report.findings), *findings)
     origin = replace(origin, differences=differing)
     return _judged(replace(report, baseline=origin, findings=findings), found)
 
@@ -65,12 +73,14 @@ def differences(before: Environment | None, after: Environment | None) -> Iterat
         old, new = getattr(before, name), getattr(after, name)
         if old != new:
             yield units.printable(f"{name} {old or 'none'} -> {new or 'none'}")
-    for name, (old, new) in _other_flags(before, after).items():
+    for name, (old, new) in other_flags(before, after).items():
         yield units.printable(f"{name} {old} -> {new}")
 
 
-def _other_flags(before: Environment, after: Environment) -> dict[str, list[Any]]:
-    """By name, the two values of each flag that differs."""
+def other_flags(before: Environment | None, after: Environment | None) -> dict[str, list[Any]]:
+    """Return, by name, the two values of each flag that differs; none of an unknown environment."""
+    if before is None or after is None:
+        return {}
     return {
         name: [before.flags.get(name), after.flags.get(name)]
         for name in sorted({*before.flags, *after.flags})
@@ -78,34 +88,9 @@ def _other_flags(before: Environment, after: Environment) -> dict[str, list[Any]
     }
 
 
-def _flags_differ(report: AmpReport, stored: AmpReport) -> Iterator[Finding]:
-    """AMP005 of the two runs; what it says of the two arms is a rule's."""
-    if report.environment is None or stored.environment is None:
-        return
-    differing = _other_flags(stored.environment, report.environment)
-    select = _setting(report, "select", list, ["AMP"])
-    if not differing or not _CODE.startswith(tuple(map(str, select))):
-        return
-    listed = ", ".join(f"{name}: {old}, now {new}" for name, (old, new) in differing.items())
-    finding = Finding(
-        _CODE, CODES[_CODE].name, CODES[_CODE].severity,
-        units.printable(f"the baseline ran under other flags ({listed}): what changed is not the "
-                        "step's doing alone"),
-        evidence={_BASELINE: differing},
-    )  # fmt: skip
-    ignore = {name: str(why) for name, why in _setting(report, "ignore", dict, {}).items()}
-    yield replace(finding, suppressed=suppression(finding, ignore))
-
-
-def _setting(report: AmpReport, name: str, kind: type | tuple[type, ...], default: Any) -> Any:
-    """What a report says that was in force; a stored one may say anything."""
-    value = report.settings[name].value if name in report.settings else default
-    return value if isinstance(value, kind) else default
-
-
 def _is_of_the_step(finding: Finding) -> bool:
-    """And not of an earlier comparison."""
-    return not (finding.code == _CODE and _BASELINE in finding.evidence)
+    """Whether it speaks of the step itself, and not of an earlier comparison."""
+    return not (finding.code == "AMP005" and "baseline" in finding.evidence)
 
 
 def _judged(report: AmpReport, found: Sequence[Gate]) -> AmpReport:
@@ -196,7 +181,7 @@ def _loss(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate:
         f"fp32's {' -> '.join(units.NOTHING if each is None else f'{each:.5g}' for each in fp32)}"
     )
     verdict, but = _held(change, allowed), ""
-    atol = _setting(report, "loss_atol", (int, float), 0.0)
+    atol = report.setting("loss_atol", (int, float), 0.0)
     if verdict == "fail" and ours[key] - theirs[key] <= atol:
         verdict, but = "pass", "that is less than loss_atol"
     elif verdict == "fail" and math.isfinite(change) and change <= (report.noise_floor or 0.0):

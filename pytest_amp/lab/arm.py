@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from pytest_amp.errors import AmpError, add_note, unless_our_bug
 from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.machine.global_state import GlobalState, seed_all
-from pytest_amp.lab.scaling.scaler import AmpScaler
+from pytest_amp.lab.scaling.scaler import AmpScaler, FixtureScaler
 from pytest_amp.progress import Progress
 
 __tracebackhide__ = unless_our_bug
@@ -165,7 +165,11 @@ class Resident:
 
 
 class Workbench:
-    """What all arms of one test share: the device, the dtype, the seed and the user's setup."""
+    """What all arms of one test share: the device, the dtype, the seed and the user's setup.
+
+    Attributes:
+        notes: what the report has to say besides its figures; each phase appends its own.
+    """
 
     def __init__(
         self,
@@ -174,11 +178,12 @@ class Workbench:
         dtype: torch.dtype,
         seed: int,
         progress: Progress,
-        fixture: AmpScaler | None = None,
+        fixture: FixtureScaler | None = None,
     ) -> None:
         self.device = device
         self.dtype = dtype
         self.progress = progress
+        self.notes: list[str] = []
         self.globals = GlobalState(device)
         # Weakly, because an arm that is gone takes its optimizers with it, and ids come again.
         self.optimizers_before: WeakSet[Optimizer] = WeakSet()
@@ -227,18 +232,9 @@ class Workbench:
             if not self._alive:
                 _forget_compiled_code()
 
-    @contextmanager
-    def lending(self, scaler: torch.amp.GradScaler) -> Iterator[None]:
-        """While an arm runs, the `amp_scaler` fixture is that arm's: both share one state."""
-        if self._fixture is None:
-            yield
-            return
-        own = self._fixture.__dict__
-        self._fixture.__dict__ = scaler.__dict__
-        try:
-            yield
-        finally:
-            self._fixture.__dict__ = own
+    def lending(self, scaler: torch.amp.GradScaler) -> AbstractContextManager[None]:
+        """While an arm runs, the `amp_scaler` fixture stands for that arm's scaler."""
+        return nullcontext() if self._fixture is None else self._fixture.standing_for(scaler)
 
 
 def _forget_compiled_code() -> None:

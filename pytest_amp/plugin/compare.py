@@ -8,6 +8,7 @@ import pytest
 
 from pytest_amp.judge import comparison
 from pytest_amp.results.report import AmpReport
+from pytest_amp.rules import registry
 from pytest_amp.settings.table import Settings
 from pytest_amp.storage import store
 from pytest_amp.storage.baseline import NEWEST, Baselines, NoBaseline, paths_of
@@ -32,7 +33,8 @@ def compared(config: pytest.Config, report: AmpReport, settings: Settings) -> Am
         stored, origin = baselines.of(report)
     except (NoBaseline, ValueError) as error:
         return comparison.without_baseline(report, str(error), settings.compare_fail)
-    return comparison.compared(report, stored, origin, settings.compare_fail)
+    found = registry.beside_baseline(report, stored)
+    return comparison.compared(report, stored, origin, settings.compare_fail, found)
 
 
 def finished(config: pytest.Config) -> list[str]:

@@ -48,9 +48,9 @@ def amp_device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture
 def amp_scaler(request: pytest.FixtureRequest) -> AmpScaler:
     """An audited `torch.amp.GradScaler`; inside amp_benchmark it is the running arm's."""
-    from pytest_amp.lab.scaling.scaler import AmpScaler
+    from pytest_amp.lab.scaling.scaler import FixtureScaler
 
-    scaler = AmpScaler(device_of(request.node).type)
+    scaler = FixtureScaler(device_of(request.node).type)
     request.node.stash[_SCALER] = scaler
     return scaler
 

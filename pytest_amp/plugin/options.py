@@ -24,13 +24,6 @@ option (--amp-steps) and an ini key (amp_steps) too:"""
 
 LEVELS = pytest.StashKey[tuple[Level, Level, Level]]()
 
-# What an option means that is given without a value.
-_BARE = {"strict": "all", "snapshot": "compare", "compare": "newest"}
-
-
-# Options that add up where they are given several times.
-_LISTS = ("select", "ignore", "compare_fail")
-
 
 def add_options(parser: pytest.Parser) -> None:
     """Every row of the table as an option and an ini key; both default to None, that is: unset."""
@@ -57,33 +50,17 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def _kind(entry: Entry) -> dict[str, Any]:
-    if entry.name in ("static", "compare_exact"):
+    if entry.switch:
         return {"action": "store_true"}
-    if entry.name in _BARE:
-        return {"nargs": "?", "const": _BARE[entry.name], "metavar": entry.metavar}
-    if entry.name in _LISTS:
+    if entry.bare is not None:
+        return {"nargs": "?", "const": entry.bare, "metavar": entry.metavar}
+    if entry.adds_up:
         return {"action": "append", "metavar": entry.metavar}
     return {"metavar": entry.metavar}
 
 
 def _help(entry: Entry) -> str:
-    return f"{entry.help} (default: {default_shown(entry)})"
-
-
-def default_shown(entry: Entry) -> str:
-    """A row's default as one would write it on the command line."""
-    default = entry.default
-    if entry.name == "dtype":
-        return "auto"
-    if default == ("AMP",):
-        return "all"
-    if default is True:
-        return "yes"
-    if default is False or default == frozenset():
-        return "off"
-    if isinstance(default, float):
-        return f"{default:g}"
-    return "none" if default is None or default == {} else str(default)
+    return f"{entry.help} (default: {entry.default_shown})"
 
 
 def marker_help(in_full: bool) -> str:
@@ -120,10 +97,10 @@ def session_levels(config: pytest.Config) -> tuple[Level, Level, Level]:
     for entry in settings.TABLE:
         given = config.getoption("amp_" + entry.name)
         if given is not None:
-            values = given if entry.name in _LISTS else [given]
+            values = given if entry.adds_up else [given]
             for value in values:
                 _check(entry.flag, entry.name, value)
-            cli[entry.name] = _joined(values) if entry.name in _LISTS else given
+            cli[entry.name] = _joined(values) if entry.adds_up else given
         written = config.getini(entry.ini)
         if written not in (None, ""):
             _check(f"{config.inipath}: {entry.ini}", entry.name, written)
@@ -151,7 +128,7 @@ def gates_by_name(config: pytest.Config) -> bool:
     import shlex
 
     typed = [*config.invocation_params.args, *shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))]
-    gating = [settings.BY_NAME[name].flag for name in (*codes.GATES, "strict", "compare_fail")]
+    gating = [entry.flag for entry in settings.TABLE if entry.gating]
     return any(str(word).startswith((*gating, "--amp-override")) for word in typed)
 
 

@@ -160,7 +160,7 @@ class Session:
             name
             for given in tests.values()
             for name, setting in given.items()
-            if name in cli and setting.source == "marker" and name not in settings.UNIONS
+            if name in cli and setting.source == "marker" and not settings.BY_NAME[name].merges
         )
 
     def _notes(self) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pytest_amp import units
 from pytest_amp.render.text import (
@@ -22,16 +22,15 @@ from pytest_amp.render.text import (
     wrapped,
 )
 from pytest_amp.render.verdicts import both_arms, shown, why_nothing
+from pytest_amp.results.explanation import in_order
 from pytest_amp.results.report import AmpReport
-from pytest_amp.results.values import COMPARED, Finding, Gate
+from pytest_amp.results.values import COMPARED, Finding, Gate, GateVerdict
+from pytest_amp.settings import table
 
 _LABEL = 10  # the widest of the words that begin a line
-_GATES: Mapping[str, tuple[str, Markup]] = {
-    "pass": ("passed", GOOD),
-    "fail": ("failed", BAD),
-    "inconclusive": ("no answer", UNSURE),
-    "not_gated": ("not gated", FAINT),
-}
+_COLOURS: Mapping[GateVerdict, Markup] = {
+    "pass": GOOD, "fail": BAD, "inconclusive": UNSURE, "not_gated": FAINT,
+}  # fmt: skip
 
 
 class Entry(NamedTuple):
@@ -69,8 +68,7 @@ def said(report: AmpReport) -> Iterator[Entry]:
             yield _gate(gate)
     if report.baseline is not None and _changed_for_the_worse(report):
         yield Entry("baseline", PLAIN, str(report.baseline))
-    spoken = [finding for finding in report.findings if finding.suppressed is None]
-    for finding in sorted(spoken, key=lambda finding: (finding.severity, finding.code)):
+    for finding in in_order(report):
         yield Entry(finding.severity, BAD if finding.stands else UNSURE, _finding(finding))
     for note in report.notes:
         yield Entry("note", PLAIN, note)
@@ -83,8 +81,8 @@ def _changed_for_the_worse(report: AmpReport) -> bool:
 
 
 def _gate(gate: Gate) -> Entry:
-    word, markup = ("unmeasured", UNSURE) if gate.unmeasured else _GATES[gate.verdict]
-    return Entry(word, markup, f"{gate.name}: {gate.reason}")
+    markup = UNSURE if gate.unmeasured else _COLOURS[gate.verdict]
+    return Entry(gate.word, markup, f"{gate.name}: {gate.reason}")
 
 
 def _finding(finding: Finding) -> str:
@@ -127,24 +125,9 @@ def _measured(report: AmpReport) -> Iterator[Entry]:
         whole = f"{units.duration(report.duration_s)} in all"
         yield Entry("phases", FAINT, ", ".join([*phases, whole]))
     chosen = [
-        f"{name} {_given(name, setting.value)} ({setting.source})"
+        f"{name} {table.written(name, setting.value)} ({setting.source})"
         for name, setting in report.settings.items()
         if setting.source != "default"
     ]
     if chosen:
         yield Entry("settings", FAINT, ", ".join(chosen))
-
-
-def _given(name: str, value: Any) -> str:
-    if name == "compare_fail" and isinstance(value, Mapping):
-        return ",".join(f"{metric}:{100 * share:g}%" for metric, share in value.items())
-    return _value(value)
-
-
-def _value(value: Any) -> str:
-    """A setting as one would give it on the command line."""
-    if isinstance(value, Mapping):
-        return ",".join(f"{key}={_value(item)}" for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return ",".join(map(_value, value))
-    return units.number(value) if isinstance(value, float) else str(value)

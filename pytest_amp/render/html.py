@@ -14,16 +14,14 @@ from pytest_amp.render.heading import heading
 from pytest_amp.render.table import columns_of
 from pytest_amp.render.text import plain
 from pytest_amp.render.verdicts import OUTCOMES, both_arms, outcome_of, shown, why_nothing
+from pytest_amp.results.explanation import in_order
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.trend import METRICS, Trend
-from pytest_amp.results.values import ArmRun
+from pytest_amp.results.values import ArmRun, Finding
 from pytest_amp.rules import explain
 
 MISSING = "an HTML report needs Jinja2 and matplotlib: pip install pytest-amp[html]"
 _GRAVITY = ("fail", "error", "unanswered", "inconclusive", "pass", "skipped")
-_GATES = {
-    "pass": "ok", "fail": "failed", "inconclusive": "no answer", "not_gated": "not gated",
-}  # fmt: skip
 
 
 class Result(NamedTuple):
@@ -43,6 +41,7 @@ class Section(NamedTuple):
     word: str
     kind: str
     reason: str
+    findings: Sequence[Finding]
     figures: Mapping[str, str]
     history: Mapping[str, str]
     steps: Sequence[str]
@@ -91,7 +90,6 @@ def page(
         run=run,
         created=created.replace("T", " ").replace("+00:00", " UTC"),
         version=version,
-        gates=_GATES,
         codes=CODES,
         explained=explain.for_terminal,
     )
@@ -109,6 +107,10 @@ def _printable(value: object) -> object:
     return "\n".join(map(units.printable, value.split("\n")))
 
 
+def _suppressed(report: AmpReport) -> list[Finding]:
+    return [finding for finding in report.findings if finding.suppressed is not None]
+
+
 def _section(number: int, result: Result) -> Section:
     report, trend = result.report, result.trend
     return Section(
@@ -118,6 +120,10 @@ def _section(number: int, result: Result) -> Section:
         word=shown(report).word,
         kind=outcome_of(report),
         reason=why_nothing(report),
+        findings=[
+            *in_order(report),
+            *(each for each in report.findings if each.suppressed is not None),
+        ],
         figures=plots.figures(report),
         history=trend_plots.figures(trend) if trend else {},
         steps=[f"{each.name}, {step}" for each in METRICS for step in trend.told(each)]

@@ -10,6 +10,7 @@ from typing import Protocol
 from pytest_amp import units
 from pytest_amp.codes import CODES
 from pytest_amp.results.values import (
+    NO_ANSWER,
     ArmRun,
     Baseline,
     DtypeMap,
@@ -24,10 +25,6 @@ FULL_COVERAGE = 0.95
 _WIDTH = 88
 _GATE_WIDTH = 100  # a gate's figures stay on one line where they can
 MOST_CHANGES = 80  # lines of a dtype map that are shown
-
-_MARK: Mapping[str, str] = {
-    "pass": "ok", "fail": "FAILED", "inconclusive": "no answer", "not_gated": "not gated",
-}  # fmt: skip
 
 
 class Explained(Protocol):
@@ -116,10 +113,8 @@ def _gates(report: Explained) -> Iterator[str]:
     for gate in report.gates:
         open_ = gate in report.unmeasured or gate in report.unanswered
         if gate.verdict != "not_gated" or open_:
-            mark = (
-                "not asked" if gate.only_for else _MARK["inconclusive" if open_ else gate.verdict]
-            )
-            head = f"  {gate.name:<{width}}  {mark:<9}  "
+            word = gate.word if gate.asked or gate.unmeasured else NO_ANSWER
+            head = f"  {gate.name:<{width}}  {word:<9}  "
             yield from _wrapped(gate.reason, head, " " * len(head), _GATE_WIDTH)
     if report.unanswered and report.verdict != "fail":
         names = " and ".join(gate.name for gate in report.unanswered)
@@ -159,9 +154,13 @@ def _arms(report: Explained) -> Iterator[str]:
         yield f"    {name:<11}  {change}"
 
 
-def _findings(report: Explained) -> Iterator[str]:
-    """Confirmed causes first, then errors, then by how much of a failing gate they explain."""
-    failed = [gate.name for gate in report.gates if gate.verdict == "fail"]
+def in_order(report: Explained) -> list[Finding]:
+    """Return the findings that are not suppressed, in the order in which a reader wants them.
+
+    Confirmed causes come first, then errors before warnings, then what explains a gate that failed,
+    by how much of it, and at last the codes.
+    """
+    failed = _failed(report)
 
     def place(finding: Finding) -> tuple[bool, str, bool, float, str]:
         share = finding.evidence.get("share")
@@ -173,7 +172,15 @@ def _findings(report: Explained) -> Iterator[str]:
             finding.code,
         )
 
-    spoken = sorted((each for each in report.findings if each.suppressed is None), key=place)
+    return sorted((each for each in report.findings if each.suppressed is None), key=place)
+
+
+def _failed(report: Explained) -> list[str]:
+    return [gate.name for gate in report.gates if gate.verdict == "fail"]
+
+
+def _findings(report: Explained) -> Iterator[str]:
+    failed, spoken = _failed(report), in_order(report)
     for finding in spoken:
         gates = _explained(finding, failed)
         sure = "confirmed" if finding.confirmed else "suspected"

@@ -81,12 +81,21 @@ class AmpReport:
                 return gate
         raise KeyError(f"no gate {name!r}; this report has {[gate.name for gate in self.gates]}")
 
+    def setting(self, name: str, kind: type[Any] | tuple[type[Any], ...], default: Any) -> Any:
+        """Return the value of a setting that was in force; a stored report may hold anything there.
+
+        Args:
+            name: the setting's name.
+            kind: the types that its value may have.
+            default: what stands for a value that is missing or of another type.
+        """
+        value = self.settings[name].value if name in self.settings else default
+        return value if isinstance(value, kind) else default
+
     @property
     def strict(self) -> frozenset[str]:
         """The kinds of missing answers that ``--amp-strict`` turns into failures."""
-        setting = self.settings.get("strict")
-        kinds = setting.value if setting else ()
-        return frozenset(map(str, kinds)) if isinstance(kinds, Collection) else frozenset()
+        return frozenset(map(str, self.setting("strict", Collection, ())))
 
     @property
     def unanswered(self) -> tuple[Gate, ...]:
@@ -114,8 +123,7 @@ class AmpReport:
         """
         if not self.static:
             return ()
-        setting = self.settings.get("min_speedup")
-        speed = ["speedup"] if setting is not None and setting.value is not None else []
+        speed = [] if self.setting("min_speedup", object, None) is None else ["speedup"]
         compared = [
             gate.name
             for gate in self.gates
@@ -127,8 +135,7 @@ class AmpReport:
     @property
     def static(self) -> bool:
         """Whether nothing was to be timed."""
-        setting = self.settings.get("static")
-        return setting is not None and setting.value is True
+        return bool(self.setting("static", bool, False))
 
     def check(self) -> None:
         """Assert the gates.

@@ -18,6 +18,11 @@ from pytest_amp import units
 GateVerdict = Literal["pass", "fail", "inconclusive", "not_gated"]
 Verdict = Literal["pass", "fail", "inconclusive", "skipped", "error"]
 Severity = Literal["error", "warning"]
+# The words for a gate's verdict, wherever a person reads it.
+NO_ANSWER = "no answer"
+_GATE_WORDS: Mapping[GateVerdict, str] = {
+    "pass": "ok", "fail": "FAILED", "inconclusive": NO_ANSWER, "not_gated": "not gated",
+}  # fmt: skip
 COMPARED = ("compare:speedup", "compare:memory", "compare:loss")
 
 
@@ -105,6 +110,13 @@ class Gate:
     verdict: GateVerdict
     reason: str
     only_for: tuple[str, ...] = ()
+
+    @property
+    def word(self) -> str:
+        """The verdict in a word or two, nine characters at most."""
+        if not self.unmeasured:
+            return _GATE_WORDS[self.verdict]
+        return "not asked" if self.only_for else NO_ANSWER
 
     @property
     def asked(self) -> bool:

@@ -9,9 +9,10 @@ from typing import NamedTuple
 from pytest_amp import units
 from pytest_amp.judge import sequential
 from pytest_amp.judge.case import Case
+from pytest_amp.judge.comparison import other_flags
 from pytest_amp.judge.gates import draws_differ
 from pytest_amp.observations import REDUCED, Start
-from pytest_amp.rules.base import Rule, Word
+from pytest_amp.rules.base import Compared, NeverCalled, Rule, Word
 
 REPEATS_WITHIN = 1e-4
 # Two draws are further apart than their own size; an input that bfloat16 rounded is within 1%.
@@ -179,6 +180,27 @@ def baseline_flags(case: Case) -> Iterator[Word]:
         )
 
 
+def baseline_flags_differ(compared: Compared) -> Iterator[Word]:
+    differing = other_flags(compared.before, compared.now)
+    if differing:
+        listed = ", ".join(f"{name}: {old}, now {new}" for name, (old, new) in differing.items())
+        yield Word(
+            units.printable(
+                f"the baseline ran under other flags ({listed}): what changed is not the step's "
+                "doing alone"
+            ),
+            {"baseline": differing},
+        )
+
+
+def nothing_measured(_: NeverCalled) -> Iterator[Word]:
+    yield Word(
+        "the test requested amp_benchmark and never called it: a gate that measured nothing is "
+        "not green; call amp_benchmark(setup)",
+        {},
+    )
+
+
 def serial(ratios: Sequence[float]) -> float | None:
     """The pairs' autocorrelation, where it is beyond what fair pairs show."""
     found = sequential.autocorrelation(ratios)
@@ -215,9 +237,11 @@ def noisy_machine(case: Case) -> Iterator[Word]:
 
 
 RULES = (
+    Rule("AMP001", nothing_measured, NeverCalled),
     Rule("AMP002", not_reproducible),
     Rule("AMP003", arms_start_differ),
     Rule("AMP004", fp32_arm_not_fp32),
     Rule("AMP005", baseline_flags),
+    Rule("AMP005", baseline_flags_differ, Compared),
     Rule("AMP006", noisy_machine),
 )

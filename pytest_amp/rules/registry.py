@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from pytest_amp.codes import CODES
-from pytest_amp.judge.case import Case
+from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import Finding, suppression
 from pytest_amp.rules import (
     autocast,
@@ -17,17 +16,7 @@ from pytest_amp.rules import (
     scaler,
     speed,
 )
-from pytest_amp.rules.base import Rule
-
-NOTHING_MEASURED = Finding(
-    code="AMP001",
-    name=CODES["AMP001"].name,
-    severity=CODES["AMP001"].severity,
-    message=(
-        "the test requested amp_benchmark and never called it: a gate that measured nothing is "
-        "not green; call amp_benchmark(setup)"
-    ),
-)
+from pytest_amp.rules.base import Compared, Rule, Subject
 
 GROUPS = (measurement, autocast, scaler, scale_drill, numerics, speed, memory)
 RULES: tuple[Rule, ...] = tuple(
@@ -35,21 +24,20 @@ RULES: tuple[Rule, ...] = tuple(
 )
 
 
-def findings(case: Case, select: Sequence[str], ignore: Mapping[str, str]) -> tuple[Finding, ...]:
+def findings(
+    subject: Subject, select: Sequence[str], ignore: Mapping[str, str]
+) -> tuple[Finding, ...]:
     """What the selected rules say. What `ignore` suppresses stays, with the reason given."""
     return tuple(
         replace(finding, suppressed=suppression(finding, ignore))
         for rule in RULES
         if rule.code.startswith(tuple(select))
-        for finding in rule.findings(case)
+        for finding in rule.findings(subject)
     )
 
 
-def in_exception(
-    message: str, location: str | None, select: Sequence[str], ignore: Mapping[str, str]
-) -> tuple[Finding, ...]:
-    """What the selected rules say of an exception that a GradScaler raised."""
-    found = scaler.protocol_violated(message, location)
-    if found is None or not found.code.startswith(tuple(select)):
-        return ()
-    return (replace(found, suppressed=suppression(found, ignore)),)
+def beside_baseline(report: AmpReport, stored: AmpReport) -> tuple[Finding, ...]:
+    """What the rules that the report selects say of it and the result that it is held against."""
+    select = map(str, report.setting("select", list, ["AMP"]))
+    ignore = {name: str(why) for name, why in report.setting("ignore", dict, {}).items()}
+    return findings(Compared(stored.environment, report.environment), tuple(select), ignore)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from pytest_amp import units
-from pytest_amp.codes import CODES
 from pytest_amp.judge.case import Case
 from pytest_amp.observations import ScalerStep
-from pytest_amp.results.values import Finding
-from pytest_amp.rules.base import Rule, Word
+from pytest_amp.rules.base import Raised, Rule, Word
 from pytest_amp.rules.scale_drill import first_differing, named, past_the_scaler
 
 # Once the scale has been found, a step in twenty may still overflow by itself.
@@ -56,20 +55,19 @@ HALF_PARAMETERS = {
 }
 
 
-def protocol_violated(message: str, location: str | None = None) -> Finding | None:
-    """What a GradScaler's exception means, told from its message; None where it is another one."""
-    for code, meanings in (("AMP204", PROTOCOL), ("AMP102", HALF_PARAMETERS)):
-        for beginning, meaning in meanings.items():
-            if message.startswith(beginning):
-                return Finding(
-                    code,
-                    CODES[code].name,
-                    CODES[code].severity,
-                    meaning,
-                    location=location,
-                    evidence={"raised": message},
-                )
-    return None
+def protocol_violated(raised: Raised) -> Iterator[Word]:
+    return _meant(raised, PROTOCOL)
+
+
+def half_parameters_refused(raised: Raised) -> Iterator[Word]:
+    return _meant(raised, HALF_PARAMETERS)
+
+
+def _meant(raised: Raised, meanings: Mapping[str, str]) -> Iterator[Word]:
+    """What a GradScaler's exception means, told from its message; nothing of another one."""
+    for beginning, meaning in meanings.items():
+        if raised.message.startswith(beginning):
+            yield Word(meaning, {"raised": raised.message}, location=raised.location)
 
 
 def scaler_with_bf16(case: Case) -> Iterator[Word]:
@@ -90,10 +88,9 @@ def scaler_protocol(case: Case) -> Iterator[Word]:
     """What the scaler raised after an overflow; what it raises before ends the experiment."""
     drill = case.seen.overflow
     for each in drill.overflows if drill else ():
-        found = protocol_violated(each.raised) if each.raised else None
-        if found is not None:
-            yield Word(
-                f"after an overflow, torch raised {each.raised!r}: {found.message}", found.evidence
+        for meant in _meant(Raised(each.raised), PROTOCOL | HALF_PARAMETERS) if each.raised else ():
+            yield replace(
+                meant, message=f"after an overflow, torch raised {each.raised!r}: {meant.message}"
             )
 
 
@@ -307,6 +304,8 @@ RULES = (
     Rule("AMP201", fp16_without_scaler),
     Rule("AMP202", scaler_with_bf16),
     Rule("AMP204", scaler_protocol),
+    Rule("AMP204", protocol_violated, Raised),
+    Rule("AMP102", half_parameters_refused, Raised),
     Rule("AMP205", scheduler_on_skipped_step),
     Rule("AMP206", stepped_on_overflow),
     Rule("AMP207", scale_stuck),

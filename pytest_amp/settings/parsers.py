@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+from pytest_amp import units
 from pytest_amp.codes import CODES, METRICS
 from pytest_amp.settings import thresholds
 from pytest_amp.settings.thresholds import Range, Threshold
@@ -156,6 +158,26 @@ def allowed(value: object) -> dict[str, float]:
         drop = found[1] == "speedup"  # by all of itself it can't
         allowed[found[1]] = thresholds.number(found[2], DROP if drop else PERCENT) / 100
     return allowed
+
+
+def written(value: Any) -> str:
+    """Return a setting's value as one would write it on the command line."""
+    if isinstance(value, bool):
+        return "yes" if value else "off"
+    if isinstance(value, Mapping):
+        return ",".join(f"{key}={written(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(written, value))
+    if isinstance(value, float):
+        return units.number(value)
+    return "none" if value is None else str(value)
+
+
+def written_percents(value: Any) -> str:
+    """Return fractions by metric as percentages: ``speedup:10%,memory:5%``."""
+    if not isinstance(value, Mapping):
+        return written(value)  # as a stored report may have it
+    return ",".join(f"{metric}:{100 * share:g}%" for metric, share in value.items())
 
 
 def before_a_path(given: str, write: str) -> str:

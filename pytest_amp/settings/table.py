@@ -16,12 +16,26 @@ from pytest_amp.settings.thresholds import Threshold
 if TYPE_CHECKING:
     from pytest_amp.results.values import Setting
 
-# A setting is the strongest level's; these are all levels' together.
-UNIONS = frozenset({"ignore"})
-
 
 class Entry(NamedTuple):
-    """One row of the table. `parse` takes Python values and their text alike."""
+    """One row of the table: everything that is peculiar to a setting stands in its columns.
+
+    Attributes:
+        name: the marker's keyword; the option and the ini key are made of it.
+        parse: reads a Python value or its text; ValueError where it is not valid.
+        default: the value where no level gives one.
+        metavar: what stands for the value in ``--help``.
+        help: what it means, in a line.
+        marker: whether it is a keyword of the marker too.
+        shown: the default as one writes it; None where it is plain from the value.
+        bare: what the option means without a value; None where it needs one.
+        switch: whether the option takes no value at all.
+        adds_up: whether an option that is given several times counts as one list.
+        merges: whether the levels' values are merged, where otherwise the strongest one wins.
+        off_by_none: whether ``none`` turns it off, where otherwise it restores the default.
+        gating: whether giving it asks for a verdict.
+        write: a value as one would write it on the command line.
+    """
 
     name: str
     parse: Callable[[object], Any]
@@ -29,14 +43,29 @@ class Entry(NamedTuple):
     metavar: str
     help: str
     marker: bool = True
+    shown: str | None = None
+    bare: str | None = None
+    switch: bool = False
+    adds_up: bool = False
+    merges: bool = False
+    off_by_none: bool = False
+    gating: bool = False
+    write: Callable[[Any], str] = read.written
 
     @property
     def flag(self) -> str:
+        """The command line option."""
         return "--amp-" + self.name.replace("_", "-")
 
     @property
     def ini(self) -> str:
+        """The key in pytest's ini file."""
         return "amp_" + self.name
+
+    @property
+    def default_shown(self) -> str:
+        """The default as one writes it on the command line."""
+        return self.write(self.default) or "none" if self.shown is None else self.shown
 
 
 class Settings(NamedTuple):
@@ -98,14 +127,17 @@ TABLE: tuple[Entry, ...] = (
     Entry(
         "min_speedup", read.threshold(read.POSITIVE_RATIO), None, "RATIO",
         "least speedup: fp32 step time / amp step time",
+        gating=True,
     ),
     Entry(
         "min_memory_reduction", read.threshold(read.REDUCTION), None, "FRACTION",
         "least memory reduction: 1 - amp peak / fp32 peak",
+        gating=True,
     ),
     Entry(
         "max_loss_diff", read.threshold(read.DIFFERENCE), 0.02, "FRACTION",
         "largest relative difference of the two loss curves' tails",
+        off_by_none=True, gating=True,
     ),
     Entry(
         "loss_atol", read.number(read.ATOL), 0.005, "NUMBER",
@@ -114,14 +146,17 @@ TABLE: tuple[Entry, ...] = (
     Entry(
         "min_coverage", read.threshold(read.SHARE), None, "SHARE",
         "least share of matmul, convolution and attention FLOPs that ran in the amp dtype",
+        gating=True,
     ),
     Entry(
         "max_skipped_steps", read.whole_threshold, None, "N",
         "most optimizer steps that the GradScaler may skip",
+        gating=True,
     ),
     Entry(
         "dtype", read.dtype, None, "DTYPE",
         "float16, bfloat16, or auto: what torch.autocast uses on the device",
+        shown="auto",
     ),
     Entry(
         "device", read.device, "auto", "DEVICE",
@@ -144,30 +179,34 @@ TABLE: tuple[Entry, ...] = (
     Entry(
         "select", read.select, ("AMP",), "CODES",
         "rules that may speak: codes or prefixes, or all",
+        shown="all", adds_up=True,
     ),
-    Entry("ignore", read.ignore, {}, "CODES", "rules that are suppressed: codes or prefixes"),
+    Entry(
+        "ignore", read.ignore, {}, "CODES", "rules that are suppressed: codes or prefixes",
+        adds_up=True, merges=True,
+    ),
     Entry(
         "record", read.flag, True, "BOOL",
         "hand timed results to pytest-benchmark, to save and compare; gates never depend on it",
     ),
     Entry(
         "static", read.flag, False, "BOOL", "no timing: rules, coverage, memory and parity only",
-        marker=False,
+        marker=False, switch=True,
     ),
     Entry(
         "strict", read.strict, frozenset(), "KINDS",
         "fail where an answer is missing; any of " + ", ".join(read.STRICT_KINDS) + " (bare: all)",
-        marker=False,
+        marker=False, shown="off", bare="all", gating=True,
     ),
     Entry(
         "snapshot", read.snapshot, "off", "MODE",
         "compare with the dtype map kept beside the test file (bare: compare), or update it",
-        marker=False,
+        marker=False, bare="compare",
     ),
     Entry(
         "compare", read.text, None, "REF",
         "hold results against the newest passing ones (bare), a run's number, or files",
-        marker=False,
+        marker=False, bare="newest",
     ),
     Entry(
         "compare_branch", read.text, None, "BRANCH", "compare with results of this branch only",
@@ -175,12 +214,12 @@ TABLE: tuple[Entry, ...] = (
     ),
     Entry(
         "compare_exact", read.flag, False, "BOOL",
-        "compare with results of the same versions and flags only", marker=False,
+        "compare with results of the same versions and flags only", marker=False, switch=True,
     ),
     Entry(
         "compare_fail", read.allowed, {}, "METRIC:PCT",
         "fail where " + ", ".join(METRICS) + " got worse by more: speedup:10%,memory:5%",
-        marker=False,
+        marker=False, adds_up=True, gating=True, write=read.written_percents,
     ),
 )  # fmt: skip
 
@@ -208,11 +247,19 @@ def _valid(marker: bool) -> list[str]:
     return [entry.name for entry in TABLE if entry.marker or not marker]
 
 
+def written(name: str, value: object) -> str:
+    """Return a value as one would write it on the command line.
+
+    The name may be one that this version has no setting for, as a stored report may have it.
+    """
+    return BY_NAME[name].write(value) if name in BY_NAME else read.written(value)
+
+
 def parse(entry: Entry, value: object) -> Any:
     """A parsed value; ``none`` unsets it. ValueError names the setting and what is valid."""
     unset = value is None or (isinstance(value, str) and value.strip().lower() == "none")
     if unset:
-        return None if entry.name == "max_loss_diff" else _parsed_default(entry)
+        return None if entry.off_by_none else _parsed_default(entry)
     try:
         return entry.parse(value)
     except ValueError as error:
@@ -239,7 +286,7 @@ def resolve(levels: Iterable[Level]) -> Settings:
             values[entry.name], sources[entry.name] = _parsed_default(entry), "default"
             continue
         sources[entry.name], values[entry.name] = given[0]
-        if entry.name in UNIONS:
+        if entry.merges:
             values[entry.name] = {
                 pattern: reason for _, each in reversed(given) for pattern, reason in each.items()
             }

@@ -25,8 +25,8 @@ def history(storage: str | os.PathLike[str] = store.DEFAULT) -> pandas.DataFrame
         storage: the folder of ``--benchmark-storage``, also as ``file://...``.
 
     Returns:
-        A DataFrame with the columns of docs/history.md, which tells their units. Texts are
-        categories, numbers floats with NaN where there is none, `started` is UTC. Of an empty
+        A DataFrame with the columns of docs/reference/history.md, which tells their units. Texts
+        are categories, numbers floats with NaN where there is none, `started` is UTC. Of an empty
         storage it has the same columns.
 
     Warns:

@@ -63,7 +63,7 @@ def test_each_metric_is_told_with_both_arms_and_what_changed(runs: Path, capsys:
     assert lines[1].startswith(
         "  speedup  FAILED     -25% [-26%, -23%] is beyond the 10% allowed (2.00x -> 1.50x; fp32 "
     )
-    assert lines[2].startswith("  memory              0% (peak of amp 600 -> 600 B")
+    assert lines[2].startswith("  memory   not gated  0% (peak of amp 600 -> 600 B")
     assert lines[4] == (
         "  since    run 0001 of 2026-01-01 (commit ccccccc, main); "
         "since then torch 2.13.0 -> 2.14.0"

@@ -11,6 +11,7 @@ from pytest_amp import codes
 from pytest_amp.judge.comparison import compared, differences, without_baseline
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import COMPARED, ArmRun, Baseline, Estimate, Setting
+from pytest_amp.rules import registry
 from tests.helpers.saved_runs import ENVIRONMENT, SETTINGS, report
 
 ORIGIN = Baseline("0012", "x/0012_run.json", "2026-01-31T12:00:00+00:00", "c" * 40, "main")
@@ -18,7 +19,7 @@ ALL = {"speedup": 0.1, "memory": 0.05, "loss": 0.02}
 
 
 def held(now: AmpReport, before: AmpReport, **allowed: float) -> AmpReport:
-    return compared(now, before, ORIGIN, allowed)
+    return compared(now, before, ORIGIN, allowed, registry.beside_baseline(now, before))
 
 
 def verdict(now: AmpReport, before: AmpReport, metric: str, allowed: float) -> str:

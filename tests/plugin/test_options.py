@@ -6,7 +6,6 @@ import re
 
 import pytest
 
-from pytest_amp.plugin import options
 from pytest_amp.settings import parsers
 from pytest_amp.settings.table import TABLE
 from tests.helpers.project import STEP, measure
@@ -33,7 +32,7 @@ def test_help_has_one_group_with_every_option_its_default_and_how_else_to_set_it
     assert set(re.findall(r"^  (--amp-[a-z-]+)", group, re.MULTILINE)) == OPTIONS
     flowed = re.sub(r"\s+", " ", group)
     for entry in TABLE:
-        assert f"{entry.help} (default: {options.default_shown(entry)})" in flowed
+        assert f"{entry.help} (default: {entry.default_shown})" in flowed
     assert "ini keys (amp_steps)" in flowed
     assert "cuda=1.3,cpu=1.0" in flowed
 
@@ -51,7 +50,7 @@ def test_every_setting_is_an_ini_key(help_lines: list[str]) -> None:
 
 def test_what_only_the_command_line_turns_on_takes_no_value() -> None:
     switches = [entry for entry in TABLE if entry.parse is parsers.flag and not entry.marker]
-    assert [entry.name for entry in switches if "action" not in options._kind(entry)] == []
+    assert [entry.name for entry in switches if not entry.switch] == []
     assert switches
 
 

@@ -123,7 +123,7 @@ def test_v_shows_every_gate_and_every_setting_given(project: pytest.Pytester) ->
     project.makepyfile(test_it=STEP)
     result, _ = measure(project, "-v", "--amp-seed=3")
     result.stdout.fnmatch_lines(
-        ["PASS  test_it.py::test_step", "*passed *loss_diff:*", "*not gated *coverage:*"]
+        ["PASS  test_it.py::test_step", "*ok *loss_diff:*", "*not gated *coverage:*"]
     )
     assert "seed 3 (cli)" in " ".join(" ".join(table_of(result)).split())
 

@@ -108,7 +108,7 @@ def test_text_is_readable_in_both_colour_schemes(open_page: Any, scheme: str) ->
     assert (back == "rgb(255, 255, 255)") is (scheme == "light")
     for selector in ("h1", ".soft", ".fail", ".pass", "td.name a"):
         assert colours(page, selector) >= 4.5, selector
-    for selector in ("section h2", "section .soft", "section .failed", "section summary"):
+    for selector in ("section h2", "section .soft", "section .fail", "section summary"):
         assert colours(page, selector, "section") >= 4.5, selector
     text = page.eval_on_selector("figure svg text", "e => getComputedStyle(e).fill")
     assert text == page.eval_on_selector("body", "e => getComputedStyle(e).color")

@@ -238,8 +238,8 @@ INCONCLUSIVE  tests/vision/test_resnet.py::TestAugmented::test_resnet_with_mixup
               threshold further from the truth
 
 FAIL  tests/test_gan.py::test_gan
-  failed      speedup: 0.93x [0.91, 0.95] is below 1.30x
-  failed      loss_diff: 31% of 'generator' (1 -> 1.31) is beyond 2.0%
+  FAILED      speedup: 0.93x [0.91, 0.95] is below 1.30x
+  FAILED      loss_diff: 31% of 'generator' (1 -> 1.31) is beyond 2.0%
   error       AMP203 modified-before-unscale (train.py:88): gradients are
               clipped by norm while they are still multiplied by the loss scale;
               call scaler.unscale_(optimizer) before clip_grad_norm_ (confirmed
@@ -248,10 +248,10 @@ FAIL  tests/test_gan.py::test_gan
   note        both arms did not fit in memory together
 
 FAIL  test_unet[attention_resolution_32-ema-cosine_schedule]
-  failed      loss_diff: the amp loss is not finite from step 7 on
+  FAILED      loss_diff: the amp loss is not finite from step 7 on
 
 FAIL  tests/test_cpu.py::test_mlp[cpu]
-  failed      speedup: 0.36x [0.35, 0.37] is below 1.00x
+  FAILED      speedup: 0.36x [0.35, 0.37] is below 1.00x
 
 1 finding suppressed; -v shows them and why
 1 test without an answer; --amp-strict would fail it
@@ -286,18 +286,18 @@ INCONCLUSIVE  tests/vision/test_resnet.py::TestAugmented::test_resnet_with_mixup
               threshold further from the truth
 
 FAIL  tests/test_gan.py::test_gan
-  failed      speedup: 0.93x [0.91, 0.95] is below 1.30x
-  failed      loss_diff: 31% of 'generator' (1 -> 1.31) is beyond 2.0%
+  FAILED      speedup: 0.93x [0.91, 0.95] is below 1.30x
+  FAILED      loss_diff: 31% of 'generator' (1 -> 1.31) is beyond 2.0%
   error       AMP203 modified-before-unscale (train.py:88): gradients are clipped by norm while they are still multiplied by the loss scale;
               call scaler.unscale_(optimizer) before clip_grad_norm_ (confirmed by a rerun)
   warning     AMP402 fp32-fallback: 59% of the FLOPs ran in float32
   note        both arms did not fit in memory together
 
 FAIL  tests/test_diffusion.py::test_unet[attention_resolution_32-ema-cosine_schedule]
-  failed      loss_diff: the amp loss is not finite from step 7 on
+  FAILED      loss_diff: the amp loss is not finite from step 7 on
 
 FAIL  tests/test_cpu.py::test_mlp[cpu]
-  failed      speedup: 0.36x [0.35, 0.37] is below 1.00x
+  FAILED      speedup: 0.36x [0.35, 0.37] is below 1.00x
 
 1 finding suppressed; -v shows them and why
 1 test without an answer; --amp-strict would fail it
@@ -323,9 +323,9 @@ tests/test_cpu.py
     amp arm, parity, step 1, RuntimeError: "mkldnn_rnn_layer" not implemented for BFloat16
 
 PASS  tests/vision/test_resnet.py::test_resnet[channels_last]
-  passed      speedup: 1.52x [1.48, 1.55] is at least 1.50x
+  ok          speedup: 1.52x [1.48, 1.55] is at least 1.50x
   not gated   memory_reduction: 44% (412 MiB -> 230 MiB)
-  passed      loss_diff: 0.03% (2.1 -> 2.1006) is at most 2.0%
+  ok          loss_diff: 0.03% (2.1 -> 2.1006) is at most 2.0%
   suppressed  AMP402 fp32-fallback in decoder.norm (model.py:88): 18% of the FLOPs stay in float32
               [norms stay in fp32]
   device      NVIDIA H100 80GB HBM3, float16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -15,8 +16,10 @@ from pytest_amp.observations import (
     ScalerUse,
     TwoScales,
 )
+from pytest_amp.results.values import Finding
 from pytest_amp.rules import registry
-from pytest_amp.rules.scaler import PROTOCOL, protocol_violated
+from pytest_amp.rules.base import Raised
+from pytest_amp.rules.scaler import PROTOCOL
 from tests.helpers.observations import CURVE, findings, losses, seen
 
 HIGH, LOW = 2.0**14, 2.0**10
@@ -146,24 +149,31 @@ RAISED = [
 ]
 
 
+def of_raised(
+    message: str, select: tuple[str, ...] = ("AMP",), ignore: Mapping[str, str] | None = None
+) -> tuple[Finding, ...]:
+    """What the rules say of an exception of a GradScaler."""
+    return registry.findings(Raised(message, "train.py:12"), select, ignore or {})
+
+
 def test_each_of_torchs_messages_has_a_meaning_of_its_own() -> None:
-    found = [protocol_violated(message, "train.py:12") for message in RAISED]
+    found = [each for message in RAISED for each in of_raised(message)]
     assert len({each.message for each in found}) == len(RAISED) == len(PROTOCOL)
     assert {(each.code, each.severity, each.location) for each in found} == {
         ("AMP204", "error", "train.py:12")
     }
-    assert protocol_violated("Index out of range") is None
+    assert not of_raised("Index out of range")
 
 
 def test_a_model_in_half_is_told_as_such() -> None:
-    found = protocol_violated("Attempting to unscale FP16 gradients.", "train.py:12")
+    [found] = of_raised("Attempting to unscale FP16 gradients.")
     assert (found.code, found.severity, found.location) == ("AMP102", "error", "train.py:12")
 
 
 def test_what_is_not_selected_is_not_said_and_what_is_ignored_keeps_its_reason() -> None:
     message = RAISED[0]
-    assert registry.in_exception(message, None, ("AMP1",), {}) == ()
-    [finding] = registry.in_exception(message, None, ("AMP",), {"AMP204": "known"})
+    assert of_raised(message, ("AMP1",)) == ()
+    [finding] = of_raised(message, ignore={"AMP204": "known"})
     assert finding.suppressed == "known"
 
 

@@ -198,12 +198,10 @@ def test_what_concerns_the_whole_run_is_no_marker_keyword(name: str) -> None:
 
 @pytest.mark.parametrize("entry", TABLE, ids=lambda entry: entry.name)
 def test_every_default_is_valid_and_is_what_its_text_parses_to(entry: settings.Entry) -> None:
-    from pytest_amp.plugin.options import default_shown
-
     default = getattr(settings.resolve([]), entry.name)
     assert settings.parse(entry, None if entry.default is None else entry.default) == default
-    if default_shown(entry) not in ("off", "none"):
-        assert settings.parse(entry, default_shown(entry)) == default
+    if entry.default_shown not in ("off", "none"):
+        assert settings.parse(entry, entry.default_shown) == default
 
 
 @given(st.floats(min_value=1e-6, max_value=1000))

@@ -15,7 +15,7 @@ from pytest_amp.storage.frame import BrokenHistory
 from tests.helpers.saved_runs import document, report, save
 
 NAMES = [column.name for column in COLUMNS]
-PAGE = Path(__file__).parent.parent.parent / "docs" / "history.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "reference" / "history.md"
 
 
 def test_the_columns_are_documented_as_they_are() -> None:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 from torch.optim import Optimizer
@@ -31,22 +32,20 @@ class NothingShown(Exception):
     """The drill ran, and its outcome says nothing; why."""
 
 
-def attempted(name: str, drill: Callable[[], Found], notes: list[str]) -> Found | None:
-    """What the drill shows; None, and a note, where the user's code does not bear it.
+def attempted(name: str, drill: Callable[[], Found], note: Callable[[str], object]) -> Found | None:
+    """Run a drill, and return what it shows; None, and a note, where the user's code ends it.
 
-    Its warnings are not the user's run's, and are left out.
+    Warnings that the drill provokes are not the user's run's, and are left out.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return drill()
     except NothingShown as why:
-        notes.append(f"the {name} says nothing: {why}")
+        note(f"the {name} says nothing: {why}")
     except Exception as error:  # noqa: BLE001 - a step that is healthy without it is not at fault
         what = (str(error).splitlines() or [""])[0]
-        notes.append(
-            f"the {name} ended early, and its rules are silent: {type(error).__name__}: {what}"
-        )
+        note(f"the {name} ended early, and its rules are silent: {type(error).__name__}: {what}")
     return None
 
 
@@ -131,18 +130,16 @@ class Cycle:
 @contextmanager
 def _scalers_put_back() -> Iterator[None]:
     """Scalers that were not made inside are afterwards as they were at their first use inside."""
-    made: set[int] = set()
-    met: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
+    made: WeakSet[Any] = WeakSet()
+    met: dict[Any, dict[str, Any]] = {}
 
     def around_init(original: Any, scaler: Any, *args: Any, **kwargs: Any) -> None:
         original(scaler, *args, **kwargs)
-        made.add(id(scaler.__dict__))
+        made.add(scaler)
 
     def around_use(original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
-        # The dict, because the amp_scaler fixture is lent that of another one.
-        state = scaler.__dict__
-        if id(state) not in made and id(state) not in met:
-            met[id(state)] = state, {name: _kept(value) for name, value in state.items()}
+        if scaler not in made and scaler not in met:
+            met[scaler] = {name: _kept(value) for name, value in vars(scaler).items()}
         return original(scaler, *args, **kwargs)
 
     use = {"scale": around_use, "scaler_step": around_use, "update": around_use}
@@ -150,9 +147,9 @@ def _scalers_put_back() -> Iterator[None]:
         try:
             yield
         finally:
-            for state, before in met.values():
-                state.clear()
-                state.update(before)
+            for scaler, before in met.items():
+                vars(scaler).clear()
+                vars(scaler).update(before)
 
 
 def _kept(value: Any) -> Any:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch.optim import Optimizer
@@ -80,7 +81,7 @@ class _AtScale:
         self.kinds: tuple[str, ...] = ()
         self._steps = steps
         self._scale = scale
-        self._forced: set[int] = set()
+        self._forced: WeakSet[Any] = WeakSet()
         self._stepped: set[int] = set()
         self._bench = bench
 
@@ -129,12 +130,12 @@ class _AtScale:
 
     def _around_scale(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
         """A scaler that was made elsewhere is met here first."""
-        if id(scaler.__dict__) not in self._forced:
+        if scaler not in self._forced:
             self._force(scaler)
         return original(scaler, *args, **kwargs)
 
     def _force(self, scaler: Any) -> None:
-        self._forced.add(id(scaler.__dict__))
+        self._forced.add(scaler)
         if not scaler.is_enabled():
             return
         scaler._init_scale = self._scale

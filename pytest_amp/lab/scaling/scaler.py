@@ -6,6 +6,8 @@ only held on to, and read when somebody asks: reading one at once would synchron
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -109,6 +111,41 @@ class AmpScaler(torch.amp.GradScaler):
         super().update(new_scale)
         if self.recording and self.is_enabled():
             self._log.updated(self)
+
+
+class FixtureScaler(AmpScaler):
+    """The `amp_scaler` fixture: a scaler of its own, and within an arm that arm's scaler.
+
+    While it stands for another, every attribute and method is the other's, private ones too: what
+    watches GradScalers then sees one scaler, the arm's, whichever of the two the step calls.
+    """
+
+    _stands_for: torch.amp.GradScaler | None = None
+
+    @contextmanager
+    def standing_for(self, scaler: torch.amp.GradScaler) -> Iterator[None]:
+        """Be `scaler` inside."""
+        outer = self._stands_for
+        object.__setattr__(self, "_stands_for", scaler)
+        try:
+            yield
+        finally:
+            object.__setattr__(self, "_stands_for", outer)
+
+    def __getattribute__(self, name: str) -> Any:
+        own: Any = super().__getattribute__
+        other = None if name in _OWN else own("_stands_for")
+        return own(name) if other is None else getattr(other, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._stands_for is None:
+            super().__setattr__(name, value)
+        else:
+            setattr(self._stands_for, name, value)
+
+
+# What a scaler that stands for another does not ask of that one.
+_OWN = frozenset(("_stands_for", "standing_for", "__class__"))
 
 
 def infinite(scaled: Any) -> Any:

@@ -650,10 +650,10 @@ def test_a_drill_that_raises_is_noted_and_ctrl_c_passes() -> None:
     def stop():
         raise KeyboardInterrupt
 
-    assert attempted("overflow drill", fail, notes) is None
+    assert attempted("overflow drill", fail, notes.append) is None
     assert notes == ["the overflow drill ended early, and its rules are silent: ValueError: no"]
     with pytest.raises(KeyboardInterrupt):
-        attempted("overflow drill", stop, notes)
+        attempted("overflow drill", stop, notes.append)
 
 
 # In an experiment.

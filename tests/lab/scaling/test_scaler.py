@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.amp import GradScaler
 
-from pytest_amp.lab.scaling.scaler import AmpScaler
+from pytest_amp.lab.scaling.scaler import AmpScaler, FixtureScaler
+from pytest_amp.lab.watch.events import subscribed
 from tests.helpers.steps import INF, parameter, sgd, step
 
 
@@ -98,3 +99,49 @@ def test_unscale_before_the_step_is_recorded_alike() -> None:
         scaler.step(optimizer)
         scaler.update()
     assert scaler.skipped_steps == 1
+
+
+def test_a_fixtures_scaler_is_the_arms_in_all_that_a_step_can_ask_and_itself_afterwards() -> None:
+    param = parameter()
+    optimizer, arms = sgd(param), AmpScaler("cpu", init_scale=1024.0, growth_interval=7)
+    fixture = FixtureScaler("cpu", init_scale=8.0)
+    with fixture.standing_for(arms):
+        assert isinstance(fixture, AmpScaler)
+        step(fixture, [optimizer], [param], INF)
+        assert (fixture.get_scale(), fixture.skipped_steps, fixture.scales) == (512, 1, (512,))
+        assert fixture.state_dict() == arms.state_dict()
+        fixture.set_growth_interval(9)
+        fixture.mine = "kept on the arm's"
+        fixture.overflow_next()
+        step(arms, [optimizer], [param])
+    assert (arms.skipped_steps, arms.get_growth_interval(), arms.mine) == (
+        2,
+        9,
+        "kept on the arm's",
+    )
+    assert (fixture.get_scale(), fixture.skipped_steps, fixture.scales) == (8, 0, ())
+    assert not hasattr(fixture, "mine")
+
+
+def test_a_watched_step_sees_one_scaler_whichever_of_the_two_is_called() -> None:
+    seen: list[object] = []
+
+    def around(original, scaler, *args):
+        seen.append(scaler)
+        return original(scaler, *args)
+
+    arms, fixture = AmpScaler("cpu"), FixtureScaler("cpu")
+    with subscribed(scale=around), fixture.standing_for(arms):
+        fixture.scale(torch.tensor(1.0))
+        arms.scale(torch.tensor(1.0))
+    assert [each is arms for each in seen] == [True, True]
+
+
+def test_a_fixtures_scaler_stands_for_torchs_own_too_and_for_itself_after_an_error() -> None:
+    fixture = FixtureScaler("cpu", init_scale=8.0)
+    outer, inner = GradScaler("cpu", init_scale=4.0), GradScaler("cpu", init_scale=2.0)
+    with fixture.standing_for(outer):
+        with pytest.raises(ZeroDivisionError), fixture.standing_for(inner):
+            1 / (fixture.get_scale() - 2.0)
+        assert fixture.get_scale() == 4.0
+    assert fixture.get_scale() == 8.0

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_amp import Arm
+from pytest_amp.lab.phases import parity
 from pytest_amp.lab.watch import operators
 from pytest_amp.lab.watch.operators import OpRecord
 from tests.helpers.lab import active, codes, measure, train, workbench
@@ -698,7 +699,8 @@ def test_an_operator_that_is_slow_in_one_dtype_is_named_in_a_note(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(operators, "perf_counter", clock)
+    for watched in (operators, parity):
+        monkeypatch.setattr(watched, "perf_counter", clock)
 
     @torch.library.custom_op("pytest_amp_tests::product", mutates_args=())
     def product(x: torch.Tensor) -> torch.Tensor:
