@@ -142,7 +142,7 @@ def timed(code, *arguments, given=""):
 def line(name, measured, wanted=""):
     seconds = statistics.median(each[0] for each in measured)
     peak = max(each[1] for each in measured)
-    print(f"{name:<58} {seconds:7.2f} s {peak:6.0f} MiB  {wanted}", flush=True)
+    print(f"{name:<58} {seconds:7.2f} s {peak:6.0f} MiB  {wanted}".rstrip(), flush=True)
 
 
 def main():

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.catalogue.registry import faulty, healthy
-from tests.catalogue.steps import BF16, batch, classifier, mlp, sgd, stepping
+from tests.catalogue.steps import BF16, batch, classifier, mlp, scaled, sgd, stepping
 
 HALF = {"dtype": "float16"}
 
@@ -31,19 +31,8 @@ def a_plain_backward_pass(arm):
 
 @faulty("AMP201", **HALF)
 def a_scaler_that_is_disabled(arm):
-    model, (x, y) = mlp(), batch()
-    optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", enabled=False)
-
-    def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = F.cross_entropy(model(x).float(), y)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        return loss.detach()
-
-    return step
+    model = mlp()
+    return scaled(arm, model, sgd(model), scaler=torch.amp.GradScaler("cpu", enabled=False))
 
 
 @faulty("AMP201", **HALF)

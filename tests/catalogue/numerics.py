@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.catalogue.registry import faulty, healthy
-from tests.catalogue.steps import batch, classifier, mlp, sgd, stepping
+from tests.catalogue.steps import batch, classifier, mlp, scaled, sgd, stepping
 from tests.helpers.lab import train
 
 HALF = {"dtype": "float16"}
@@ -88,8 +88,8 @@ def a_gradient_penalty_that_overflows_while_the_scale_is_found(arm):
         optimizer.zero_grad()
         with arm.autocast():
             loss = F.mse_loss(model(x).float(), y, reduction="sum")
-        scaled = torch.autograd.grad(scaler.scale(loss), model.parameters(), create_graph=True)
-        gradients = [each / scaler.get_scale() for each in scaled]
+        times_scale = torch.autograd.grad(scaler.scale(loss), model.parameters(), create_graph=True)
+        gradients = [each / scaler.get_scale() for each in times_scale]
         with arm.autocast():
             penalty = torch.stack([each.square().sum() for each in gradients]).sum().sqrt()
             loss = loss + 0.01 * penalty
@@ -122,11 +122,11 @@ def large_numbers_in_bfloat16(arm):
 # AMP302 gradient-underflow
 
 
-def faint(arm, factor, scaled=True):
+def faint(arm, factor, with_scaler=True):
     """A loss so small that its gradients are, too."""
     model, (x, y) = mlp(), batch()
     optimizer = sgd(model)
-    scaler = torch.amp.GradScaler("cpu", enabled=arm.enabled and scaled)
+    scaler = torch.amp.GradScaler("cpu", enabled=arm.enabled and with_scaler)
 
     def step():
         optimizer.zero_grad()
@@ -142,7 +142,7 @@ def faint(arm, factor, scaled=True):
 
 @faulty("AMP302", ignore=["AMP2"], max_loss_diff=None, **HALF)
 def a_faint_loss_without_a_scaler(arm):
-    return faint(arm, 1e-6, scaled=False)
+    return faint(arm, 1e-6, with_scaler=False)
 
 
 @faulty("AMP302", ignore=["AMP2"], max_loss_diff=None, **HALF)
@@ -160,20 +160,9 @@ def _under(arm, function):
 
 @faulty("AMP302", ignore=["AMP2"], max_loss_diff=None, **HALF)
 def a_scale_that_is_too_small(arm):
-    model, (x, y) = mlp(), batch()
-    optimizer = sgd(model)
-    scaler = torch.amp.GradScaler("cpu", enabled=arm.enabled, init_scale=2.0**-16)
-
-    def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = F.cross_entropy(model(x).float(), y)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        return loss.detach()
-
-    return step
+    model = mlp()
+    own = torch.amp.GradScaler("cpu", enabled=arm.enabled, init_scale=2.0**-16)
+    return scaled(arm, model, sgd(model), scaler=own)
 
 
 @healthy("AMP302", **HALF)
@@ -188,7 +177,7 @@ def a_faint_loss_that_is_scaled(arm):
 
 @healthy("AMP302")
 def a_faint_loss_in_bfloat16(arm):
-    return faint(arm, 1e-6, scaled=False)
+    return faint(arm, 1e-6, with_scaler=False)
 
 
 # AMP303 overflow-risk
@@ -339,21 +328,14 @@ def a_bias_before_a_normalisation(arm):
 
 @healthy("AMP304", **HALF)
 def gradients_that_are_clipped_after_unscaling(arm):
-    model, (x, y) = mlp(), batch()
+    model = mlp()
     optimizer = sgd(model)
 
-    def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = F.cross_entropy(model(x).float(), y)
-        arm.scaler.scale(loss).backward()
-        arm.scaler.unscale_(optimizer)
+    def edit(scaler):
+        scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-        arm.scaler.step(optimizer)
-        arm.scaler.update()
-        return loss.detach()
 
-    return step
+    return scaled(arm, model, optimizer, edit)
 
 
 @healthy("AMP304")

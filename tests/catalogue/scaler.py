@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, ReduceLROnPlateau, St
 from torch.utils.checkpoint import checkpoint
 
 from tests.catalogue.registry import faulty, healthy
-from tests.catalogue.steps import batch, classifier, mlp, sgd
+from tests.catalogue.steps import batch, classifier, mlp, scaled, sgd
 
 HALF = {"dtype": "float16"}
 GRADIENT = 0.05  # about as large as an element of a gradient here
@@ -22,23 +22,6 @@ GRADIENT = 0.05  # about as large as an element of a gradient here
 
 def adamw(*models, lr=1e-3, **options):
     return torch.optim.AdamW([p for model in models for p in model.parameters()], lr=lr, **options)
-
-
-def scaled(arm, model, optimizer, edit=lambda _: None, scaler=None, loss_of=None):
-    """The plain step with a GradScaler; `edit` runs between backward and step."""
-    scaler, (x, y) = scaler or arm.scaler, batch()
-
-    def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = loss_of() if loss_of else F.cross_entropy(model(x).float(), y)
-        scaler.scale(loss).backward()
-        edit(scaler)
-        scaler.step(optimizer)
-        scaler.update()
-        return loss
-
-    return step
 
 
 def adversaries(arm, step_second, clip_second=False):
@@ -104,6 +87,10 @@ def microbatches(arm, model, optimizer, scheduler=None):
 
 def grads(model):
     return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def has_finite_gradients(model):
+    return all(bool(grad.isfinite().all()) for grad in grads(model))
 
 
 # AMP202 scaler-with-bf16
@@ -280,20 +267,15 @@ def clipped_while_scaled_by_a_scaler_subclass(arm):
 
 @faulty("AMP203", **HALF)
 def steps_left_out_where_the_scaled_norm_is_large(arm):
-    model, scaler, (x, y) = mlp(), arm.scaler, batch()
+    model = mlp()
     optimizer = adamw(model)
 
-    def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = F.cross_entropy(model(x).float(), y)
-        scaler.scale(loss).backward()
+    def end(scaler):
         if torch.stack([grad.norm() for grad in grads(model)]).norm() < 2000:
             scaler.step(optimizer)
             scaler.update()
-        return loss
 
-    return step
+    return scaled(arm, model, optimizer, end=end)
 
 
 @healthy("AMP203", **HALF)
@@ -487,53 +469,34 @@ def unscaled_after_the_step(arm):
 
 @faulty("AMP204", **HALF)
 def never_updated(arm):
-    model, scaler, (x, y) = mlp(), arm.scaler, batch()
+    model = mlp()
     optimizer = sgd(model)
-
-    def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = F.cross_entropy(model(x).float(), y)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        return loss
-
-    return step
+    return scaled(arm, model, optimizer, end=lambda scaler: scaler.step(optimizer))
 
 
 @faulty("AMP204", **HALF)
 def updated_only_after_a_step_that_was_taken(arm):
-    model, scaler, (x, y) = mlp(), arm.scaler, batch()
+    model = mlp()
     optimizer = sgd(model)
 
-    def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = F.cross_entropy(model(x).float(), y)
-        scaler.scale(loss).backward()
+    def end(scaler):
         scaler.step(optimizer)
-        if all(bool(grad.isfinite().all()) for grad in grads(model)):
+        if has_finite_gradients(model):
             scaler.update()
-        return loss
 
-    return step
+    return scaled(arm, model, optimizer, end=end)
 
 
 @faulty("AMP204", **HALF)
 def updated_without_the_scalers_step(arm):
-    model, scaler, (x, y) = mlp(), arm.scaler, batch()
+    model = mlp()
     optimizer = sgd(model, lr=1e-9)
 
-    def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = F.cross_entropy(model(x).float(), y)
-        scaler.scale(loss).backward()
+    def end(scaler):
         optimizer.step()
         scaler.update()
-        return loss
 
-    return step
+    return scaled(arm, model, optimizer, end=end)
 
 
 @faulty("AMP204", **HALF)
@@ -608,18 +571,14 @@ def one_scaler_for_each_of_two_optimizers(arm):
 
 def scheduled(arm, make, scaler=None, optimizer=None, move=lambda scheduler, *_: scheduler.step()):
     """A step with a scheduler; `move(scheduler, went_down, loss)` comes after the update."""
-    model, scaler, (x, y) = mlp(), scaler or arm.scaler, batch()
+    model, scaler = mlp(), scaler or arm.scaler
     optimizer = adamw(model) if optimizer is None else optimizer(model)
     scheduler = make(optimizer)
+    inner = scaled(arm, model, optimizer, scaler=scaler)
 
     def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = F.cross_entropy(model(x).float(), y)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
         before = scaler.get_scale()
-        scaler.update()
+        loss = inner()
         move(scheduler, scaler.get_scale() < before, loss)
         return loss
 
@@ -638,23 +597,16 @@ def a_scheduler_that_moves_whatever_happens(arm):
 
 @faulty("AMP205", **HALF)
 def a_scheduler_that_moves_before_the_scaler_decides(arm):
-    model, scaler, (x, y) = mlp(), arm.scaler, batch()
+    model = mlp()
     optimizer = adamw(model)
     scheduler = StepLR(optimizer, 2, gamma=0.9)
 
-    def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = F.cross_entropy(model(x).float(), y)
-        scaler.scale(loss).backward()
+    def edit(_):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of the order, once
             scheduler.step()
-        scaler.step(optimizer)
-        scaler.update()
-        return loss
 
-    return step
+    return scaled(arm, model, optimizer, edit)
 
 
 @faulty("AMP205", **HALF)
@@ -748,20 +700,15 @@ def a_plateau_that_looks_at_the_loss(arm):
 
 def own_stepping(arm, optimizer_of, take):
     """A step that unscales, and then steps as `take(optimizer, model)` says."""
-    model, scaler, (x, y) = mlp(), arm.scaler, batch()
+    model = mlp()
     optimizer = optimizer_of(model)
 
-    def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = F.cross_entropy(model(x).float(), y)
-        scaler.scale(loss).backward()
+    def end(scaler):
         scaler.unscale_(optimizer)
         take(optimizer, model)
         scaler.update()
-        return loss
 
-    return step
+    return scaled(arm, model, optimizer, end=end)
 
 
 @faulty("AMP206", **HALF)
@@ -827,24 +774,17 @@ def made_finite_and_stepped_past_the_scaler(arm):
 
 def averaging(arm, cautious):
     """Adds an average of past gradients to each."""
-    model, scaler, (x, y), kept = mlp(), arm.scaler, batch(), {}
+    model, kept = mlp(), {}
     optimizer = sgd(model)
 
-    def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = F.cross_entropy(model(x).float(), y)
-        scaler.scale(loss).backward()
+    def edit(scaler):
         scaler.unscale_(optimizer)
         for p in model.parameters():
             if not cautious or bool(p.grad.isfinite().all()):
                 kept[p] = 0.9 * kept.get(p, torch.zeros_like(p)) + 0.1 * p.grad
             p.grad.add_(kept.get(p, torch.zeros_like(p)))
-        scaler.step(optimizer)
-        scaler.update()
-        return loss
 
-    return step
+    return scaled(arm, model, optimizer, edit)
 
 
 @faulty("AMP206", **HALF)
@@ -961,7 +901,7 @@ def two_optimizers_and_one_scaler(arm):
 @healthy("AMP206", **HALF)
 def an_inf_check_by_hand(arm):
     def take(optimizer, model):
-        if all(bool(grad.isfinite().all()) for grad in grads(model)):
+        if has_finite_gradients(model):
             optimizer.step()
 
     return own_stepping(arm, adamw, take)
@@ -1024,20 +964,15 @@ def a_scaler_made_anew_in_each_step(arm):
 
 @faulty("AMP207", **HALF)
 def an_overflow_that_the_step_leaves_out_by_itself(arm):
-    model, scaler, (x, y) = mlp(), arm.scaler, batch()
+    model = mlp()
     optimizer = adamw(model)
 
-    def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = F.cross_entropy(model(x).float(), y)
-        scaler.scale(loss).backward()
-        if all(bool(p.grad.isfinite().all()) for p in model.parameters()):
+    def end(scaler):
+        if has_finite_gradients(model):
             scaler.step(optimizer)
             scaler.update()
-        return loss
 
-    return step
+    return scaled(arm, model, optimizer, end=end)
 
 
 @faulty("AMP207", **HALF, steps=16)
@@ -1058,21 +993,20 @@ def a_square_root_at_zero(arm):
     return scaled(arm, model, adamw(model), loss_of=loss_of)
 
 
-@faulty("AMP207", **HALF, steps=8)
-def a_scale_that_is_set_too_high_every_time(arm):
-    model, scaler, (x, y) = mlp(), arm.scaler, batch()
+def set_after_each_step(arm, scale):
+    model = mlp()
     optimizer = adamw(model)
 
-    def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = F.cross_entropy(model(x).float(), y)
-        scaler.scale(loss).backward()
+    def end(scaler):
         scaler.step(optimizer)
-        scaler.update(2.0**40)
-        return loss
+        scaler.update(scale)
 
-    return step
+    return scaled(arm, model, optimizer, end=end)
+
+
+@faulty("AMP207", **HALF, steps=8)
+def a_scale_that_is_set_too_high_every_time(arm):
+    return set_after_each_step(arm, 2.0**40)
 
 
 @healthy("AMP207", **HALF, steps=16)
@@ -1084,19 +1018,7 @@ def a_scale_that_is_found_by_skipping(arm):
 
 @healthy("AMP207", **HALF)
 def a_scale_that_stays(arm):
-    model, scaler, (x, y) = mlp(), arm.scaler, batch()
-    optimizer = adamw(model)
-
-    def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = F.cross_entropy(model(x).float(), y)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update(2.0**10)
-        return loss
-
-    return step
+    return set_after_each_step(arm, 2.0**10)
 
 
 @healthy("AMP207", **HALF, steps=16)
@@ -1116,18 +1038,9 @@ def one_batch_that_overflows(arm):
 
 @faulty("AMP208", **HALF)
 def the_optimizers_own_step_on_scaled_gradients(arm):
-    model, scaler, (x, y) = mlp(), arm.scaler, batch()
+    model = mlp()
     optimizer = adamw(model)
-
-    def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = F.cross_entropy(model(x).float(), y)
-        scaler.scale(loss).backward()
-        optimizer.step()
-        return loss
-
-    return step
+    return scaled(arm, model, optimizer, end=lambda _: optimizer.step())
 
 
 @faulty("AMP208", **HALF)
@@ -1187,21 +1100,16 @@ def two_losses_scaled_and_added_up(arm):
 
 @healthy("AMP208", **HALF)
 def unscaled_by_hand_and_stepped_by_hand(arm):
-    model, scaler, (x, y) = mlp(), arm.scaler, batch()
+    model = mlp()
     optimizer = adamw(model)
 
-    def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = F.cross_entropy(model(x).float(), y)
-        scaler.scale(loss).backward()
+    def end(scaler):
         for grad in grads(model):
             grad.div_(scaler.get_scale())
-        if all(bool(grad.isfinite().all()) for grad in grads(model)):
+        if has_finite_gradients(model):
             optimizer.step()
-        return loss
 
-    return step
+    return scaled(arm, model, optimizer, end=end)
 
 
 @healthy("AMP208", **HALF)

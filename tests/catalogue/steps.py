@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.amp import GradScaler
 
 from tests.helpers.lab import train
 
@@ -30,6 +31,38 @@ def classifier(arm: Any, model: nn.Module, optimizer: torch.optim.Optimizer | No
     """The plain step of a model from 8 numbers to 4 classes, on one repeated batch."""
     x, y = batch()
     return train(arm, optimizer or sgd(model), lambda: F.cross_entropy(model(x).float(), y))
+
+
+def scaled(
+    arm: Any,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    edit: Callable[[GradScaler], object] = lambda _: None,
+    scaler: GradScaler | None = None,
+    loss_of: Callable[[], torch.Tensor] | None = None,
+    end: Callable[[GradScaler], object] | None = None,
+) -> Callable[[], torch.Tensor]:
+    """The plain step with a GradScaler, for what goes wrong with one.
+
+    `edit` runs between the backward pass and the scaler's step; `end` replaces the scaler's step
+    and its update.
+    """
+    scaler, (x, y) = scaler or arm.scaler, batch()
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        with arm.autocast():
+            loss = loss_of() if loss_of else F.cross_entropy(model(x).float(), y)
+        scaler.scale(loss).backward()
+        edit(scaler)
+        if end:
+            end(scaler)
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+        return loss
+
+    return step
 
 
 def stepping(

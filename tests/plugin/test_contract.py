@@ -12,7 +12,7 @@ from pytest_benchmark import fixture, session, stats, utils
 from pytest_benchmark.storage import file
 
 WRITTEN_FOR = (
-    f"pytest_amp/record/benchmark.py was written for pytest-benchmark 5.1 to 5.3, and this is "
+    f"pytest_amp/plugin/benchmark.py was written for pytest-benchmark 5.1 to 5.3, and this is "
     f"{version('pytest-benchmark')}: "
 )
 

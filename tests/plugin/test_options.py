@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from pytest_amp.settings import parsers
 from pytest_amp.settings.table import TABLE
 from tests.helpers.project import STEP, measure
 
@@ -45,6 +46,12 @@ def test_every_setting_is_an_ini_key(help_lines: list[str]) -> None:
         match[1] for line in help_lines if (match := re.match(r"  (amp_\w+) \(string\):", line))
     }
     assert keys == {entry.ini for entry in TABLE}
+
+
+def test_what_only_the_command_line_turns_on_takes_no_value() -> None:
+    switches = [entry for entry in TABLE if entry.parse is parsers.flag and not entry.marker]
+    assert [entry.name for entry in switches if not entry.switch] == []
+    assert switches
 
 
 def test_markers_lists_every_keyword_with_its_meaning_in_80_columns(
