@@ -1,7 +1,7 @@
 """pytest-amp: is mixed precision still worth it, and still safe, for this training step?
 
-Importing this package imports nothing else: what it offers is loaded on first use, since pytest
-imports it in every run of every project that has it installed.
+Importing this package imports nothing else. Each public name is loaded on first use, because pytest
+imports the package in every run of every project that has it installed.
 """
 
 from __future__ import annotations

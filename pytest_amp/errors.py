@@ -1,4 +1,4 @@
-"""Our exceptions' common base, the one for tests that can't be measured, and notes on others."""
+"""The base class of our exceptions, AmpError, and helpers for exceptions of any kind."""
 
 from __future__ import annotations
 
@@ -6,31 +6,37 @@ from typing import Any
 
 
 class SaidInFull(Exception):
-    """An exception of ours, whose message is the whole story."""
+    """An exception of ours: its message is the whole story, so no traceback needs to be shown."""
 
     __module__ = "pytest_amp"
 
 
 class AmpError(SaidInFull):
-    """The test can't be measured as it is written; the message names the thing and the fix."""
+    """The test can't be measured as it is written.
+
+    The message names what is wrong, such as a fixture or a setting, and says how to fix it.
+    """
 
     __module__ = "pytest_amp"
 
 
 def add_note(error: BaseException, text: str) -> None:
-    """Say more of an exception that goes its way."""
+    """Attach a line to an exception, which is shown below its message, and let it propagate."""
     if hasattr(error, "add_note"):
         error.add_note(text)
-    else:  # Python 3.10: pytest shows the attribute all the same
+    else:  # Python 3.10 has no add_note, but pytest shows the attribute there too
         notes: Any = error
         notes.__notes__ = [*getattr(error, "__notes__", []), text]
 
 
 def unless_our_bug(info: Any) -> bool:
-    """The ``__tracebackhide__`` of the modules that stand between pytest and the user's step.
+    """Return whether to hide our frames from a traceback; a module's ``__tracebackhide__``.
 
-    `info` is pytest's ExceptionInfo. Our frames are hidden where they tell nothing: the user's code
-    raised, or the message of one of our own exceptions says it all. A bug of ours stays in sight.
+    The frames between pytest and the user's step are noise if the user's code raised, or if the
+    message of one of our own exceptions says it all. If the error is a bug of ours, they are shown.
+
+    Args:
+        info: pytest's ExceptionInfo, or None.
     """
     if info is None or isinstance(info.value, SaidInFull):
         return True

@@ -1,1 +1,1 @@
-"""What a test measured, as values that reports, records and rules share."""
+"""The values in which a measurement's results are kept, reported and stored."""

@@ -1,4 +1,4 @@
-"""A verdict in words, for the exception that a failing test raises."""
+"""Explain a verdict in words, for the exception that a failing test raises."""
 
 from __future__ import annotations
 
@@ -23,41 +23,64 @@ from pytest_amp.results.values import (
 
 FULL_COVERAGE = 0.95
 _WIDTH = 88
-_GATE_WIDTH = 100  # a gate's figures stay on one line where they can
-MOST_CHANGES = 80  # lines of a dtype map that are shown
+_GATE_WIDTH = 100  # wide enough to keep most gates' figures on one line
+MOST_CHANGES = 80  # at most so many changed lines of a dtype map are shown
 
 
 class Explained(Protocol):
-    """What the words are made of: so much of an `AmpReport`."""
+    """The part of an `AmpReport` that an explanation needs."""
 
     @property
-    def verdict(self) -> Verdict: ...
+    def verdict(self) -> Verdict:
+        """The test's verdict."""
+
     @property
-    def gates(self) -> Sequence[Gate]: ...
+    def gates(self) -> Sequence[Gate]:
+        """All gates, in the order in which they are shown."""
+
     @property
-    def unanswered(self) -> Sequence[Gate]: ...
+    def unanswered(self) -> Sequence[Gate]:
+        """The gates whose missing answer is a failure."""
+
     @property
-    def unmeasured(self) -> Sequence[Gate]: ...
+    def unmeasured(self) -> Sequence[Gate]:
+        """The gates that had a threshold and no figure."""
+
     @property
-    def findings(self) -> Sequence[Finding]: ...
+    def findings(self) -> Sequence[Finding]:
+        """What the rules found."""
+
     @property
-    def notes(self) -> Sequence[str]: ...
+    def notes(self) -> Sequence[str]:
+        """What else there is to say, a sentence each."""
+
     @property
-    def arms(self) -> Mapping[str, ArmRun]: ...
+    def arms(self) -> Mapping[str, ArmRun]:
+        """What each arm did, by its name."""
+
     @property
-    def environment(self) -> Environment | None: ...
+    def environment(self) -> Environment | None:
+        """Where the test was measured; None if it was not."""
+
     @property
-    def settings(self) -> Mapping[str, Setting]: ...
+    def settings(self) -> Mapping[str, Setting]:
+        """The settings in force, by name."""
+
     @property
-    def baseline(self) -> Baseline | None: ...
+    def baseline(self) -> Baseline | None:
+        """The stored result that this one is compared with."""
+
     @property
-    def coverage(self) -> float | None: ...
+    def coverage(self) -> float | None:
+        """The share of FLOPs in the amp dtype."""
+
     @property
-    def dtype_map(self) -> DtypeMap | None: ...
+    def dtype_map(self) -> DtypeMap | None:
+        """The dtype map under ``--amp-snapshot``."""
 
 
 def explanation(report: Explained) -> Iterator[str]:
-    """The verdict for a CI log: every gate, on what evidence, and what to look at."""
+    """Yield the lines of a verdict for a CI log: each gate, its evidence, and what to look at."""
     wrong = [gate for gate in report.gates if gate.verdict == "fail"] or list(report.unanswered)
     yield _headline(report, wrong)
     where = report.environment
@@ -83,7 +106,7 @@ def _headline(report: Explained, wrong: list[Gate]) -> str:
 
 
 def _brief(gate: Gate) -> str:
-    """``speedup 1.12x [1.10, 1.14] is below 1.30x``; the reason where a figure can't say it."""
+    """Return ``speedup 1.12x [1.10, 1.14] is below 1.30x``, or the reason if there is no figure."""
     if gate.threshold is None or gate.value is None or not math.isfinite(gate.value):
         return f"{gate.name}: {gate.reason}"
     figure, threshold = _figure(gate.name, gate.value), _figure(gate.name, gate.threshold)
@@ -155,10 +178,11 @@ def _arms(report: Explained) -> Iterator[str]:
 
 
 def in_order(report: Explained) -> list[Finding]:
-    """Return the findings that are not suppressed, in the order in which a reader wants them.
+    """Return the findings that are not suppressed, the most useful to a reader first.
 
-    Confirmed causes come first, then errors before warnings, then what explains a gate that failed,
-    by how much of it, and at last the codes.
+    Confirmed causes come first. Errors come before warnings. Among equals, findings that explain a
+    failed gate come first, those with the largest share of the cause before others; ties are
+    ordered by code.
     """
     failed = _failed(report)
 
@@ -194,7 +218,7 @@ def _findings(report: Explained) -> Iterator[str]:
 
 
 def _wrapped(text: str, head: str, further: str | None = None, width: int = _WIDTH) -> list[str]:
-    """Paths and codes are never broken; further lines of a note or hint stand further in."""
+    """Wrap text without breaking paths or codes, and indent a note's or hint's further lines."""
     if further is None:
         further = head + "  " * (len(head) < 4)
     return textwrap.wrap(
@@ -221,8 +245,8 @@ def _elsewhere_hint(report: Explained) -> str:
     kind = where.device_type if where else "this device"
     gone = f" (torch is built for {where.unseen} and sees no GPU)" if where and where.unseen else ""
     return (
-        f"why the test ran on {kind}{gone}; where that is meant, give the threshold a number for "
-        f'{kind} too, or "*": None where other devices are not gated'
+        f"why the test ran on {kind}{gone}; if that is intended, give the threshold a number for "
+        f'{kind} too, or add "*": None to leave other devices ungated'
     )
 
 
@@ -233,18 +257,18 @@ def _speed_hint(report: Explained, _: Gate) -> str | None:
     covered = f"{units.share(report.coverage)} of the FLOPs ran in {dtype}"
     if report.coverage < FULL_COVERAGE:
         return f"coverage: {covered}, and what stays in float32 gains nothing"
-    return f"what is no matrix product: {covered}; launches, casts and host code gain nothing"
+    return f"what is not a matrix product: {covered}; launches, casts and host code gain nothing"
 
 
 def _memory_hint(*_: object) -> str:
     return (
-        "what is no activation: parameters, gradients and optimizer state stay float32 under "
+        "what is not an activation: parameters, gradients and optimizer state stay float32 under "
         "autocast, and so do the outputs of the operators that it keeps there"
     )
 
 
 def _loss_hint(report: Explained, gate: Gate) -> str | None:
-    """The first step at which a loss leaves the range that its last steps are gated on."""
+    """Name the first step at which a loss leaves the range that the gate allows its last steps."""
     arms, atol = _both(report), report.settings.get("loss_atol")
     if arms is None or gate.threshold is None:
         return None
@@ -253,9 +277,8 @@ def _loss_hint(report: Explained, gate: Gate) -> str | None:
         for step, (fp32, amp) in enumerate(zip(curve, arms[1].losses_by_key[key], strict=True)):
             allowed = (atol.value if atol else 0) + gate.threshold * abs(fp32)
             if not abs(amp - fp32) <= allowed:
-                parted.append(
-                    (step, f"of {len(curve)}, where {key!r} parts: {fp32:.6g}, {amp:.6g}")
-                )
+                place = f"of {len(curve)}, where the two {key!r} curves part"
+                parted.append((step, f"{place}: {fp32:.6g}, {amp:.6g}"))
                 break
     if not parted:
         return None

@@ -1,4 +1,4 @@
-"""Plain JSON values, and what JSON can't say: a time, and a number that is not finite."""
+"""Turn values into plain JSON and back, numbers that are not finite included."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ def key_of(field: dataclasses.Field[Any]) -> str:
 
 
 def plain(value: Any, path: str, nonfinite: list[str]) -> Any:
-    """Return `value` as JSON has it.
+    """Return `value` as plain JSON.
 
-    A dataclass becomes an object of its fields, and of the properties that its class lists as
-    `summaries`. What is not finite becomes None, and its path joins `nonfinite`.
+    A dataclass becomes an object with its fields and the properties that its class lists as
+    `summaries`. JSON has no NaN and no infinity: such a number becomes None.
+
+    Args:
+        value: a value, or a container of values.
+        path: where the value stands in the whole; "" for the whole.
+        nonfinite: the paths of numbers that are not finite are appended to it.
     """
     if dataclasses.is_dataclass(value):
         fields = {key_of(each): getattr(value, each.name) for each in dataclasses.fields(value)}
@@ -32,7 +37,7 @@ def plain(value: Any, path: str, nonfinite: list[str]) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         nonfinite.append(path)
         return None
-    # Exactly these types, and none that inherits from them: xdist sends no others.
+    # xdist sends exactly these types, and none that inherits from them.
     for kind in (bool, int, float):
         if isinstance(value, kind):
             return kind(value)
@@ -40,7 +45,7 @@ def plain(value: Any, path: str, nonfinite: list[str]) -> Any:
 
 
 def restored(value: Any, path: str, nonfinite: frozenset[str]) -> Any:
-    """The inverse of `plain`: NaN at the places that are named."""
+    """Undo `plain`: return the value with NaN in place of None at the paths in `nonfinite`."""
     if isinstance(value, Mapping):
         return {key: restored(item, at(path, key), nonfinite) for key, item in value.items()}
     if isinstance(value, list):
@@ -49,4 +54,5 @@ def restored(value: Any, path: str, nonfinite: frozenset[str]) -> Any:
 
 
 def at(path: str, key: object) -> str:
+    """Return the path of a key inside of what is at `path`."""
     return f"{path}.{key}" if path else str(key)

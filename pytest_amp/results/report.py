@@ -1,4 +1,4 @@
-"""What one test measured: the report that everything else is made of."""
+"""A test's report, which holds all that was measured, and the exceptions that carry it."""
 
 from __future__ import annotations
 
@@ -28,11 +28,35 @@ from pytest_amp.results.values import (
 
 @dataclass(frozen=True)
 class AmpReport:
-    """One test's experiment, judged. The value of ``amp_benchmark(setup)``.
+    """What one test measured, and how it was judged; ``amp_benchmark(setup)`` returns it.
 
-    Times are seconds, sizes bytes, shares fractions. `loss_diff` and `noise_floor` are relative
-    to the fp32 loss; `coverage` is the share of matmul, convolution and attention FLOPs that ran
-    in the amp dtype, None where it is unknown or there were none.
+    Attributes:
+        nodeid (str): the test, as pytest names it.
+        verdict (str): "pass", "fail", "inconclusive", "skipped" or "error".
+        started (str): when the test started, as ISO 8601 with the zone.
+        duration_s (float): how long the experiment took, in seconds.
+        attempt (int): 1, or more if a rerun plugin ran the test again.
+        worker (str | None): the xdist worker that ran the test.
+        rank (int | None): the process's rank under torch.distributed.
+        skip_reason (str | None): why the test was skipped.
+        error (Failure | None): the exception that ended the test before it could be judged.
+        environment (Environment | None): where it was measured.
+        settings (Mapping[str, Setting]): the settings in force, by name.
+        gates (tuple[Gate, ...]): every gate, those without a threshold included.
+        arms (Mapping[str, ArmRun]): what each arm did, by its name: "fp32" and "amp". Empty if the
+            arms did not run.
+        speedup (Estimate | None): fp32 step time / amp step time; None if nothing was timed.
+        loss_diff (float | None): the difference between the tails of the two loss curves, relative
+            to the fp32 loss (0.02 is 2%).
+        noise_floor (float | None): how far the fp32 loss drifts from itself under rounding,
+            relative to itself.
+        coverage (float | None): the share of matmul, convolution and attention FLOPs that ran in
+            the amp dtype; None if it is unknown or there were none.
+        findings (tuple[Finding, ...]): what the rules found, suppressed findings included.
+        notes (tuple[str, ...]): what else there is to know, a sentence each.
+        phases_s (Mapping[str, float]): the seconds that each phase took.
+        dtype_map (DtypeMap | None): the dtype map under ``--amp-snapshot``.
+        baseline (Baseline | None): the stored result that this one was compared with.
     """
 
     nodeid: str
@@ -62,36 +86,42 @@ class AmpReport:
 
     @property
     def fp32(self) -> ArmRun:
-        """The fp32 arm; KeyError where it never ran."""
+        """The fp32 arm; a KeyError if it never ran."""
         return self.arms["fp32"]
 
     @property
     def amp(self) -> ArmRun:
-        """The amp arm; KeyError where it never ran."""
+        """The amp arm; a KeyError if it never ran."""
         return self.arms["amp"]
 
     @property
     def memory_reduction(self) -> float | None:
-        """1 - amp peak / fp32 peak; None where a peak is unknown or fp32's is zero."""
+        """1 - amp peak / fp32 peak; None if a peak is unknown, or fp32's is zero."""
         fp32, amp = self.arms.get("fp32"), self.arms.get("amp")
         if fp32 is None or amp is None or not fp32.peak_bytes or amp.peak_bytes is None:
             return None
         return 1 - amp.peak_bytes / fp32.peak_bytes
 
     def gate(self, name: str) -> Gate:
-        """The gate of that name; KeyError where there is none."""
+        """Return the gate of that name.
+
+        Raises:
+            KeyError: there is none; the message lists the gates that there are.
+        """
         for gate in self.gates:
             if gate.name == name:
                 return gate
         raise KeyError(f"no gate {name!r}; this report has {[gate.name for gate in self.gates]}")
 
     def setting(self, name: str, kind: type[Any] | tuple[type[Any], ...], default: Any) -> Any:
-        """Return the value of a setting that was in force; a stored report may hold anything there.
+        """Return the value of a setting that was in force.
+
+        A stored report may lack the setting, or hold a value of any type.
 
         Args:
             name: the setting's name.
             kind: the types that its value may have.
-            default: what stands for a value that is missing or of another type.
+            default: what to return if the value is missing or of another type.
         """
         value = self.settings[name].value if name in self.settings else default
         return value if isinstance(value, kind) else default
@@ -103,7 +133,7 @@ class AmpReport:
 
     @property
     def unanswered(self) -> tuple[Gate, ...]:
-        """Gates without an answer that are failures under the strictness in force."""
+        """The gates without an answer that ``--amp-strict``, as it was set, counts as failures."""
         return tuple(
             gate
             for gate in self.gates
@@ -114,16 +144,20 @@ class AmpReport:
 
     @property
     def unmeasured(self) -> tuple[Gate, ...]:
-        """Gates that were set and had no figure, or no such device, to be asked of."""
+        """The gates that have a threshold, but no figure, or a threshold for other devices only.
+
+        Those that a static run leaves out on purpose are not among them.
+        """
         return tuple(
             gate for gate in self.gates if gate.unmeasured and gate.name not in self.left_out
         )
 
     @property
     def left_out(self) -> tuple[str, ...]:
-        """The gates that were set, and that a static run leaves out, since it is asked for by name.
+        """The names of the gates that have a threshold, but are left out of a static run.
 
-        Those of the speed, and those for devices that it does not run on.
+        These are the gates of the speed, and those for devices that the run is not on. Whoever asks
+        for ``--amp-static`` knows that, so their missing answers are not failures.
         """
         if not self.static:
             return ()
@@ -138,17 +172,18 @@ class AmpReport:
 
     @property
     def static(self) -> bool:
-        """Whether nothing was to be timed."""
+        """Whether the run was static, so that nothing was to be timed."""
         return bool(self.setting("static", bool, False))
 
     def check(self) -> None:
         """Assert the gates.
 
-        Raises `AmpRegression` where a gate failed or an error stands, `AmpInconclusive` where
-        ``--amp-strict`` asks for an answer that is missing.
+        Raises:
+            AmpRegression: a gate failed, or a finding of severity error is not suppressed.
+            AmpInconclusive: ``--amp-strict`` asks for an answer that is missing.
         """
         __tracebackhide__ = True
-        object.__setattr__(self, "_checked", True)  # all that happens to a report once it is made
+        object.__setattr__(self, "_checked", True)  # nothing else in a report ever changes
         if self.verdict == "fail":
             raise AmpRegression(self)
         if self.unanswered:
@@ -156,15 +191,18 @@ class AmpReport:
 
     @property
     def checked(self) -> bool:
-        """Whether `check` was called."""
+        """Whether `check` was called on this report."""
         return bool(getattr(self, "_checked", False))
 
     def explain(self) -> str:
-        """The verdict for a CI log: every gate, on what evidence, and what to look at."""
+        """Return the verdict for a CI log: each gate, its evidence, and what to look at."""
         return "\n".join(explanation(self))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, schema 1. What is not finite becomes None and is named in `nonfinite`."""
+        """Return the report as plain JSON, schema 1.
+
+        A number that is not finite becomes None, and its path is listed under "nonfinite".
+        """
         nonfinite: list[str] = []
         written: dict[str, Any] = plain(self, "", nonfinite)
         written["nonfinite"] = nonfinite
@@ -172,9 +210,11 @@ class AmpReport:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> AmpReport:
-        """Read what `to_dict` wrote; what was not finite comes back as NaN.
+        """Return the report that `to_dict` wrote; what was not finite comes back as NaN.
 
-        Raises TypeError or ValueError, with the place, for what is no report.
+        Raises:
+            TypeError: the data is not a report; the message says what is wrong where.
+            ValueError: the speedup has no pairs.
         """
         missing = [key for key in ("settings", "gates", "arms", "findings") if key not in data]
         if missing:
@@ -184,9 +224,10 @@ class AmpReport:
 
 
 class AmpRegression(SaidInFull, AssertionError):
-    """Mixed precision missed a gate, or a finding of severity error stands.
+    """A gate failed, or a finding of severity error is not suppressed.
 
-    `report` is the `AmpReport` with everything that was measured.
+    Attributes:
+        report (AmpReport): everything that was measured.
     """
 
     __module__ = "pytest_amp"
@@ -197,10 +238,13 @@ class AmpRegression(SaidInFull, AssertionError):
 
 
 class AmpInconclusive(SaidInFull, AssertionError):
-    """Under ``--amp-strict``: a gate had no answer within its budget, or could not be measured.
+    """Under ``--amp-strict``, a gate had no answer within its budget, or could not be measured.
 
-    Not a regression: measuring again may well decide, so a rerun plugin can retry this
-    exception and only it. `report` is the `AmpReport`.
+    This is not a regression. Measuring again may well give an answer, so a rerun plugin can be told
+    to retry on this exception, and on no other.
+
+    Attributes:
+        report (AmpReport): everything that was measured.
     """
 
     __module__ = "pytest_amp"

@@ -1,4 +1,4 @@
-"""A test's figures over its runs, with where they stepped."""
+"""Describe how a test's figures went from run to run, and where they changed for good."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from pytest_amp import units
 
 
 class Metric(NamedTuple):
-    """A column of the history that is followed, and how people read it."""
+    """A column of the history that is followed over time.
+
+    Attributes:
+        column: its name in the history.
+        name: what people call it.
+        shown: writes a value with its unit.
+    """
 
     column: str
     name: str
@@ -29,7 +35,15 @@ BOUNDS = {"speedup": ("speedup_low", "speedup_high")}
 
 
 class Point(NamedTuple):
-    """A stored result. `started`: the day; `values`: of metrics and bounds, NaN for none."""
+    """A stored result.
+
+    Attributes:
+        run: the number of the run, or the name of its file.
+        started: the day on which it started, as ISO 8601.
+        verdict: how the test came out.
+        torch: torch's version.
+        values: the metrics and bounds by column; NaN for a missing one.
+    """
 
     run: str
     started: str
@@ -39,9 +53,13 @@ class Point(NamedTuple):
 
 
 class Step(NamedTuple):
-    """Where a metric stepped. `place`: of the first point behind it, in the trend.
+    """A place where a metric stepped to another level and stayed there.
 
-    `before`, `after`: means. `with_it`: what else changed between the two points, a text each.
+    Attributes:
+        place: the index of the first point after the step in the trend's points.
+        before: the mean before the step.
+        after: the mean after it.
+        with_it: what else changed between the two points, a text each.
     """
 
     place: int
@@ -51,15 +69,17 @@ class Step(NamedTuple):
 
     @property
     def change(self) -> str:
-        """In percent, with its sign."""
+        """The relative change in percent, with its sign."""
         return units.signed(self.after / self.before - 1 if self.before else None)
 
 
 class Trend(NamedTuple):
-    """What may be compared: a test's results on one device in one dtype, the oldest first.
+    """The results of one test that may be compared: those on one device in one dtype.
 
-    `name`: the test, its place, and its settings where these tell it from another trend.
-    `steps`: by a metric's column.
+    Attributes:
+        name: the test and its device, and its settings if they distinguish it from another trend.
+        points: the results, oldest first.
+        steps: each metric's steps, by column.
     """
 
     name: str
@@ -67,7 +87,7 @@ class Trend(NamedTuple):
     steps: Mapping[str, Sequence[Step]]
 
     def known(self, column: str) -> list[int]:
-        """The places of the points that have the metric."""
+        """Return the indices of the points that have a value in this column."""
         return [
             place
             for place, point in enumerate(self.points)
@@ -75,7 +95,7 @@ class Trend(NamedTuple):
         ]
 
     def steps_in_words(self, metric: Metric) -> list[str]:
-        """Its steps: ``run 0013 of 2026-01-13: 2.01x -> 1.61x (-20%), with torch ...``."""
+        """Return the steps as ``run 0013 of 2026-01-13: 2.01x -> 1.61x (-20%), with torch ...``."""
         found = []
         for step in self.steps.get(metric.column, ()):
             point = self.points[step.place]

@@ -1,4 +1,4 @@
-"""Plain JSON as a value of a type, or refused with the place that is wrong."""
+"""Read plain JSON as a value of a given type, or refuse it and say what is wrong where."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
 from pytest_amp.results.plain import at, key_of
 
-_LARGEST: Final = 2**63  # of whole numbers; everything that is counted is far below
+_LARGEST: Final = 2**63  # of whole numbers; whatever we count is far below
 _WORDS: Final = {
     bool: "true or false", int: "a whole number", float: "a number", str: "a text",
     Mapping: "an object", tuple: "a list",
@@ -17,11 +17,18 @@ _WORDS: Final = {
 
 
 def typed(kind: Any, value: Any, path: str = "") -> Any:
-    """`value`, plain JSON, as `kind`: a dataclass, a Mapping, a tuple, Any, and what they hold.
+    """Return a value of type `kind` that is made from plain JSON.
 
-    A dataclass's field is under the key that its metadata has as "json", or under its own name;
-    without a value it takes its default; other keys are passed over. Raises TypeError for what is
-    missing or of another type, with its path.
+    A dataclass's field is read from the key that its metadata has as "json", or else from its own
+    name. A field whose key is missing takes its default, and unknown keys are ignored.
+
+    Args:
+        kind: a dataclass, a Mapping, a tuple, a Literal, a plain type, or Any.
+        value: the plain JSON.
+        path: where the value stands in the whole; "" for the whole.
+
+    Raises:
+        TypeError: something is missing or of another type; the message gives its path.
     """
     origin, arguments = get_origin(kind) or kind, get_args(kind)
     if kind is Any:

@@ -1,8 +1,8 @@
-"""What was found, as frozen values: the language that the whole plugin shares.
+"""The parts of a report, as frozen values that the whole plugin shares.
 
 Nothing here imports torch or pytest. Every value can be written as plain JSON
-(`AmpReport.to_dict`, schema 1) and read back (`AmpReport.from_dict`). Units are in the names;
-a summary that follows from the raw samples is a property, so that it is stored once.
+(`AmpReport.to_dict`, schema 1) and read back (`AmpReport.from_dict`). Units are in the names.
+Raw samples are stored; what follows from them is a property, so the two can't disagree.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pytest_amp import units
 GateVerdict = Literal["pass", "fail", "inconclusive", "not_gated"]
 Verdict = Literal["pass", "fail", "inconclusive", "skipped", "error"]
 Severity = Literal["error", "warning"]
-# The words for a gate's verdict, wherever a person reads it.
+# The words that people read for a gate's verdict.
 NO_ANSWER = "no answer"
 _GATE_WORDS: Mapping[GateVerdict, str] = {
     "pass": "ok", "fail": "FAILED", "inconclusive": NO_ANSWER, "not_gated": "not gated",
 }  # fmt: skip
-# What an experiment's time is accounted to.
+# The phases that an experiment's time is accounted to.
 PHASES = ("parity", "inspection", "timing")
 COMPARED = ("compare:speedup", "compare:memory", "compare:loss")
 
 
 def tail_start(steps: int) -> int:
-    """The index of the first loss that is compared: the last quarter is, at least one."""
+    """Return the index of the first loss that is compared: the last quarter is, or at least one."""
     return steps - max(1, steps // 4)
 
 
@@ -37,11 +37,20 @@ def tail_start(steps: int) -> int:
 class ArmRun:
     """What one arm did.
 
-    `step_times_s`: seconds per step, one value per timed block. `losses_by_key`: per name of a
-    loss its value after each step. `peak_bytes` and `reserved_bytes`: the allocator's peak above
-    its level before the arm was built. `held_bytes`: what was held when it ended, by kind
-    (parameters, gradients, optimizer state). `flops_by_dtype`: of one inspected step; `operators`:
-    its calls, by name and dtype. `scales`: the GradScaler's scale after each of its updates.
+    Attributes:
+        step_times_s (tuple[float, ...]): seconds per step, one value per timed block.
+        losses_by_key (Mapping[str, tuple[float, ...]]): the value of each loss after each step of
+            the parity run, by the loss's name.
+        peak_bytes (int | None): the peak of the memory in use, above its level before the arm was
+            built; None if it is unknown.
+        reserved_bytes (int | None): the same for the memory that the allocator reserved.
+        flops_by_dtype (Mapping[str, int]): the FLOPs of one inspected step.
+        scales (tuple[float, ...]): the GradScaler's scale after each of its updates.
+        skipped_steps (int): how many optimizer steps the GradScaler skipped.
+        held_bytes (Mapping[str, int]): the memory that was held when the arm ended, by kind:
+            parameters, gradients, optimizer state.
+        operators (Mapping[str, Mapping[str, int]]): the calls in the inspected step, by operator
+            and dtype.
     """
 
     step_times_s: tuple[float, ...] = ()
@@ -58,21 +67,26 @@ class ArmRun:
 
     @property
     def losses(self) -> tuple[float, ...]:
-        """The sequence of the loss; of the first key, where there are several."""
+        """The loss after each step; if there are several losses, that of the first key."""
         return next(iter(self.losses_by_key.values()), ())
 
     @property
     def step_time_s(self) -> float | None:
-        """Median seconds per step, None where nothing was timed."""
+        """The median of the seconds per step; None if nothing was timed."""
         return statistics.median(self.step_times_s) if self.step_times_s else None
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The speedup: fp32 step time / amp step time, pair by pair.
+    """The speedup: fp32 step time / amp step time, measured pair by pair.
 
-    `low` and `high` bound the median ratio with an error of at most `error_rate` on each side,
-    at whatever moment the sampling stopped; None where there were too few pairs to say.
+    Attributes:
+        pair_ratios (tuple[float, ...]): the ratio of each pair of blocks, in the order of timing.
+        low (float | None): a lower bound of the median ratio. The probability that it is wrong is
+            at most the setting `error_rate`, at whatever moment timing stopped. None if there were
+            too few pairs.
+        high (float | None): an upper bound, with the same guarantee.
+        block_steps (int): how many steps a timed block has.
     """
 
     pair_ratios: tuple[float, ...]
@@ -88,11 +102,12 @@ class Estimate:
 
     @property
     def value(self) -> float:
-        """The median pair ratio."""
+        """The median of the pairs' ratios."""
         return statistics.median(self.pair_ratios)
 
     @property
     def pairs(self) -> int:
+        """How many pairs of blocks were timed."""
         return len(self.pair_ratios)
 
     def __str__(self) -> str:
@@ -101,9 +116,18 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Gate:
-    """One promise and whether it was kept. `reason` says in a sentence why the verdict is so.
+    """A figure, the threshold that it is compared with, and the verdict.
 
-    `only_for`: the devices that a threshold was set for, where the test ran on none of them.
+    Attributes:
+        name (str): the gate's name, such as "speedup" or "compare:memory".
+        threshold (float | None): the threshold in force on this device; None if there is none.
+        value (float | None): the measured figure; None if it is unknown.
+        low (float | None): the lower bound of the figure's interval, if it has one.
+        high (float | None): the upper bound.
+        verdict (str): "pass", "fail", "inconclusive" or "not_gated".
+        reason (str): a sentence that says why the verdict is what it is.
+        only_for (tuple[str, ...]): the devices that the threshold names, if the test ran on none
+            of them; otherwise empty.
     """
 
     name: str
@@ -124,12 +148,12 @@ class Gate:
 
     @property
     def asked(self) -> bool:
-        """Whether a figure was held against a threshold."""
+        """Whether a figure was compared with a threshold."""
         return self.verdict != "not_gated"
 
     @property
     def unmeasured(self) -> bool:
-        """A threshold was set, and there was no figure to hold against it, or no such device."""
+        """Whether a threshold was set, but there was no figure, or it is for other devices."""
         return not self.asked and (
             bool(self.only_for) or (self.threshold is not None and self.value is None)
         )
@@ -137,7 +161,20 @@ class Gate:
 
 @dataclass(frozen=True)
 class Finding:
-    """One rule's word on one step. `suppressed` is the reason given in ``ignore``, or None."""
+    """What a rule found in a step.
+
+    Attributes:
+        code (str): the rule's code, such as "AMP402".
+        name (str): the rule's name, such as "fp32-fallback".
+        severity (str): "error" fails the test; "warning" does not.
+        message (str): what was found, and what to do about it.
+        module (str | None): the path of the module that it is about.
+        location (str | None): the file and line of the user's code.
+        evidence (Mapping[str, Any]): the figures that the finding is based on.
+        confirmed (bool): whether a rerun showed that it is the cause of a failed gate.
+        suppressed (str | None): the reason that the setting `ignore` gives; None if the finding
+            is not suppressed.
+    """
 
     code: str
     name: str
@@ -167,9 +204,20 @@ class Finding:
 
 @dataclass(frozen=True)
 class Environment:
-    """Where a number was measured. `flags` are the global switches that shift a baseline.
+    """Where a test was measured.
 
-    `unseen`: what torch was built for, as ``CUDA 13.0``, where no such device is visible.
+    Attributes:
+        device (str): the device's name.
+        device_type (str): "cuda", "xpu", "mps" or "cpu".
+        torch (str): torch's version.
+        cuda (str | None): the version of CUDA or HIP.
+        cudnn (str | None): cuDNN's version.
+        driver (str | None): the driver's version.
+        dtype (str): the dtype of the amp arm.
+        native_support (bool): whether the device has a fast path for that dtype.
+        flags (Mapping[str, Any]): the global switches that change what is measured, by name.
+        unseen (str | None): what torch was built for, such as "CUDA 13.0", if no such device is
+            visible.
     """
 
     device: str
@@ -186,7 +234,15 @@ class Environment:
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception that ended a test before it could be judged, and where it was raised."""
+    """An exception that ended a test before it could be judged.
+
+    Attributes:
+        arm: the arm that was running, if any.
+        phase: the phase of the experiment, or of pytest.
+        step: the number of the step that was running, if any.
+        type: the name of the exception's class.
+        message: the exception's message.
+    """
 
     arm: str | None
     phase: str | None
@@ -197,7 +253,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting's value in force and where it came from."""
+    """The value of a setting that was in force, and the source that it came from."""
 
     value: Any
     source: str = field(metadata={"json": "from"})
@@ -205,10 +261,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class DtypeMap:
-    """Which modules ran which operators in which dtype, as ``--amp-snapshot`` keeps it.
+    """Which modules ran which operators in which dtype, as ``--amp-snapshot`` stores it.
 
-    `file`: where, from pytest's root directory; `test`: whose, by its name in the test file.
-    `stored`: whether there was a map to compare with; `changes`: the lines that differ from it.
+    Attributes:
+        file: the file that the map is stored in, relative to pytest's root directory.
+        test: the test's name in its test file.
+        lines: the map, a line for each module, phase, operator and dtype.
+        stored: whether there was a stored map to compare with.
+        changes: the lines that differ, marked with "-" (stored) or "+" (this run).
     """
 
     file: str
@@ -220,9 +280,15 @@ class DtypeMap:
 
 @dataclass(frozen=True)
 class Baseline:
-    """The stored result that ``--amp-compare`` held this one against.
+    """The stored result that ``--amp-compare`` compared this one with.
 
-    `run`: its number, or its file's name. `differences`: of the two environments, a text each.
+    Attributes:
+        run: the number of its run, or the name of its file.
+        file: the file that it was read from.
+        started: when the stored test started, as ISO 8601.
+        commit: the commit that it was measured at, if known.
+        branch: the branch, if known.
+        differences: how the two environments differ, a text each.
     """
 
     run: str
@@ -233,7 +299,7 @@ class Baseline:
     differences: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """``run 0012 of 2026-01-31 (commit 1a2b3c4, main); since then torch 2.12.0 -> 2.13.0``"""
+        """Return ``run 012 of 2026-01-31 (commit 1a2b3c4, main); since then torch 2.9 -> 2.10``"""
         code = [f"commit {self.commit[:7]}"] if self.commit else []
         code += [self.branch] if self.branch else []
         where = f" ({', '.join(code)})" if code else ""
@@ -242,7 +308,13 @@ class Baseline:
 
 
 def suppression(finding: Finding, ignore: Mapping[str, str]) -> str | None:
-    """The reason for which a finding is ignored; patterns are CODE or CODE@module.path.glob."""
+    """Return the reason why a finding is ignored; None if it is not.
+
+    Args:
+        finding: what a rule found.
+        ignore: reasons by pattern. A pattern is the beginning of a code, or CODE@GLOB with a glob
+            for the module's path.
+    """
     for pattern, reason in ignore.items():
         code, _, module = pattern.partition("@")
         if finding.code.startswith(code) and fnmatchcase(finding.module or "", module or "*"):

@@ -72,8 +72,8 @@ def test_the_whole_text() -> None:
         "\n"
         "  look at coverage: 50% of the FLOPs ran in float16, and what stays in float32 gains\n"
         "    nothing\n"
-        "  look at what is no activation: parameters, gradients and optimizer state stay float32\n"
-        "    under autocast, and so do the outputs of the operators that it keeps there\n"
+        "  look at what is not an activation: parameters, gradients and optimizer state stay\n"
+        "    float32 under autocast, and so do the outputs of the operators that it keeps there\n"
         "  look at the loss scale, 2^16 after the first update and 2^14 after the last"
     )
 
@@ -97,12 +97,12 @@ def curves(fp32: dict[str, tuple[float, ...]], amp: dict[str, tuple[float, ...]]
 
 def test_a_loss_s_hint_is_the_step_at_which_it_parts() -> None:
     report = curves({"loss": (2.0, 1.0, 0.9)}, {"loss": (2.01, 1.0, 1.9)})
-    assert hints(report) == ["  look at step 3 of 3, where 'loss' parts: 0.9, 1.9"]
+    assert hints(report) == ["  look at step 3 of 3, where the two 'loss' curves part: 0.9, 1.9"]
 
 
 def test_what_loss_atol_accepts_is_no_parting() -> None:
     report = curves({"loss": (0.001, 1.0)}, {"loss": (0.004, 2.0)})
-    assert hints(report) == ["  look at step 2 of 2, where 'loss' parts: 1, 2"]
+    assert hints(report) == ["  look at step 2 of 2, where the two 'loss' curves part: 1, 2"]
 
 
 def test_causes_of_a_failing_gate_come_first_by_how_much_they_explain() -> None:
@@ -141,12 +141,12 @@ def test_a_long_message_is_wrapped_and_no_path_is_broken() -> None:
 
 def test_of_several_losses_the_first_to_part_is_named() -> None:
     report = curves({"d": (1.0, 1.0), "g": (1.0, 1.0)}, {"d": (1.0, 2.0), "g": (3.0, 1.0)})
-    assert hints(report) == ["  look at step 1 of 2, where 'g' parts: 1, 3"]
+    assert hints(report) == ["  look at step 1 of 2, where the two 'g' curves part: 1, 3"]
 
 
 def test_a_loss_that_is_not_finite_parts() -> None:
     report = curves({"loss": (1.0, 1.0)}, {"loss": (1.0, float("nan"))})
-    assert hints(report) == ["  look at step 2 of 2, where 'loss' parts: 1, nan"]
+    assert hints(report) == ["  look at step 2 of 2, where the two 'loss' curves part: 1, nan"]
 
 
 def test_the_figure_that_is_missed_is_in_a_real_test_s_first_line() -> None:
