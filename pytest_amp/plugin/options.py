@@ -13,13 +13,14 @@ from pytest_amp.settings import table as settings
 from pytest_amp.settings.table import Entry, Level, Settings
 
 GROUP = """\
-mixed precision (pytest-amp); settings are ini keys (amp_steps) and keywords of
-@pytest.mark.amp (steps) too, thresholds may go by device (cuda=1.3,cpu=1.0)"""
+mixed precision (pytest-amp); settings are also ini keys (amp_steps) and
+keywords of @pytest.mark.amp (steps); thresholds may differ by device
+(cuda=1.3,cpu=1.0)"""
 
 MARKER = """\
 amp(setting=value, ...): run the test's training step in float32
-and under autocast, and gate what came out. The settings, each of them an
-option (--amp-steps) and an ini key (amp_steps) too:"""
+and under autocast, and gate the results. Each of the settings is also an
+option (--amp-steps) and an ini key (amp_steps):"""
 
 
 LEVELS = pytest.StashKey[tuple[Level, Level, Level]]()
@@ -38,14 +39,14 @@ def add_options(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a setting that beats the markers too; may be repeated (default: none)",
+        help="override a setting, even if a marker sets it; may be repeated (default: none)",
     )
     group.addoption(
         "--amp-json", default=None, metavar="PATH", help="write a JSON report (default: none)"
     )
     group.addoption(
         "--amp-html", default=None, metavar="PATH",
-        help="write a page with figures and history, in one file (default: none)",
+        help="write an HTML page with figures and history, as one file (default: none)",
     )  # fmt: skip
 
 

@@ -1,1 +1,1 @@
-"""The settings: what each one is, where it comes from, and how it is read."""
+"""Define the settings, parse their values, and resolve which one is in force."""

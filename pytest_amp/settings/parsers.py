@@ -1,4 +1,8 @@
-"""How the settings' values are read, from whatever an option, an ini key or a marker gives."""
+"""Parse settings' values, whether an option, an ini key or a marker gives them.
+
+Each parser takes a Python value or its text, and raises ValueError, saying what is valid, for
+anything that it can't accept.
+"""
 
 from __future__ import annotations
 
@@ -31,14 +35,17 @@ RATE = Range(1e-9, 0.25, True, True, "a probability from 1e-9 to 0.25")
 
 
 def threshold(valid: Range) -> Callable[[object], Threshold]:
+    """Return a parser of thresholds whose numbers must lie in `valid`."""
     return lambda value: thresholds.threshold(value, valid)
 
 
 def number(valid: Range) -> Callable[[object], float]:
+    """Return a parser of numbers that must lie in `valid`."""
     return lambda value: thresholds.number(value, valid)
 
 
 def whole(low: int, high: int) -> Callable[[object], int]:
+    """Return a parser of whole numbers from `low` to `high`, both included."""
     valid = Range(low, high, True, True, f"a whole number from {low} to {high}")
 
     def parse(value: object) -> int:
@@ -51,6 +58,7 @@ def whole(low: int, high: int) -> Callable[[object], int]:
 
 
 def whole_threshold(value: object) -> Threshold:
+    """Parse a threshold that counts steps."""
     parsed = thresholds.threshold(value, Range(0, 10**6, True, True, "a number of steps from 0 up"))
     for number in parsed.by_device.values():
         if number is not None and number != int(number):
@@ -59,6 +67,7 @@ def whole_threshold(value: object) -> Threshold:
 
 
 def dtype(value: object) -> str | None:
+    """Parse a dtype's name, also as ``torch.float16``; None stands for "auto"."""
     name = str(value).removeprefix("torch.").strip()
     if name == "auto":
         return None
@@ -68,6 +77,7 @@ def dtype(value: object) -> str | None:
 
 
 def device(value: object) -> str:
+    """Parse a device, such as ``cuda:1``. Whether there is one is another question."""
     name = str(value).strip()
     if not _DEVICE.fullmatch(name):
         raise ValueError(f"{value!r} is not one of auto, cpu, cuda, cuda:N, xpu, xpu:N, mps")
@@ -75,6 +85,7 @@ def device(value: object) -> str:
 
 
 def words(value: object) -> list[str]:
+    """Split text at commas and spaces; a list is taken as it is."""
     if isinstance(value, str):
         return [word for word in re.split(r"[,\s]+", value) if word]
     if isinstance(value, Iterable):
@@ -83,6 +94,7 @@ def words(value: object) -> list[str]:
 
 
 def code(word: str) -> str:
+    """Return a rule's code, or a prefix of some code, unchanged if it is valid."""
     if not (_CODES.fullmatch(word) and any(code.startswith(word) for code in CODES)):
         raise ValueError(
             f"{word!r} is neither a rule's code such as AMP203 nor a prefix such as AMP2"
@@ -91,6 +103,7 @@ def code(word: str) -> str:
 
 
 def select(value: object) -> tuple[str, ...]:
+    """Parse a list of codes or prefixes; "all" becomes the prefix of them all."""
     given = words(value)
     if given == ["all"]:
         return ("AMP",)
@@ -98,6 +111,10 @@ def select(value: object) -> tuple[str, ...]:
 
 
 def ignore(value: object) -> dict[str, str]:
+    """Parse patterns with their reasons, or a list of patterns without reasons.
+
+    A pattern is a code or a prefix, optionally with ``@`` and a glob for the module's path.
+    """
     if isinstance(value, Mapping):
         reasons = {str(key): str(reason) for key, reason in value.items()}
     else:
@@ -108,6 +125,7 @@ def ignore(value: object) -> dict[str, str]:
 
 
 def flag(value: object) -> bool:
+    """Parse a truth value as ini files write it; empty text is false."""
     if isinstance(value, bool):
         return value
     text = str(value).strip().lower()
@@ -119,6 +137,7 @@ def flag(value: object) -> bool:
 
 
 def strict(value: object) -> frozenset[str]:
+    """Parse the kinds of missing answers that are failures; True and "all" mean all of them."""
     if isinstance(value, bool):
         return frozenset(STRICT_KINDS) if value else frozenset()
     kinds = words(value)
@@ -132,6 +151,7 @@ def strict(value: object) -> frozenset[str]:
 
 
 def snapshot(value: object) -> str:
+    """Parse the mode in which dtype maps are used."""
     mode = str(value).strip()
     if mode not in SNAPSHOT_MODES:
         hint = before_a_path(mode, "--amp-snapshot=compare")
@@ -140,11 +160,12 @@ def snapshot(value: object) -> str:
 
 
 def text(value: object) -> str:
+    """Return any text, without space at its ends."""
     return str(value).strip()
 
 
 def allowed(value: object) -> dict[str, float]:
-    """``speedup:10%`` and more of them, as fractions by metric."""
+    """Parse a list such as ``speedup:10%,memory:5%`` into fractions by metric."""
     allowed: dict[str, float] = {}
     for word in words(value):
         found = re.fullmatch(_METRIC, word)
@@ -155,7 +176,7 @@ def allowed(value: object) -> dict[str, float]:
             )
         if found[1] in allowed:
             raise ValueError(f"{found[1]} is limited twice")
-        drop = found[1] == "speedup"  # by all of itself it can't
+        drop = found[1] == "speedup"  # it can't drop by 100%
         allowed[found[1]] = thresholds.number(found[2], DROP if drop else PERCENT) / 100
     return allowed
 
@@ -176,11 +197,11 @@ def written(value: Any) -> str:
 def written_percents(value: Any) -> str:
     """Return fractions by metric as percentages: ``speedup:10%,memory:5%``."""
     if not isinstance(value, Mapping):
-        return written(value)  # as a stored report may have it
+        return written(value)  # a stored report may hold anything
     return ",".join(f"{metric}:{100 * share:g}%" for metric, share in value.items())
 
 
 def before_a_path(given: str, write: str) -> str:
-    """A bare option takes the path that follows it for its value."""
+    """Return a hint if an option without a value has taken the path after it for its value."""
     path = "/" in given or "\\" in given or given.endswith(".py")
     return f"; before a path write {write}" if path else ""

@@ -1,7 +1,7 @@
-"""The one table of settings: each is defined once, here, with its name, range and help.
+"""The table of settings: each one is defined here, and only here, with its range and help.
 
-`options` makes command line options, ini keys and marker keywords of it. This module knows
-neither pytest nor torch; what it refuses, it refuses with a `ValueError` that says what is valid.
+`plugin.options` turns the table into command line options, ini keys and marker keywords. This
+module knows neither pytest nor torch. If a value is not valid, a `ValueError` says what is.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 
 
 class Entry(NamedTuple):
-    """One row of the table: everything that is peculiar to a setting stands in its columns.
+    """One row of the table. Everything that is special about a setting stands in its columns.
 
     Attributes:
-        name: the marker's keyword; the option and the ini key are made of it.
-        parse: reads a Python value or its text; ValueError where it is not valid.
-        default: the value where no level gives one.
+        name: the marker's keyword. The names of the option and the ini key are made from it.
+        parse: reads a Python value or its text; raises ValueError if it is not valid.
+        default: the value if no level gives one.
         metavar: what stands for the value in ``--help``.
-        help: what it means, in a line.
-        marker: whether it is a keyword of the marker too.
-        shown: the default as one writes it; None where it is plain from the value.
-        bare: what the option means without a value; None where it needs one.
+        help: what the setting means, on one line.
+        marker: whether it is also a keyword of the marker.
+        shown: the default as one writes it; None if `write` can tell.
+        bare: what the option means without a value; None if it needs one.
         switch: whether the option takes no value at all.
-        adds_up: whether an option that is given several times counts as one list.
-        merges: whether the levels' values are merged, where otherwise the strongest one wins.
-        off_by_none: whether ``none`` turns it off, where otherwise it restores the default.
-        gating: whether giving it asks for a verdict.
-        write: a value as one would write it on the command line.
+        adds_up: whether an option that is given several times adds up to one list.
+        merges: whether the levels' values are merged. If not, the strongest level wins.
+        off_by_none: whether ``none`` turns the setting off. If not, it restores the default.
+        gating: whether giving the setting asks for a verdict.
+        write: returns a value as one would write it on the command line.
     """
 
     name: str
@@ -54,12 +54,12 @@ class Entry(NamedTuple):
 
     @property
     def flag(self) -> str:
-        """The command line option."""
+        """The name of the command line option."""
         return "--amp-" + self.name.replace("_", "-")
 
     @property
     def ini(self) -> str:
-        """The key in pytest's ini file."""
+        """The name of the key in pytest's ini file."""
         return "amp_" + self.name
 
     @property
@@ -69,9 +69,11 @@ class Entry(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """The settings of one test, parsed, with where each came from.
+    """The parsed settings of one test; the table's rows say what each field means.
 
-    Sources: ``marker``, ``override``, ``cli``, ``ini`` or ``default``.
+    Attributes:
+        sources: where each value comes from, by name: ``override``, ``marker``, ``cli``, ``ini`` or
+            ``default``.
     """
 
     min_speedup: Threshold | None
@@ -101,12 +103,12 @@ class Settings(NamedTuple):
 
     @property
     def thresholds(self) -> dict[str, Threshold]:
-        """Those that are set, by their settings' names."""
+        """The thresholds that are set, by the names of their settings."""
         found = {name: getattr(self, name) for name in GATES}
         return {name: threshold for name, threshold in found.items() if threshold is not None}
 
     def described(self) -> dict[str, Setting]:
-        """As the report records them."""
+        """Return the settings as a report records them."""
         from pytest_amp.results.values import Setting
 
         return {
@@ -126,17 +128,17 @@ def _as_json(value: Any) -> Any:
 TABLE: tuple[Entry, ...] = (
     Entry(
         "min_speedup", read.threshold(read.POSITIVE_RATIO), None, "RATIO",
-        "least speedup: fp32 step time / amp step time",
+        "minimum speedup: fp32 step time / amp step time",
         gating=True,
     ),
     Entry(
         "min_memory_reduction", read.threshold(read.REDUCTION), None, "FRACTION",
-        "least memory reduction: 1 - amp peak / fp32 peak",
+        "minimum memory reduction: 1 - amp peak / fp32 peak",
         gating=True,
     ),
     Entry(
         "max_loss_diff", read.threshold(read.DIFFERENCE), 0.02, "FRACTION",
-        "largest relative difference of the two loss curves' tails",
+        "maximum relative difference between the tails of the two loss curves",
         off_by_none=True, gating=True,
     ),
     Entry(
@@ -145,12 +147,12 @@ TABLE: tuple[Entry, ...] = (
     ),
     Entry(
         "min_coverage", read.threshold(read.SHARE), None, "SHARE",
-        "least share of matmul, convolution and attention FLOPs that ran in the amp dtype",
+        "minimum share of matmul, convolution and attention FLOPs in the amp dtype",
         gating=True,
     ),
     Entry(
         "max_skipped_steps", read.whole_threshold, None, "N",
-        "most optimizer steps that the GradScaler may skip",
+        "maximum number of optimizer steps that the GradScaler may skip",
         gating=True,
     ),
     Entry(
@@ -170,19 +172,19 @@ TABLE: tuple[Entry, ...] = (
     ),
     Entry(
         "error_rate", read.number(read.RATE), 0.01, "P",
-        "bound on each wrong decision of one timing gate in one process",
+        "bound on the probability of each wrong decision by a timing gate in one process",
     ),
     Entry(
         "seed", read.whole(0, 2**32 - 1), 0, "N",
-        "seeds python, numpy and torch before the test's fixtures and each arm",
+        "seed of python, numpy and torch, set before the test's fixtures and before each arm",
     ),
     Entry(
         "select", read.select, ("AMP",), "CODES",
-        "rules that may speak: codes or prefixes, or all",
+        "rules to apply: codes or prefixes, or all",
         shown="all", adds_up=True,
     ),
     Entry(
-        "ignore", read.ignore, {}, "CODES", "rules that are suppressed: codes or prefixes",
+        "ignore", read.ignore, {}, "CODES", "rules to suppress: codes or prefixes",
         adds_up=True, merges=True,
     ),
     Entry(
@@ -195,7 +197,7 @@ TABLE: tuple[Entry, ...] = (
     ),
     Entry(
         "strict", read.strict, frozenset(), "KINDS",
-        "fail where an answer is missing; any of " + ", ".join(read.STRICT_KINDS) + " (bare: all)",
+        "fail if an answer is missing; any of " + ", ".join(read.STRICT_KINDS) + " (bare: all)",
         marker=False, shown="off", bare="all", gating=True,
     ),
     Entry(
@@ -205,7 +207,7 @@ TABLE: tuple[Entry, ...] = (
     ),
     Entry(
         "compare", read.text, None, "REF",
-        "hold results against the newest passing ones (bare), a run's number, or files",
+        "compare results with the newest passing ones (bare), a run's number, or files",
         marker=False, bare="newest",
     ),
     Entry(
@@ -218,7 +220,8 @@ TABLE: tuple[Entry, ...] = (
     ),
     Entry(
         "compare_fail", read.allowed, {}, "METRIC:PCT",
-        "fail where " + ", ".join(COMPARED_METRICS) + " got worse by more: speedup:10%,memory:5%",
+        f"fail if a metric ({', '.join(COMPARED_METRICS)}) got worse by more than this: "
+        "speedup:10%,memory:5%",
         marker=False, adds_up=True, gating=True, write=read.written_percents,
     ),
 )  # fmt: skip
@@ -227,14 +230,22 @@ BY_NAME: Mapping[str, Entry] = {entry.name: entry for entry in TABLE}
 
 
 def entry_for(name: str, *, marker: bool = False) -> Entry:
-    """The row of that name, or a ValueError that lists the valid names."""
+    """Return the row of that name.
+
+    Args:
+        name: the setting's name.
+        marker: whether it has to be a keyword of the marker.
+
+    Raises:
+        ValueError: there is no such setting; the message lists the valid names.
+    """
     if name not in _valid(marker):
         raise ValueError(unknown(name, marker=marker))
     return BY_NAME[name]
 
 
 def unknown(name: str, *, marker: bool = False) -> str:
-    """What to say of a name that no row has: a close one, and all that are valid."""
+    """Return a message about a name that no row has: it suggests a close one, and lists all."""
     import difflib
 
     valid = _valid(marker)
@@ -248,15 +259,19 @@ def _valid(marker: bool) -> list[str]:
 
 
 def written(name: str, value: object) -> str:
-    """Return a value as one would write it on the command line.
+    """Return a setting's value as one would write it on the command line.
 
-    The name may be one that this version has no setting for, as a stored report may have it.
+    A stored report may have settings that this version does not know; their values are written too.
     """
     return BY_NAME[name].write(value) if name in BY_NAME else read.written(value)
 
 
 def parse(entry: Entry, value: object) -> Any:
-    """A parsed value; ``none`` unsets it. ValueError names the setting and what is valid."""
+    """Parse a setting's value; None and ``none`` unset it.
+
+    Raises:
+        ValueError: the value is not valid; the message names the setting and what is valid.
+    """
     unset = value is None or (isinstance(value, str) and value.strip().lower() == "none")
     if unset:
         return None if entry.off_by_none else _parsed_default(entry)
@@ -274,7 +289,14 @@ Level = tuple[str, Mapping[str, object]]
 
 
 def resolve(levels: Iterable[Level]) -> Settings:
-    """Merge levels, the strongest first: each is a source and its values as the user wrote them."""
+    """Return the settings in force.
+
+    Args:
+        levels: the strongest first; each is a source, and its values as the user wrote them.
+
+    Raises:
+        ValueError: a value is not valid.
+    """
     levels = list(levels)
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""A threshold is one number, or a number per device: parsed once, resolved where it is used."""
+"""Parse thresholds, which are one number or a number per device, and resolve them on a device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 DEVICE_TYPES = ("cuda", "rocm", "xpu", "mps", "cpu")
 _ARCH = r"sm\d+"
-# How processors are called. New accelerators get new names, these families have kept theirs.
+# The names of processors. New accelerators get new names; these families have kept theirs.
 _PROCESSOR = re.compile(
     r"cpu|processor|xeon|epyc|ryzen|threadripper|opteron|core|pentium|celeron|atom|graviton|altra|"
     r"neoverse|cortex|power\d|x86|aarch|\W*(intel|amd|apple|arm)\W*$",
@@ -20,7 +20,13 @@ _PROCESSOR = re.compile(
 
 
 class DeviceNames(NamedTuple):
-    """What a device answers to: ``NVIDIA H100 80GB HBM3``, ``sm90`` (or None), ``cuda``."""
+    """The names that a threshold can call a device by.
+
+    Attributes:
+        name: its full name, such as ``NVIDIA H100 80GB HBM3``.
+        arch: its architecture, such as ``sm90``; None if it has none.
+        type: its type, such as ``cuda``.
+    """
 
     name: str
     arch: str | None
@@ -28,21 +34,26 @@ class DeviceNames(NamedTuple):
 
 
 class Threshold(NamedTuple):
-    """Numbers by device key; a plain number stands under ``*``. None unsets it for that key."""
+    """A number for each of several devices.
+
+    Attributes:
+        by_device: the numbers by device key. A plain number has the key ``*``; None means that
+            devices with this key are not gated.
+    """
 
     by_device: Mapping[str, float | None]
 
     def on(self, device: DeviceNames) -> float | None:
-        """The threshold in force on `device`; the most specific key wins, None where none names it.
+        """Return the threshold in force on `device`; None if it is not gated.
 
-        The order: a glob on the device's name (the longest that matches), then its architecture,
-        then its type, then ``*``.
+        The most specific key wins: first the longest glob that matches the device's name, then its
+        architecture, then its type, then ``*``.
         """
         key = self._key_for(device)
         return None if key is None else self.by_device[key]
 
     def names(self, device: DeviceNames) -> bool:
-        """Whether a key answers to `device`, be it with a number or to unset it."""
+        """Return whether a key means `device`, whether it has a number or None."""
         return self._key_for(device) is not None
 
     @property
@@ -61,14 +72,22 @@ class Threshold(NamedTuple):
         return next((key for key in keys if key in self.by_device), None)
 
     def as_json(self) -> float | dict[str, float | None] | None:
-        """As the user would write it: a number, or a mapping."""
+        """Return the threshold as the user would write it: a number, or a mapping."""
         if set(self.by_device) == {"*"}:
             return self.by_device["*"]
         return dict(self.by_device)
 
 
 class Range(NamedTuple):
-    """The numbers that make sense, and the sentence that says so."""
+    """A range of valid numbers.
+
+    Attributes:
+        low: its lower end.
+        high: its upper end.
+        low_included: whether the lower end itself is valid.
+        high_included: whether the upper end itself is valid.
+        says: what is valid, in words that go after "is not".
+    """
 
     low: float
     high: float
@@ -77,14 +96,18 @@ class Range(NamedTuple):
     says: str
 
     def holds(self, value: float) -> bool:
-        """Whether `value` is one of them."""
+        """Return whether `value` is finite and lies in the range."""
         above = value >= self.low if self.low_included else value > self.low
         below = value <= self.high if self.high_included else value < self.high
         return math.isfinite(value) and above and below
 
 
 def number(value: object, valid: Range) -> float:
-    """A finite number in range, from a Python number or its text."""
+    """Parse a finite number, or its text.
+
+    Raises:
+        ValueError: it is not a number, or not in the range.
+    """
     parsed = math.nan
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         with suppress(ValueError, OverflowError):
@@ -95,7 +118,11 @@ def number(value: object, valid: Range) -> float:
 
 
 def threshold(value: object, valid: Range) -> Threshold:
-    """Parse ``1.3``, ``{"cuda": 1.3, "*H100*": 1.6}`` or ``"cuda=1.3,*H100*=1.6"``."""
+    """Parse ``1.3``, ``{"cuda": 1.3, "*H100*": 1.6}`` or ``"cuda=1.3,*H100*=1.6"``.
+
+    Raises:
+        ValueError: a number is not in the range, or no device can have a key.
+    """
     entries: Mapping[object, object]
     if isinstance(value, Mapping):
         entries = value
@@ -128,7 +155,7 @@ def _key(key: object) -> str:
     if not isinstance(key, str):
         raise ValueError(f"the device key {key!r} is not text")
     named = key == "*" or key in DEVICE_TYPES or re.fullmatch(_ARCH, key)
-    # A device's full name has a space or a hyphen in it; a part of the name would match nothing.
+    # Full names of devices have a space or a hyphen. A part of a name would match no device.
     if not named and not set(key) & set("*?[ -"):
         glob = "*H100*" if key == key.lower() else f"*{key}*"
         raise ValueError(
@@ -143,7 +170,7 @@ def _is_glob(key: str) -> bool:
 
 
 def _is_accelerators(key: str) -> bool:
-    """A glob means one unless it is how a processor is called."""
+    """Return whether a key can only mean accelerators; a glob does, unless it names processors."""
     return key not in ("*", "cpu") and not (_is_glob(key) and _PROCESSOR.search(key))
 
 
