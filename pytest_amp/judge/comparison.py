@@ -1,4 +1,4 @@
-"""A result against a stored one: what changed in both arms, and whether it may."""
+"""Compare a result with a stored one, and judge whether it changed by more than is allowed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pytest_amp.results.values import (
     GateVerdict,
 )
 
-ROUNDING = 1e-9  # of 630 / 600 - 1
+ROUNDING = 1e-9  # 630 / 600 - 1 is not exactly 0.05
 VERSIONS = ("torch", "cuda", "cudnn", "driver")
 _WORDS = {"pass": "is within", "fail": "is beyond", "inconclusive": "can't be told from"}
 
@@ -35,15 +35,15 @@ def compared(
     allowed: Mapping[str, float],
     findings: Iterable[Finding] = (),
 ) -> AmpReport:
-    """Return the report with a gate for each metric, held against a stored result.
+    """Return the report with a gate for each metric that compares it with a stored result.
 
     Args:
         report: the new result.
         stored: the baseline.
         origin: where the baseline comes from.
-        allowed: by metric, the largest relative change for the worse; a metric that is not in it
-            is reported and not gated.
-        findings: what the rules say of the two; they take the place of an earlier comparison's.
+        allowed: by metric, the largest relative change for the worse, as a fraction. Other metrics
+            are reported, but not gated.
+        findings: what the rules find in the two. They replace those of an earlier comparison.
     """
     found = (
         _speedup(report, stored, allowed.get("speedup")),
@@ -57,16 +57,22 @@ def compared(
 
 
 def without_baseline(report: AmpReport, why: str, allowed: Mapping[str, float]) -> AmpReport:
-    """The report with gates that have nothing to be held against, and say why."""
+    """Return the report with gates that have no verdict, because there is no baseline.
+
+    Args:
+        report: the new result.
+        why: why there is no baseline.
+        allowed: the metrics that were to be gated.
+    """
     reason = f"no baseline: {why}"
     metrics = [metric for metric in COMPARED_METRICS if metric in allowed] or COMPARED_METRICS[:1]
     gates = [_unknown(metric, allowed.get(metric), reason) for metric in metrics]
-    notes = report.notes if allowed else (*report.notes, reason)  # a gate says it otherwise
+    notes = report.notes if allowed else (*report.notes, reason)  # the gate says it already
     return _judged(replace(report, notes=notes), gates)
 
 
 def differences(before: Environment | None, after: Environment | None) -> Iterator[str]:
-    """What differs of two environments: ``torch 2.12.0 -> 2.13.0``"""
+    """Yield each difference of two environments, such as ``torch 2.12.0 -> 2.13.0``."""
     if before is None or after is None:
         return
     for name in VERSIONS:
@@ -78,7 +84,7 @@ def differences(before: Environment | None, after: Environment | None) -> Iterat
 
 
 def other_flags(before: Environment | None, after: Environment | None) -> dict[str, list[Any]]:
-    """Return, by name, the two values of each flag that differs; none of an unknown environment."""
+    """Return both values of each flag that differs; nothing if an environment is unknown."""
     if before is None or after is None:
         return {}
     return {
@@ -89,12 +95,12 @@ def other_flags(before: Environment | None, after: Environment | None) -> dict[s
 
 
 def _is_of_the_step(finding: Finding) -> bool:
-    """Whether it speaks of the step itself, and not of an earlier comparison."""
+    """Return whether a finding is about the step itself, and not from an earlier comparison."""
     return not (finding.code == "AMP005" and "baseline" in finding.evidence)
 
 
 def _judged(report: AmpReport, found: Sequence[Gate]) -> AmpReport:
-    """With these gates, in the place of those of an earlier comparison."""
+    """Return the report with these gates, which replace those of an earlier comparison."""
     kept = (*(gate for gate in report.gates if gate.name not in COMPARED), *found)
     ended = report.verdict in ("error", "skipped")
     return replace(
@@ -103,7 +109,10 @@ def _judged(report: AmpReport, found: Sequence[Gate]) -> AmpReport:
 
 
 def _speedup(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate:
-    """Called a regression only where both intervals together exclude the allowed drop."""
+    """Judge the change of the speedup.
+
+    It is a regression only if both intervals together exclude the allowed drop.
+    """
     now, before = report.speedup, stored.speedup
     if now is None or before is None or before.value <= 0:
         arm = "this run" if now is None else "the baseline"
@@ -131,22 +140,22 @@ def _speedup(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gat
 
 
 def _wider(now: Estimate, before: Estimate) -> str:
-    """Which of the two has to be measured more precisely for an answer."""
+    """Say which of the two results has to be measured more precisely, and how."""
     theirs = (before.high or 0.0) * (now.low or 0.0) > (now.high or 0.0) * (before.low or 0.0)
     whose, wide = ("the baseline's", before) if theirs else ("this run's", now)
     bounds, pairs = units.interval(wide.low, wide.high), units.plural(wide.pairs, "pair")
-    advice = "save one that was compared, too" if theirs else "raise max_time"
+    advice = "save one from a run with --amp-compare-fail" if theirs else "raise max_time"
     return f"{whose} {bounds} of {pairs} is the wider interval: {advice}"
 
 
 def _is_as_fast(before: AmpReport, after: AmpReport, name: str) -> bool:
-    """Whether an arm's steps take no longer, but for noise."""
+    """Return whether an arm's steps take no longer than before, apart from 2% of noise."""
     old, new = (_step_time(each, name) for each in (before, after))
     return old is not None and new is not None and new <= 1.02 * old
 
 
 def _times(before: AmpReport, after: AmpReport, name: str) -> str:
-    """11.2 -> 10.0 ms"""
+    """Return an arm's change of step time, such as ``11.2 -> 10.0 ms``."""
     return units.change(*(units.duration(_step_time(each, name)) for each in (before, after)))
 
 
@@ -166,7 +175,7 @@ def _memory(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate
 
 
 def _loss(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate:
-    """The amp arm's loss, of several the one that changed for the worse most."""
+    """Judge the change of the amp arm's loss; of several, the one that got worse by most."""
     ours, theirs = (_losses(each.arms.get("amp")) for each in (report, stored))
     keys = [key for key in theirs if key in ours]
     gone = [key for key in theirs if key not in ours]
@@ -195,7 +204,7 @@ def _loss(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate:
 
 
 def _beyond(change: float, fp32s: float) -> float:
-    """What is left of a change where fp32's own is taken out of it."""
+    """Return what is left of a relative change once the change of fp32 is taken out of it."""
     if not math.isfinite(change) or not math.isfinite(fp32s) or fp32s <= -1:
         return change
     return (1 + change) / (1 + fp32s) - 1
@@ -215,7 +224,17 @@ def _gate(
     interval: tuple[float, float] | None = None,
     but: str = "",
 ) -> Gate:
-    """A change beside what is allowed; `but` says why it is not called as it looks."""
+    """Return a gate for a change.
+
+    Args:
+        metric: what changed.
+        change: the relative change.
+        allowed: the largest change for the worse; None if the metric is not gated.
+        verdict: the verdict, if it is gated.
+        detail: the figures behind the change.
+        interval: the bounds of the change.
+        but: why the verdict is not the one that the change suggests.
+    """
     figure = units.signed(change)
     if interval is not None:
         figure += f" [{units.signed(interval[0])}, {units.signed(interval[1])}]"
@@ -236,7 +255,7 @@ def _unknown(metric: str, allowed: float | None, reason: str) -> Gate:
 
 
 def _threshold(metric: str, allowed: float | None) -> float | None:
-    """What the change is held against: a speedup gets worse downwards."""
+    """Return the threshold of a change, which is negative for a speedup: less of it is worse."""
     return -allowed if allowed is not None and metric == "speedup" else allowed
 
 
@@ -251,7 +270,7 @@ def _losses(arm: ArmRun | None) -> dict[str, float]:
 
 
 def _relative(before: float, after: float) -> float:
-    """How much higher, as a share of what it was; infinite for what is not finite any more."""
+    """Return the relative change; infinity if the value was finite and is not any more."""
     if not math.isfinite(after):
         return math.inf if math.isfinite(before) else 0.0
     if after == before:

@@ -1,4 +1,4 @@
-"""Operators that a CPU has no fast kernel for in one of the two dtypes."""
+"""Find operators for which a CPU has no fast kernel in one of the two dtypes."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Iterable
 from pytest_amp import units
 from pytest_amp.observations import Observations, OpRow
 
-# How many times as long it takes without a fast kernel: emulated products take 10 to 70 times.
+# A step without fast kernels takes this many times as long. Emulated products take 10 to 70 times.
 SLOWER = 20.0
-# What a quicker step takes is soon noise, and nobody waits for it.
+# Shorter steps are left alone: their times are mostly noise, and nobody waits for them.
 LEAST_S = 0.02
-# An operator is named that makes up this share of what the step takes longer.
+# An operator is named if it accounts for this share of the additional time.
 NAMED = 0.1
-# How much of the inspected step's excess the arms' fastest steps must show.
+# The arms' fastest steps must show this share of the additional time of the inspected step.
 REPEATED = 0.5
 
 
 def without_fast_ones(seen: Observations) -> str | None:
-    """Which operators make one arm's step take so much longer than the other's; None if none do.
+    """Return a sentence about operators that make one arm's step far slower; None if none do.
 
-    Judged by the seconds of the inspected step, which only a CPU tells operator by operator. That
-    is a single step, so the arms' fastest plain steps must show at least half of the same excess:
-    what else runs on the machine slows one step, and not the fastest of many.
+    They are found by the seconds that each operator took in the inspected step, which are known on
+    a CPU only. That is a single step, which other programs on the machine may have slowed. So the
+    difference between the arms' fastest plain steps must be at least half as large.
     """
     if seen.device_type != "cpu" or seen.amp.operators is None or seen.fp32.operators is None:
         return None
@@ -53,7 +53,7 @@ def without_fast_ones(seen: Observations) -> str | None:
 
 
 def _by_operator(rows: Iterable[OpRow]) -> dict[str, float]:
-    """Seconds of each."""
+    """Return the seconds that each operator took in all."""
     total: dict[str, float] = defaultdict(float)
     for row in rows:
         total[row.op] += row.seconds

@@ -1,4 +1,4 @@
-"""An arm of the experiment: what `setup` receives, and the arm once it is built."""
+"""The arms of an experiment: what `setup` receives, and what it builds."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ _SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 class Arm:
-    """One side of the comparison, handed to ``setup(arm)``.
+    """One side of the comparison, which ``setup(arm)`` receives.
 
     Attributes:
-        name: ``"fp32"`` or ``"amp"``.
-        enabled: whether this is the amp arm.
-        device: the `torch.device` to build on.
-        dtype: the dtype that autocast uses here; ``torch.float32`` in the fp32 arm.
-        scaler: a `torch.amp.GradScaler`, enabled only for float16 in the amp arm.
+        name (str): ``"fp32"`` or ``"amp"``.
+        enabled (bool): whether this is the amp arm.
+        device (torch.device): the device to build on.
+        dtype (torch.dtype): the dtype that autocast uses here; ``torch.float32`` in the fp32 arm.
+        scaler (torch.amp.GradScaler): a scaler that is enabled only in the amp arm, and there only
+            for float16.
     """
 
     def __init__(self, name: ArmName, device: Device, amp_dtype: torch.dtype) -> None:
@@ -47,7 +48,7 @@ class Arm:
         self._teardown: list[Callable[[], object]] = []
 
     def pause_scaler_record(self) -> None:
-        """Let the scaler keep no record of its scales and skips from here on."""
+        """Stop recording the scaler's scales and skipped steps."""
         if isinstance(self.scaler, AmpScaler):
             self.scaler.recording = False
 
@@ -55,11 +56,11 @@ class Arm:
         return f"<Arm {self.name} on {self.device}, {self.dtype}>"
 
     def autocast(self, *, cache_enabled: bool | None = None) -> AbstractContextManager[Any]:
-        """``torch.autocast`` on this device in this dtype; does nothing in the fp32 arm.
+        """Return ``torch.autocast`` for this device and dtype; in the fp32 arm it does nothing.
 
         Args:
-            cache_enabled: as torch.autocast takes it; False around what
-                `torch.cuda.make_graphed_callables` captures.
+            cache_enabled: the argument of the same name of `torch.autocast`. Pass False around code
+                that `torch.cuda.make_graphed_callables` captures.
         """
         if not self.enabled:
             return nullcontext()
@@ -78,7 +79,14 @@ class Arm:
         return "16-mixed" if self.dtype is torch.float16 else "bf16-mixed"
 
     def on_teardown(self, function: Callable[[], object]) -> None:
-        """Call `function` when the arm is done with; the last one given is called first."""
+        """Register a function to call when the arm is no longer needed.
+
+        The last function that was registered is called first. Use it for what outlives the step,
+        such as the workers of a data loader.
+
+        Args:
+            function: is called without arguments; what it returns is ignored.
+        """
         self._teardown.append(function)
 
 
@@ -86,7 +94,7 @@ Setup = Callable[[Arm], Step]
 
 
 class Resident:
-    """An arm that is built and in memory, with the globals that it set for itself."""
+    """An arm that is built and in memory, with the global state that it set for itself."""
 
     def __init__(self, arm: Arm, bench: Workbench) -> None:
         self.arm = arm
@@ -95,7 +103,11 @@ class Resident:
         self._state = bench.globals.capture()
 
     def build(self, setup: Setup) -> None:
-        """Call `setup` and keep its step."""
+        """Call `setup` and keep the step that it returns.
+
+        Raises:
+            AmpError: it returned something else than a function.
+        """
         with self.active():
             step = setup(self.arm)
         if not callable(step):
@@ -106,7 +118,11 @@ class Resident:
         self._step = step
 
     def step(self) -> Any:
-        """One training step; call it inside `active`."""
+        """Run one training step and return what it returns; call this inside `active`.
+
+        Raises:
+            AmpError: the step ran out of data.
+        """
         assert self._step is not None
         try:
             return self._step()
@@ -129,10 +145,10 @@ class Resident:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Put this arm's globals in force, and the caller's back afterwards.
+        """Apply this arm's global state inside, and restore the caller's afterwards.
 
-        All but what it asked for with ``set_sync_debug_mode``, which our own reads would meet; that
-        is for `as_asked`.
+        The arm's ``set_sync_debug_mode`` is left out, because it would warn of our own reads of the
+        device; `as_asked` applies it.
         """
         bench = self._bench
         outer = bench.globals.capture()
@@ -145,12 +161,16 @@ class Resident:
             bench.globals.apply(outer)
 
     def as_asked(self) -> AbstractContextManager[None]:
-        """Steps in which we read nothing tell of waiting for the device as the arm asked."""
+        """Apply the arm's own sync debug mode, for steps in which we don't read from the device."""
         device = self._bench.device
         return device.sync_debug_mode(self._state.get(f"{device.type}.sync_debug_mode"))
 
     def close(self) -> list[Exception]:
-        """Run what `on_teardown` asked for, all of it, and let the arm go; what was raised."""
+        """Call all functions given to `on_teardown`, and release the arm.
+
+        Returns:
+            The exceptions that the functions raised.
+        """
         errors: list[Exception] = []
         with self.active():
             while self.arm._teardown:
@@ -168,7 +188,14 @@ class Workbench:
     """What all arms of one test share: the device, the dtype, the seed and the user's setup.
 
     Attributes:
-        notes: what the report has to say besides its figures; each phase appends its own.
+        device: the device that is measured.
+        dtype: the dtype of the amp arm.
+        progress: is told what runs, for the live line.
+        notes: the report's notes; each phase appends its own.
+        globals: captures and restores global state.
+        optimizers_before: the optimizers that earlier arms trained with.
+        builds: how many arms were built.
+        steps: how many of the user's steps were run.
     """
 
     def __init__(
@@ -185,7 +212,7 @@ class Workbench:
         self.progress = progress
         self.notes: list[str] = []
         self.globals = GlobalState(device)
-        # Weakly, because an arm that is gone takes its optimizers with it, and ids come again.
+        # Weak references, because an optimizer may die with its arm, and ids are reused.
         self.optimizers_before: WeakSet[Optimizer] = WeakSet()
         self.builds = 0
         self.steps = 0
@@ -196,17 +223,27 @@ class Workbench:
 
     @property
     def seed(self) -> int:
+        """The seed that each arm is built from."""
         return self._seed
 
     @contextmanager
     def built(
         self, name: ArmName, change: Callable[[Setup], Setup] = lambda setup: setup
     ) -> Iterator[Resident]:
-        """An arm, built afresh from the seed by the setup or by another made of it, and closed."""
+        """Build an arm from the seed, and close it afterwards.
+
+        Args:
+            name: which arm.
+            change: makes another setup from the user's, which is then used instead.
+
+        Raises:
+            Exception: whatever the setup, the code inside, or a teardown function raised. Of
+                several exceptions the first one is raised, and the others are notes on it.
+        """
         self.builds += 1
         if not self._alive:
             _forget_compiled_code()
-            gc.collect()  # what watched the arm before this one may hold it in cycles
+            gc.collect()  # reference cycles may keep the previous arm alive
         with self.globals.preserved():
             seed_all(self._seed)
             resident = Resident(Arm(name, self.device, self.dtype), self)
@@ -219,7 +256,7 @@ class Workbench:
                     add_note(error, f"pytest-amp: raised in setup of the {name} arm")
                 raise
             yield resident
-        except BaseException as error:  # Ctrl-C too: a teardown that fails then must not hide it
+        except BaseException as error:  # a failing teardown must not hide Ctrl-C either
             _note_all(error, resident.close())
             raise
         else:
@@ -233,15 +270,15 @@ class Workbench:
                 _forget_compiled_code()
 
     def lending(self, scaler: torch.amp.GradScaler) -> AbstractContextManager[None]:
-        """While an arm runs, the `amp_scaler` fixture stands for that arm's scaler."""
+        """Make the `amp_scaler` fixture act as this scaler inside, if the test has the fixture."""
         return nullcontext() if self._fixture is None else self._fixture.standing_for(scaler)
 
 
 def _forget_compiled_code() -> None:
-    """Let an arm compile like a process of its own.
+    """Reset Dynamo, so that an arm compiles as it would in a process of its own.
 
-    What earlier arms and tests compiled of the same class counts towards Dynamo's recompile limit,
-    beyond which it runs eagerly without a word.
+    Whatever earlier arms and tests compiled of the same class counts towards Dynamo's recompile
+    limit. Beyond the limit the code silently runs eagerly.
     """
     dynamo: Any = sys.modules.get("torch._dynamo")
     if dynamo is not None:
@@ -252,7 +289,7 @@ def _let_go_of_graphs() -> None:
     """Free the CUDA graphs that the active arm's compiled code has recorded."""
     trees: Any = sys.modules.get("torch._inductor.cudagraph_trees")
     if trees is not None and trees.get_obj(trees.local, "tree_manager_containers"):
-        # It goes by a switch of the process, which is off where another arm's graphs went first.
+        # Freeing another arm's graphs first has turned this switch of the process off.
         torch._C._set_cached_tensors_enabled(True)
         trees.reset_cudagraph_trees()
 

@@ -1,4 +1,4 @@
-"""A test whose body is the forward pass and the loss: its fixtures are copied for each arm."""
+"""Measure a test whose body is the forward pass and the loss: copy its fixtures for each arm."""
 
 from __future__ import annotations
 
@@ -26,10 +26,15 @@ SELF = "self"
 
 
 class CopiedFixtures:
-    """The fixture values of one test, which each arm gets as one joint deep copy.
+    """The fixture values of one test. Each arm gets a deep copy of them all together.
 
-    `by_reference` are the names of values that are shared and not copied, such as pytest's own.
-    Raises `AmpError`, naming the fixture, for what can't be a step's input.
+    Args:
+        fixtures: the values by the fixtures' names.
+        by_reference: the names of values that are shared and not copied, such as pytest's own.
+
+    Raises:
+        AmpError: a value can't be a step's input, or there is no optimizer; the message names the
+            fixture.
     """
 
     def __init__(self, fixtures: Mapping[str, Any], by_reference: frozenset[str]) -> None:
@@ -49,7 +54,7 @@ class CopiedFixtures:
             yield from held_by(name, value)
 
     def device(self) -> torch.device | None:
-        """Where the fixtures' parameters are; None where there are none."""
+        """Return the device of the first parameter; None if the fixtures have none."""
         return next((tensor.device for _, tensor in self._trained()), None)
 
     def _trained(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -58,7 +63,11 @@ class CopiedFixtures:
                 yield from ((name, tensor) for tensor in _parameters(leaf))
 
     def copied(self) -> dict[str, Any]:
-        """All values, copied together, so that an optimizer copy owns its model's copy."""
+        """Return all values, copied together, so that an optimizer's copy trains its model's copy.
+
+        Raises:
+            AmpError: a value can't be copied.
+        """
         try:
             copies = _deepcopy(self._originals)
         except Exception as error:
@@ -82,7 +91,10 @@ class CopiedFixtures:
         return None
 
     def untouched(self) -> Callable[[], None]:
-        """A check to call after a backward pass: the originals must not have got its gradients."""
+        """Return a check to call after a backward pass of the copies.
+
+        The check raises `AmpError` if the gradients went to the originals instead.
+        """
         before = [(name, tensor, tensor.grad) for name, tensor in self._trained()]
 
         def check() -> None:
@@ -98,7 +110,7 @@ class CopiedFixtures:
 
 
 def setup_of_body(body: Callable[..., Any], fixtures: CopiedFixtures) -> Setup:
-    """A `setup(arm)` that copies the fixtures and trains on the loss that `body` returns."""
+    """Return a `setup(arm)` that copies the fixtures and trains on the loss that `body` returns."""
 
     def setup(arm: Arm) -> Step:
         values = fixtures.copied()
@@ -145,31 +157,34 @@ def setup_of_body(body: Callable[..., Any], fixtures: CopiedFixtures) -> Setup:
 
 
 class _Uncopyable(Exception):
-    """An attribute that can't be copied; its name and why."""
+    """An attribute can't be copied; the message names it and says why."""
 
 
 def _deepcopy(value: Any) -> Any:
-    """A deep copy whose optimizers keep what torch leaves out of theirs: their own attributes."""
+    """Return a deep copy whose optimizers keep their own attributes.
+
+    torch's optimizers leave out what a subclass or the user has added to them.
+    """
     memo: dict[int, Any] = {}
     copied = copy.deepcopy(value, memo)
     originals: list[Any] = memo.get(id(memo), [])  # where deepcopy keeps what it has copied
-    for each in originals:  # it grows with what their attributes hold
+    for each in originals:  # grows while attributes are copied
         if isinstance(each, Optimizer) and not _copies_itself(each):
             _complete(each, memo)
     return copied
 
 
 def _copies_itself(optimizer: Optimizer) -> bool:
-    """Whether its class says itself what a copy keeps."""
+    """Return whether the optimizer's class defines what a copy keeps."""
     says = ("__getstate__", "__deepcopy__", "__reduce__", "__reduce_ex__")
     kind = type(optimizer)
     return any(getattr(kind, name, None) is not getattr(Optimizer, name, None) for name in says)
 
 
 def _complete(optimizer: Optimizer, memo: dict[int, Any]) -> None:
-    """Give an optimizer's copy the attributes that it lacks, with references to other copies.
+    """Give an optimizer's copy the attributes that it lacks, referring to the other copies.
 
-    Not a `step` that a scheduler has put there, since it would step the original.
+    A scheduler's wrapper around `step` is left out, because it would step the original.
     """
     known = vars(memo[id(optimizer)])
     for name, value in vars(optimizer).items():
@@ -196,7 +211,7 @@ def _advance(scheduler: LRScheduler, loss: torch.Tensor) -> None:
 
 
 def _differentiable(returned: Any) -> torch.Tensor:
-    """The loss to call backward on: the sum, where there are several."""
+    """Return the loss to call backward on; the sum if there are several."""
     if isinstance(returned, Mapping) and hasattr(returned, "loss"):
         raise AmpError(
             f"the test returned a {type(returned).__name__}, not a loss: return its .loss"
@@ -231,7 +246,7 @@ def _differentiable(returned: Any) -> torch.Tensor:
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """`value` and what it holds, through containers, dataclasses and namespaces."""
+    """Yield `value` and all that it holds, inside containers, dataclasses and namespaces."""
     yield value
     if isinstance(value, Mapping):
         held: Any = value.values()
@@ -248,7 +263,7 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 def held_by(name: str, value: Any) -> Iterator[Any]:
-    """`leaves` of a fixture's value; of a test class's instance, those of its attributes."""
+    """Yield the `leaves` of a fixture's value, or of the attributes of a test class's instance."""
     return leaves(vars(value)) if name == SELF else leaves(value)
 
 
@@ -278,7 +293,10 @@ def _refuse(name: str, value: Any) -> None:
 
 
 def _rewrap(optimizer: Any) -> None:
-    """A copied optimizer lost the mark that its scheduler had put on `step`: put it back."""
+    """Mark an optimizer's `step` as its scheduler had marked it.
+
+    A copy loses the mark, and the scheduler's copy would then warn of a wrong order of calls.
+    """
     if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
         return
     original = optimizer.step

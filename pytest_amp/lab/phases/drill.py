@@ -1,7 +1,7 @@
-"""Two drills, each in builds of its own of the amp arm: an overflow on purpose, two loss scales.
+"""What the two drills share: the one that provokes an overflow, and the one with two loss scales.
 
-Compiled code runs eagerly in them. What they patch is put back, and so is the state of scalers that
-were there before.
+Each drill builds the amp arm anew. Compiled code runs eagerly in it. Afterwards all patches are
+undone, and scalers that existed before have their former state.
 """
 
 from __future__ import annotations
@@ -29,13 +29,18 @@ Found = TypeVar("Found")
 
 
 class NothingShown(Exception):
-    """The drill ran, and its outcome says nothing; why."""
+    """The drill ran, but its outcome shows nothing; the message says why."""
 
 
 def attempted(name: str, drill: Callable[[], Found], note: Callable[[str], object]) -> Found | None:
-    """Run a drill, and return what it shows; None, and a note, where the user's code ends it.
+    """Run a drill and return what it shows; return None and leave a note if it shows nothing.
 
-    Warnings that the drill provokes are not the user's run's, and are left out.
+    Warnings are ignored, because it is the drill that provokes them, and not the user's run.
+
+    Args:
+        name: the drill's name, for the note.
+        drill: the drill; an exception in it is noted, and not raised.
+        note: is called with the note.
     """
     try:
         with warnings.catch_warnings():
@@ -43,14 +48,21 @@ def attempted(name: str, drill: Callable[[], Found], note: Callable[[str], objec
             return drill()
     except NothingShown as why:
         note(f"the {name} says nothing: {why}")
-    except Exception as error:  # noqa: BLE001 - a step that is healthy without it is not at fault
+    except Exception as error:  # noqa: BLE001 - the step runs without a drill, so it is not at fault
         what = (str(error).splitlines() or [""])[0]
         note(f"the {name} ended early, and its rules are silent: {type(error).__name__}: {what}")
     return None
 
 
 class DrilledArm:
-    """The amp arm in a drill: its steps, and what was seen of scalers, optimizers and modules."""
+    """The amp arm in a drill: it runs steps, and watches scalers, optimizers and modules.
+
+    Attributes:
+        watch: the record of what scalers and optimizers did.
+        modules: the modules that ran.
+        limit: at most how many steps to wait for an update.
+        taken: how many steps were run.
+    """
 
     def __init__(self, bench: Workbench, phase: str, limit: int) -> None:
         self.watch = StepWatch()
@@ -63,14 +75,14 @@ class DrilledArm:
 
     @contextmanager
     def built(self, *patches: AbstractContextManager[Any]) -> Iterator[None]:
-        """The arm, built under the watch and the patches, in force."""
+        """Build the arm under the watch and these patches, and keep it active inside."""
         self._bench.progress.at(self._phase, "amp")
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(self.watch.installed())
             for patch in patches:
                 stack.enter_context(patch)
-            stack.enter_context(_scalers_put_back())  # the last, to see them first
+            stack.enter_context(_scalers_put_back())  # the last one sees calls first
             resident = stack.enter_context(self._bench.built("amp"))
             stack.enter_context(resident.active())
             stack.enter_context(self.modules)
@@ -78,7 +90,7 @@ class DrilledArm:
             yield
 
     def step(self) -> tuple[float, ...]:
-        """One call of the user's step; its losses."""
+        """Run the user's step once and return its losses."""
         assert self._resident is not None
         self.taken += 1
         self._bench.progress.at(self._phase, "amp", self.taken)
@@ -88,9 +100,10 @@ class DrilledArm:
         return tuple(curve[0] for curve in losses.read().values())
 
     def to_update(self) -> Cycle | None:
-        """Steps up to a scaler's next `update()`: several where gradients are accumulated.
+        """Run steps up to a scaler's next `update()`: several if gradients are accumulated.
 
-        None where none comes in as many steps as the parity run has.
+        Returns:
+            The steps; None if there was no update within `limit` steps.
         """
         before = self.watch.use()
         losses: list[float] = []
@@ -102,7 +115,10 @@ class DrilledArm:
         return None
 
     def parameters(self, optimizer: Optimizer) -> list[tuple[str, torch.Tensor]]:
-        """What the optimizer trains, by its path, or else by its place in the optimizer."""
+        """Return the optimizer's parameters with their names.
+
+        A parameter of a module that did not run is named for its place in the optimizer.
+        """
         names = self.modules.parameter_names()
         given = [param for group in optimizer.param_groups for param in group["params"]]
         return [
@@ -112,7 +128,13 @@ class DrilledArm:
 
 
 class Cycle:
-    """The steps up to an update. `by_scaler`: the optimizers that a scaler stepped, or skipped."""
+    """The steps up to an update, as a scaler saw them.
+
+    Attributes:
+        losses: their losses.
+        moves: for each `step()` of a scheduler without arguments, its optimizer's number.
+        by_scaler: the optimizers that a scaler stepped or skipped.
+    """
 
     def __init__(self, before: ScalerUse, after: ScalerUse, losses: tuple[float, ...]) -> None:
         self.losses = losses
@@ -122,14 +144,14 @@ class Cycle:
 
     @property
     def skipped(self) -> frozenset[int]:
-        """The optimizers of which the scaler skipped every step."""
+        """The optimizers whose every step was skipped."""
         taken = {step.optimizer for step in self._steps if not step.skipped}
         return self.by_scaler - taken
 
 
 @contextmanager
 def _scalers_put_back() -> Iterator[None]:
-    """Scalers that were not made inside are afterwards as they were at their first use inside."""
+    """Restore scalers that existed before to the state in which they were first used inside."""
     made: WeakSet[Any] = WeakSet()
     met: dict[Any, dict[str, Any]] = {}
 

@@ -1,7 +1,7 @@
-"""The audited GradScaler that we hand out, and the log that is kept of it and of any other.
+"""The GradScaler that we hand out, which keeps a record, and the log for that record.
 
-A step that a scaler skipped is told from the tensors in which torch keeps ``found_inf``. They are
-only held on to, and read when somebody asks: reading one at once would synchronize the device.
+The tensors in which torch keeps ``found_inf`` tell whether a scaler skipped a step. They are copied
+at once and read only on request, because reading one synchronizes the device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __tracebackhide__ = unless_our_bug
 
 
 class ScalerLog:
-    """What scalers did, in order, as tensors on the device until they are read."""
+    """What scalers did, in order; the record stays on the device until it is read."""
 
     def __init__(self) -> None:
         self._tape = Tape()
@@ -28,24 +28,24 @@ class ScalerLog:
         self._scales: list[torch.Tensor] = []
 
     def stepped(self, scaler: torch.amp.GradScaler, optimizer: Any) -> None:
-        """Note one ``scaler.step(optimizer)``."""
+        """Record one ``scaler.step(optimizer)``."""
         found = scaler._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values()
-        # Copies, because update() adds those of all optimizers into the first one's.
+        # Copies, because update() adds the values of all optimizers into the first one's.
         self._found.append(list(map(self._tape.keep, found)))
 
     def updated(self, scaler: torch.amp.GradScaler) -> None:
-        """Note the scale after one ``scaler.update()``."""
+        """Record the scale after one ``scaler.update()``."""
         scale = self.scale_of(scaler)
         if scale is not None:
             self._scales.append(scale)
 
     def scale_of(self, scaler: torch.amp.GradScaler) -> torch.Tensor | None:
-        """A copy of its scale; None where it has not begun to scale."""
+        """Return a copy of the scaler's scale; None if it has not scaled anything yet."""
         return None if scaler._scale is None else self._tape.keep(scaler._scale)
 
     @property
     def attempts(self) -> int:
-        """How many steps were noted."""
+        """How many steps were recorded, skipped ones included."""
         return len(self._found)
 
     @property
@@ -54,18 +54,21 @@ class ScalerLog:
         return tuple(float(scale) for scale in self._scales)
 
     def skipped(self, since: int = 0) -> tuple[bool, ...]:
-        """Whether each step from the attempt `since` on was skipped. Synchronizes."""
+        """Return whether each step from attempt `since` on was skipped; this synchronizes."""
         return tuple(any(bool(tensor) for tensor in found) for found in self._found[since:])
 
     @property
     def stalled(self) -> bool:
-        """Whether every step of the last quarter was skipped: the training stands still."""
+        """Whether every step of the last quarter was skipped, so that training stands still."""
         tail = max(1, self.attempts // 4)
         return bool(self._found) and all(self.skipped(self.attempts - tail))
 
 
 class AmpScaler(torch.amp.GradScaler):
-    """A `torch.amp.GradScaler` that keeps a record, and can be made to overflow once."""
+    """A `torch.amp.GradScaler` that records scales and skipped steps, and can overflow on demand.
+
+    It takes the arguments of `torch.amp.GradScaler`.
+    """
 
     def __init__(self, device: str = "cuda", *args: Any, **kwargs: Any) -> None:
         super().__init__(device, *args, **kwargs)
@@ -75,7 +78,7 @@ class AmpScaler(torch.amp.GradScaler):
 
     @property
     def scales(self) -> tuple[float, ...]:
-        """The loss scale after each ``update()``: the trajectory."""
+        """The loss scale after each ``update()``."""
         return self._log.scales
 
     @property
@@ -84,9 +87,10 @@ class AmpScaler(torch.amp.GradScaler):
         return sum(self._log.skipped())
 
     def overflow_next(self) -> None:
-        """Make the next scaled loss infinite, so that the step after it is skipped.
+        """Make the next scaled loss infinite, so that the step that follows is skipped.
 
-        Raises RuntimeError on a disabled scaler, which scales nothing and skips nothing.
+        Raises:
+            RuntimeError: the scaler is disabled; it scales nothing and skips nothing.
         """
         if not self.is_enabled():
             raise RuntimeError(
@@ -95,6 +99,7 @@ class AmpScaler(torch.amp.GradScaler):
         self._overflow = True
 
     def scale(self, outputs: Any) -> Any:
+        """Scale as torch does, and make the result infinite if `overflow_next` was called."""
         scaled = super().scale(outputs)
         if not self._overflow:
             return scaled
@@ -102,29 +107,32 @@ class AmpScaler(torch.amp.GradScaler):
         return infinite(scaled)
 
     def step(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> float | None:
+        """Step as torch does, and record whether the step was skipped."""
         result = super().step(optimizer, *args, **kwargs)
         if self.recording and self.is_enabled():
             self._log.stepped(self, optimizer)
         return result
 
     def update(self, new_scale: float | torch.Tensor | None = None) -> None:
+        """Update the scale as torch does, and record it."""
         super().update(new_scale)
         if self.recording and self.is_enabled():
             self._log.updated(self)
 
 
 class FixtureScaler(AmpScaler):
-    """The `amp_scaler` fixture: a scaler of its own, and within an arm that arm's scaler.
+    """The `amp_scaler` fixture: a scaler of its own, which acts as an arm's scaler in that arm.
 
-    While it stands for another, every attribute and method is the other's, private ones too: what
-    watches GradScalers then sees one scaler, the arm's, whichever of the two the step calls.
+    While it stands for another scaler, all attributes and methods are the other's, private ones
+    included. Code that watches GradScalers then sees only the arm's scaler, whichever of the two
+    the step calls.
     """
 
     _stands_for: torch.amp.GradScaler | None = None
 
     @contextmanager
     def standing_for(self, scaler: torch.amp.GradScaler) -> Iterator[None]:
-        """Be `scaler` inside."""
+        """Act as `scaler` inside."""
         outer = self._stands_for
         object.__setattr__(self, "_stands_for", scaler)
         try:
@@ -144,12 +152,12 @@ class FixtureScaler(AmpScaler):
             setattr(self._stands_for, name, value)
 
 
-# What a scaler that stands for another does not ask of that one.
+# The attributes that a scaler keeps for itself while it stands for another.
 _OWN = frozenset(("_stands_for", "standing_for", "__class__"))
 
 
 def infinite(scaled: Any) -> Any:
-    """A scaled loss times infinity; of several losses, the first."""
+    """Return a scaled loss times infinity; if there are several, only the first is multiplied."""
     if isinstance(scaled, torch.Tensor):
         return scaled * float("inf")
     first, *rest = scaled
@@ -158,7 +166,7 @@ def infinite(scaled: Any) -> Any:
 
 
 def raised_by_scaler(error: BaseException) -> bool:
-    """Whether a GradScaler of torch's own raised it."""
+    """Return whether the exception was raised in torch's own GradScaler."""
     innermost = error.__traceback__
     while innermost is not None and innermost.tb_next is not None:
         innermost = innermost.tb_next
