@@ -1,1 +1,1 @@
-"""One test's experiment from setup to verdict: where the laboratory meets the judgement."""
+"""Run one test's experiment from setup to verdict: measure with lab/, and judge with judge/."""

@@ -1,4 +1,4 @@
-"""The search for the modules that have to stay in float32, by parity runs that keep some there."""
+"""Search for the modules that have to stay in float32, by parity runs that keep some there."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __tracebackhide__ = unless_our_bug
 
 
 class Trials:
-    """Parity runs of one job's amp arm with modules kept in float32, judged like the job itself."""
+    """Parity runs of a job's amp arm with some modules in float32, judged by the job's limits."""
 
     def __init__(self, job: Job, progress: Progress) -> None:
         self.limits = limits_of(job.settings, job.device.names())
@@ -54,21 +54,24 @@ class Trials:
 
     @property
     def device_type(self) -> str:
+        """The type of the device that is measured."""
         return self._bench.device.type
 
     @property
     def dtype(self) -> str:
+        """The dtype of the amp arm."""
         return dtype_name(self._bench.dtype)
 
     @property
     def steps(self) -> int:
-        """How many steps of the user's were run."""
+        """How many of the user's steps were run."""
         return self._bench.steps
 
     def modules(self) -> list[Computing]:
-        """The amp arm's modules that compute something.
+        """Return the modules of the amp arm that compute something.
 
-        Inner ones before those around them, and cheap ones first, since keeping them costs less.
+        Inner modules come before the modules around them, and cheap ones before expensive ones,
+        since keeping those in float32 costs less.
         """
         found = computing_modules(self._bench)
         paths = [each.call.path for each in found]
@@ -82,7 +85,7 @@ class Trials:
         return sorted(found, key=place)
 
     def loss_gate(self, kept: Collection[str]) -> Gate:
-        """The parity gate with these modules kept in float32."""
+        """Run the amp arm with these modules in float32, and return the parity gate."""
         bench, steps = self._bench, self._job.settings.steps
         amp, replay = counterfactuals.in_float32(bench, steps, kept)
         if replay not in self._baselines:
@@ -105,7 +108,16 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True)
 class Place:
-    """A module: its class, where its forward is written, and the user's line that calls it."""
+    """A module of the user's model.
+
+    Attributes:
+        path: its path in the model.
+        kind: the name of its class.
+        written: the file and line of its `forward`; the class's module if there is no source.
+        called: the user's line that calls it, if known.
+        is_torchs: whether the class is torch's own.
+        takes: the names of the arguments that a call has to give.
+    """
 
     path: str
     kind: str
@@ -117,7 +129,19 @@ class Place:
 
 @dataclass
 class Search:
-    """One bisection, as it went. `differences`: the loss difference with each set kept."""
+    """The course of one bisection, which `bisect` fills in.
+
+    Attributes:
+        device_type: the type of the device.
+        dtype: the dtype of the amp arm.
+        threshold: the loss difference that is allowed.
+        places: the modules by path, in the order in which they are tried.
+        differences: the loss difference with each set of modules in float32; None if the loss was
+            not finite.
+        steps: how many of the user's steps were run.
+        seconds: how long it took.
+        found: the result; None if the bisection ended early.
+    """
 
     device_type: str = "cpu"
     dtype: str = ""
@@ -130,7 +154,17 @@ class Search:
 
 
 def bisect(job: Job, progress: Progress, search: Search, say: Say) -> None:
-    """Fill `search`. AmpError where the test has no parity gate to pass."""
+    """Look for the smallest set of modules that lets the test pass its parity gate.
+
+    Args:
+        job: the test.
+        progress: is told what runs.
+        search: is filled in as the search goes on.
+        say: is called with a line for each trial.
+
+    Raises:
+        AmpError: the test has no parity gate to pass.
+    """
     from pytest_amp.experiment import minimal_set
     from pytest_amp.experiment.bisection import Trials
 
@@ -175,7 +209,7 @@ def _place(module: Any, path: str, called: str | None) -> Place:
 
 
 def _takes(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """The names of the arguments that a call has to give."""
+    """Return the names of the arguments that a call has to give."""
     try:
         given = list(inspect.signature(forward).parameters.values())[1:]
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The experiment's last phase: reruns that show whether a suspect is the cause of a failed gate."""
+"""Rerun an arm with a change, to show whether a suspect is the cause of a failed gate."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pytest_amp.settings.table import Settings
 
 __tracebackhide__ = unless_our_bug
 
-# Of max_time, for each remedy that is tried.
+# The share of max_time that each remedy may take.
 _SHARE_OF_TIME = 1 / 6
 
 _CHANGES: Mapping[suspects.Remedy, Callable[[Setup], Setup]] = {
@@ -29,7 +29,14 @@ _CHANGES: Mapping[suspects.Remedy, Callable[[Setup], Setup]] = {
 def confirmed(
     bench: Workbench, settings: Settings, case: Case, found: tuple[Finding, ...]
 ) -> tuple[Finding, ...]:
-    """The findings, and of the first suspect of each failing gate, whether it is the cause."""
+    """Return the findings; the first suspect of each failing gate says whether it is the cause.
+
+    Args:
+        bench: builds the arms for the reruns.
+        settings: the test's settings.
+        case: what was seen and judged.
+        found: what the rules found.
+    """
     tried: set[str] = set()
     for index, finding in enumerate(found):
         suspect = suspects.suspect(finding, case)
@@ -44,7 +51,10 @@ def confirmed(
 
 
 def _rerun(bench: Workbench, settings: Settings, suspect: suspects.Suspect, case: Case) -> Case:
-    """The case with the amp arm run again; the fp32 arm too where other steps were skipped."""
+    """Return the case with the amp arm run again, without the suspect.
+
+    If steps are skipped in one of the runs, the fp32 arm is run again too, and leaves out the same.
+    """
     steps = settings.steps
     if suspect.module is None:
         amp, skipped = counterfactuals.without_cast_cache(bench, steps)
@@ -57,7 +67,7 @@ def _rerun(bench: Workbench, settings: Settings, suspect: suspects.Suspect, case
 
 
 def try_remedies(bench: Workbench, settings: Settings, case: Case) -> None:
-    """Time amp steps as they are against amp steps with each remedy, and note what helps."""
+    """Time amp steps with each remedy against amp steps without, and note the ones that help."""
     rate, budget = settings.error_rate, settings.max_time * _SHARE_OF_TIME
 
     def stop(ratios: Sequence[float], elapsed_s: float) -> str | None:
@@ -75,7 +85,7 @@ def try_remedies(bench: Workbench, settings: Settings, case: Case) -> None:
 
 
 def look_for_idling(bench: Workbench, settings: Settings, case: Case) -> Case:
-    """The case, with how long the accelerator works in a step where a speed gate is not passed."""
+    """Return the case; if the speed gate is not passed, with the time that the device is busy."""
     timed = case.seen.timing
     if timed is None or case.gates["speedup"].verdict not in ("fail", "inconclusive"):
         return case
@@ -86,7 +96,7 @@ def look_for_idling(bench: Workbench, settings: Settings, case: Case) -> Case:
 
 @contextmanager
 def _ending_early(what: str, bench: Workbench) -> Iterator[None]:
-    """A step that does not bear a rerun shows nothing, and the verdict stands without it."""
+    """Note an exception of a rerun and go on: the verdict does not depend on the rerun."""
     try:
         yield
     except Exception as error:  # noqa: BLE001

@@ -1,4 +1,4 @@
-"""What is to be measured, and its report: the parts of it that no judgement goes into."""
+"""Describe what is to be measured, and fill in the parts of its report that need no judgement."""
 
 from __future__ import annotations
 
@@ -42,8 +42,17 @@ _PHASES = {
 class Job:
     """What is to be measured for one test, and where.
 
-    `fixture`: the test's amp_scaler, if it has one. `notes`: what the report is to tell besides.
-    `snapshot`: the dtype map that its own is held against.
+    Attributes:
+        nodeid: the test, as pytest names it.
+        setup: the user's function that builds an arm.
+        device: the device to measure on.
+        settings: the test's settings.
+        fixture: the test's amp_scaler, if it has one.
+        attempt: 1, or more if the test is run again.
+        worker: the xdist worker, if there is one.
+        rank: the process's rank under torch.distributed, if there is one.
+        notes: notes that the report starts with.
+        snapshot: the stored dtype map to compare with, if there is one.
     """
 
     nodeid: str
@@ -59,7 +68,10 @@ class Job:
 
 
 def failed(job: Job, progress: Progress, error: BaseException) -> AmpReport:
-    """The report of a test whose own code, or whose machine, ended the experiment."""
+    """Return the report of a test whose experiment was ended by an exception.
+
+    A rule's finding about the exception is also attached to it as a note.
+    """
     progress.count()
     failure = Failure(progress.arm, progress.phase, progress.step, type(error).__name__, str(error))
     found: tuple[Finding, ...] = ()
@@ -79,12 +91,13 @@ def failed(job: Job, progress: Progress, error: BaseException) -> AmpReport:
 
 
 def nothing_measured(job: Job) -> AmpReport:
-    """Return the report of a test that never called amp_benchmark; no setting silences it."""
+    """Return the failed report of a test that never called amp_benchmark, whatever is ignored."""
     found = registry.findings(NeverCalled(), ("AMP001",), {})
     return replace(blank_report(job), verdict="fail", findings=found)
 
 
 def blank_report(job: Job) -> AmpReport:
+    """Return a report that says which test it is of, and holds no figures yet."""
     return AmpReport(
         nodeid=job.nodeid,
         verdict="error",
@@ -97,6 +110,7 @@ def blank_report(job: Job) -> AmpReport:
 
 
 def environment_of(bench: Workbench) -> Environment:
+    """Return where the test is measured."""
     device, versions = bench.device, bench.device.versions()
     return Environment(
         device=device.name(),
@@ -113,6 +127,8 @@ def environment_of(bench: Workbench) -> Environment:
 
 
 def arms_of(seen: Observations) -> dict[str, ArmRun]:
+    """Return what each arm did, by its name, as the report has it."""
+
     def arm(run: ParityRun, times: tuple[float, ...]) -> ArmRun:
         return ArmRun(
             step_times_s=times,
@@ -134,6 +150,7 @@ def arms_of(seen: Observations) -> dict[str, ArmRun]:
 
 
 def phases_of(progress: Progress) -> dict[str, float]:
+    """Return the seconds that each of the report's phases took."""
     totals = dict.fromkeys(PHASES, 0.0)
     for phase, seconds in progress.seconds.items():
         if phase in _PHASES:

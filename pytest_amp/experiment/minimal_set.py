@@ -1,8 +1,8 @@
-"""The smallest set of names without which something passes, found in few trials.
+"""Find a smallest set of names that is enough for something to pass, in few trials.
 
-Each round finds one more of them, by halving: the shortest beginning of the list that passes
-together with what is found already ends with a name that is needed. Three names among sixty take
-about twenty trials.
+Each round finds one more name by halving: take the shortest beginning of the list that passes
+together with the names found so far; its last name is needed. Three names among sixty take about
+twenty trials.
 
 Source: the minimisation by halving of Junker, "QuickXplain", AAAI (2004), for a property that, as
 in Zeller and Hildebrandt, "Simplifying and isolating failure-inducing input", IEEE Transactions on
@@ -19,18 +19,26 @@ Passes = Callable[[frozenset[str]], bool]
 
 @dataclass(frozen=True)
 class Bisection:
-    """What was found in so many trials: the names, in order; None where not even all pass."""
+    """The result of a search.
+
+    Attributes:
+        names: the names that were found, in the given order; None if not even all of them pass.
+        trials: how many sets were tried.
+    """
 
     names: tuple[str, ...] | None
     trials: int
 
 
 def smallest(names: Sequence[str], passes: Passes) -> Bisection:
-    """The names of which none can be left out for `passes` to hold; empty where none is needed.
+    """Return a set of names that passes, and of which no single name can be left out.
 
-    Earlier names are preferred where several would do. `passes` is asked once about each set. It
-    has to hold for more names where it holds for fewer; where it does not quite, what comes out
-    passes all the same, and passes no more without any one of it.
+    The search relies on `passes` holding for a larger set if it holds for a smaller one. If that is
+    not quite so, the result still passes, and still fails without any one of its names.
+
+    Args:
+        names: the names to choose from; if several would do, earlier ones are preferred.
+        passes: whether a set of names is enough; it is asked once about each set.
     """
     trials = _Trials(passes)
     if trials.passes(()):
@@ -52,7 +60,10 @@ def smallest(names: Sequence[str], passes: Passes) -> Bisection:
 
 
 def _shortest(left: Sequence[str], found: Sequence[str], trials: _Trials) -> int:
-    """How many names from the beginning pass together with those found: all of them do."""
+    """Return how many names from the beginning it takes to pass together with those found.
+
+    All of them together are known to pass.
+    """
     fails, enough = 0, len(left)
     while enough - fails > 1:
         middle = (fails + enough) // 2
@@ -64,7 +75,7 @@ def _shortest(left: Sequence[str], found: Sequence[str], trials: _Trials) -> int
 
 
 class _Trials:
-    """Counts, and remembers the answers."""
+    """Counts the trials, and remembers their answers."""
 
     def __init__(self, passes: Passes) -> None:
         self.number = 0
@@ -72,6 +83,7 @@ class _Trials:
         self._answers: dict[frozenset[str], bool] = {}
 
     def passes(self, names: Sequence[str]) -> bool:
+        """Return whether these names are enough; ask only if that is not known yet."""
         kept = frozenset(names)
         if kept not in self._answers:
             self.number += 1

@@ -1,4 +1,4 @@
-"""How long to sample, and to what limits a test is held."""
+"""Decide from the settings how long to time a test, and which thresholds it has to meet."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ from pytest_amp.lab.phases import timing
 from pytest_amp.settings.table import Settings
 from pytest_amp.settings.thresholds import DeviceNames, Threshold
 
-# How far a speedup's interval may reach to either side where no threshold has to be decided.
+# If no threshold has to be decided, timing ends once the speedup's interval reaches no further than
+# this to either side.
 PRECISE_HALF_WIDTH = 0.02
-# The same as a share of the drop that --amp-compare-fail allows: together with the baseline's it
-# then blurs half of that drop.
+# The same, as a share of the drop that --amp-compare-fail allows. Together with the baseline's
+# interval, this one then blurs half of that drop.
 SHARE_OF_DROP = 1 / 4
 UNGATED_SHARE_OF_TIME = 1 / 3
 
 
 def plan_of(bench: Workbench, settings: Settings, limits: Limits) -> timing.Plan:
+    """Return the plan for timing, which stops as soon as the gates are decided.
+
+    Args:
+        bench: gets a note if `max_time` is too short to decide anything.
+        settings: the test's settings.
+        limits: its thresholds on this device.
+    """
     wanted, rate, budget = limits.min_speedup, limits.error_rate, settings.max_time
     drop = settings.compare_fail.get("speedup")
     half_width = drop * SHARE_OF_DROP if drop else PRECISE_HALF_WIDTH
@@ -30,7 +38,7 @@ def plan_of(bench: Workbench, settings: Settings, limits: Limits) -> timing.Plan
     decided = False
 
     def stop(ratios: Sequence[float], elapsed_s: float) -> str | None:
-        nonlocal decided  # what came later can't take an answer back
+        nonlocal decided  # later pairs can't take an answer back
         if wanted is not None and not decided:
             decided = gates.decision(ratios, wanted, rate) is not None
         if decided and drop is None:
@@ -66,7 +74,7 @@ def plan_of(bench: Workbench, settings: Settings, limits: Limits) -> timing.Plan
 
 
 def limits_of(settings: Settings, names: DeviceNames) -> Limits:
-    """The thresholds that a test's settings put in force on such a device."""
+    """Return the thresholds that a test's settings put in force on the device with these names."""
 
     def on(threshold: Threshold | None) -> float | None:
         return None if threshold is None else threshold.on(names)

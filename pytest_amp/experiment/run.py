@@ -1,4 +1,4 @@
-"""One test's experiment, the phases in order: where lab/ meets judge/."""
+"""Run one test's experiment, phase by phase, and judge what was seen."""
 
 from __future__ import annotations
 
@@ -36,14 +36,19 @@ __tracebackhide__ = unless_our_bug
 
 
 def run(job: Job, progress: Progress) -> AmpReport:
-    """Measure both arms, judge them, and report. Raises what the test's own code raises."""
+    """Measure both arms, judge them, and return the report.
+
+    Raises:
+        AmpError: the test can't be measured as it is written.
+        Exception: whatever the test's own code raises.
+    """
     settings = job.settings
     if not settings.static:
         _refuse_several_ranks()
     blank = blank_report(job)
     limits = limits_of(settings, job.device.names())
     with laboratory(job, progress) as bench:
-        began = time.perf_counter()  # with the device to itself
+        began = time.perf_counter()  # from here on it has the device to itself
         environment = environment_of(bench)
         seen = _observe(bench, settings, limits)
         gated, mapped = gates.judge(seen, limits), None
@@ -79,7 +84,10 @@ def run(job: Job, progress: Progress) -> AmpReport:
 
 @contextmanager
 def laboratory(job: Job, progress: Progress) -> Iterator[Workbench]:
-    """The workbench of a job; it has the device to itself, and leaves no global behind."""
+    """Set up a job's workbench, and leave no global state behind.
+
+    Unless the run is static, it waits until it has the device to itself.
+    """
     settings, device = job.settings, job.device
     dtype = _dtype(settings, device)
     bench = Workbench(job.setup, device, dtype, settings.seed, progress, job.fixture)
@@ -98,13 +106,13 @@ def _refuse_several_ranks() -> None:
     if ranks > 1:
         raise AmpError(
             f"timed runs on several ranks (there are {ranks}) are not supported yet: each rank "
-            "would time as many steps as it likes, and wait for the others for ever; run on one "
-            "rank, or with --amp-static, which runs as many steps on all of them"
+            "would time a different number of steps, and wait for the others forever; run on one "
+            "rank, or with --amp-static, which runs the same number of steps on all of them"
         )
 
 
 def _observe(bench: Workbench, settings: Settings, limits: Limits) -> Observations:
-    """Run the phases in order; each adds what it saw."""
+    """Run the phases in order, and return what they saw."""
     seen = _both_arms(bench, settings)
     bench.progress.why_slow = kernels.without_fast_ones(seen)
     if bench.progress.why_slow is not None:
@@ -119,7 +127,10 @@ def _observe(bench: Workbench, settings: Settings, limits: Limits) -> Observatio
 
 
 def _both_arms(bench: Workbench, settings: Settings) -> Observations:
-    """Run each arm for the parity steps, inspect it in a build of its own, find the noise floor."""
+    """Run the parity steps of each arm, inspect each, and measure the noise floor.
+
+    Each of these builds the arm anew.
+    """
     amp, skipped = parity_run.run(bench, "amp", settings.steps)
     fp32, _ = parity_run.run(bench, "fp32", settings.steps, skipped)
     if set(fp32.losses) != set(amp.losses):
@@ -141,9 +152,9 @@ def _both_arms(bench: Workbench, settings: Settings) -> Observations:
 
 
 def _drilled(bench: Workbench, settings: Settings, seen: Observations) -> Observations:
-    """Watch the step survive an overflow, and compare its gradients at two loss scales."""
+    """Provoke an overflow, compare the gradients at two loss scales, and add what was seen."""
     scaler, steps, note = seen.amp.scaler, settings.steps, bench.notes.append
-    begin = max(scaler.first_moves.values(), default=0)  # its schedulers are there by then
+    begin = max(scaler.first_moves.values(), default=0)  # by then its schedulers exist
     return replace(
         seen,
         overflow=drill.attempted("overflow drill", lambda: overflow(bench, steps, begin), note),
@@ -154,7 +165,7 @@ def _drilled(bench: Workbench, settings: Settings, seen: Observations) -> Observ
 
 
 def _require_the_device(bench: Workbench, settings: Settings, trained_on: Sequence[str]) -> None:
-    """Note, or refuse, parameters that are not on the device that is measured."""
+    """Leave a note if parameters are not on the measured device; under ``--amp-strict`` raise."""
     if trained_on and not any(_is(bench.device, name) for name in trained_on):
         note = (
             f"the trained parameters are on {', '.join(trained_on)}, and {bench.device} was "
@@ -165,13 +176,13 @@ def _require_the_device(bench: Workbench, settings: Settings, trained_on: Sequen
         bench.notes.append(note)
     elif sum(name.startswith(bench.device.type) for name in trained_on) > 1:
         bench.notes.append(
-            f"the trained parameters are on {', '.join(trained_on)}: {bench.device} alone was "
-            "waited for and its memory counted"
+            f"the trained parameters are on {', '.join(trained_on)}: only {bench.device} was "
+            "waited for, and only its memory was counted"
         )
 
 
 def _timed(bench: Workbench, settings: Settings, limits: Limits) -> Timing:
-    """Time the arms against each other."""
+    """Time the arms against each other, and leave notes on how that went."""
     _refuse_several_ranks()  # setup may have joined a process group
     bench.progress.at("timing", None)
     timed = timing.run(bench, plan_of(bench, settings, limits))

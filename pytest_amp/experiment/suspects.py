@@ -1,6 +1,6 @@
-"""Which suspect of a failing gate a rerun can try, and what the rerun shows.
+"""Choose what a rerun changes to explain a failed gate, and say what the rerun showed.
 
-A suspect comes from a finding. A remedy has none: it is tried where a step is too slow.
+A suspect comes from a finding. A remedy needs no finding: it is tried if a step is too slow.
 """
 
 from __future__ import annotations
@@ -21,14 +21,19 @@ _CASTS = ("AMP501", "AMP503")
 
 @dataclass(frozen=True)
 class Suspect:
-    """What to change: the module to keep in float32, or, without one, autocast's cast cache."""
+    """What a rerun changes.
+
+    Attributes:
+        gate: the failed gate that the change may clear.
+        module: the module to keep in float32; None turns autocast's cast cache off instead.
+    """
 
     gate: str
     module: str | None = None
 
 
 def suspect(finding: Finding, case: Case) -> Suspect | None:
-    """What a rerun changes to clear the gate that failed; None where there is no such rerun."""
+    """Return what a rerun has to change to test a finding; None if no rerun can test it."""
     if finding.suppressed is not None:
         return None
     module = _module(finding)
@@ -40,12 +45,12 @@ def suspect(finding: Finding, case: Case) -> Suspect | None:
 
 
 def judged(finding: Finding, suspect: Suspect, rerun: Case) -> Finding:
-    """The finding, confirmed if the gate passes in the rerun, and what the rerun showed."""
+    """Return the finding with what the rerun showed; it is confirmed if the gate now passes."""
     every = gates.judge(rerun.seen, rerun.limits)
     again = next(gate for gate in every if gate.name == suspect.gate)
     passed = again.verdict == "pass"
     what = f"{suspect.module} kept in float32" if suspect.module else "autocast's cast cache off"
-    verdict = "passes" if passed else "fails all the same"
+    verdict = "passes" if passed else "still fails"
     shown = f" ({units.share(again.value)})" if again.value is not None else ""
     return replace(
         finding,
@@ -57,7 +62,12 @@ def judged(finding: Finding, suspect: Suspect, rerun: Case) -> Finding:
 
 @dataclass(frozen=True)
 class Remedy:
-    """What may make amp steps faster: with what, and the line that does it."""
+    """Something that may make amp steps faster.
+
+    Attributes:
+        name: what people call it.
+        line: the code that applies it.
+    """
 
     name: str
     line: str
@@ -67,14 +77,14 @@ CHANNELS_LAST = Remedy(
     "channels_last weights", "model.to(memory_format=torch.channels_last), and batches alike"
 )
 AUTOTUNED = Remedy("cudnn.benchmark", "torch.backends.cudnn.benchmark = True")
-# Of the forward FLOPs, for convolutions to be what a step's speed depends on.
+# A step's speed depends on convolutions if they make up more than this share of the forward FLOPs.
 _CONVOLUTIONS = 0.2
-# What a remedy has to gain to be told.
+# A remedy is worth a note if it makes steps this many times as fast.
 _GAINS = 1.05
 
 
 def remedies(case: Case) -> tuple[Remedy, ...]:
-    """What to try where the speed gate failed."""
+    """Return the remedies to try; none unless the speed gate failed and convolutions matter."""
     operators = case.seen.amp.operators
     if not _failed(case, "speedup") or operators is None:
         return ()
@@ -87,13 +97,18 @@ def remedies(case: Case) -> tuple[Remedy, ...]:
 
 
 def is_settled(ratios: Sequence[float], error_rate: float) -> bool:
-    """Whether pairs of blocks, as it is and with a remedy, tell that it helps or does not."""
+    """Return whether it is clear that a remedy helps, or that it does not.
+
+    Args:
+        ratios: step time without the remedy / step time with it, one ratio a pair of blocks.
+        error_rate: the bound on the probability of a wrong answer.
+    """
     bounds = sequential.interval(ratios, error_rate)
     return bounds is not None and not bounds[0] <= _GAINS <= bounds[1]
 
 
 def helped(remedy: Remedy, timed: Timing, error_rate: float) -> str | None:
-    """What to say of a remedy that makes amp steps faster; None of another."""
+    """Return a note on a remedy that makes amp steps faster; None if it does not."""
     low, high = sequential.interval(timed.ratios, error_rate) or (0.0, 0.0)
     if low <= _GAINS:
         return None
@@ -111,6 +126,6 @@ def _failed(case: Case, name: str) -> bool:
 
 
 def _module(finding: Finding) -> str | None:
-    """The module that the numbers leave float32 in, which may be another than the finding's."""
+    """Return the module in which values first leave float32; else the finding's own module."""
     first = finding.evidence.get("first_to_leave")
     return first if isinstance(first, str) else finding.module

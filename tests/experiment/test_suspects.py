@@ -113,4 +113,4 @@ def test_a_gate_that_passes_in_the_rerun_confirms_the_cause() -> None:
     assert "with layers.1 kept in float32, loss_diff passes (0.1" in mended.message
     same = suspects.judged(finding(), suspect, failing)
     assert not same.confirmed
-    assert "loss_diff fails all the same (50%)" in same.message
+    assert "loss_diff still fails (50%)" in same.message
