@@ -1,7 +1,7 @@
-"""pytest's hooks and nothing else: they translate, they compute nothing.
+"""pytest's hooks, which only pass on to the modules of this package what pytest says.
 
-Loaded in every pytest run of every project that has pytest-amp installed, so nothing here imports
-torch, numpy or pandas, nor much of our own, before an amp test is there.
+This module is loaded in every pytest run of every project that has pytest-amp installed. So until
+there is an amp test, nothing here imports torch, numpy or pandas, nor much of our own code.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ SESSION = pytest.StashKey[Session]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add our options and ini keys."""
     options.add_options(parser)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Read the settings, and register the parts that keep something during the run."""
     config.addinivalue_line("markers", options.marker_help(in_full=config.option.markers))
     levels = config.stash[options.LEVELS] = options.session_levels(config)
     config.stash[SESSION] = Session(config)
@@ -40,28 +42,33 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that measure, and make them benchmarks, before anything is deselected."""
     collection.mark_measuring_tests(items)
-    collection.refuse_misnamed(config, items)  # before -m leaves them out
+    collection.refuse_misnamed(config, items)  # before -m deselects them
     collection.make_benchmarks(items)
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest counts the errors, and xdist sends the items
 def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse the selected tests that can't be measured as they are written."""
     collection.refuse_unfit(session)
 
 
-def pytest_runtest_setup(item: pytest.Item) -> None:  # behind the skip marks, before the fixtures
+def pytest_runtest_setup(item: pytest.Item) -> None:  # after the skip marks, before the fixtures
+    """Have an amp test's seed set before its first fixture."""
     if collection.is_amp(item):
         seeding.seed_before_fixtures(item)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_fixture_setup(request: pytest.FixtureRequest) -> None:
+    """Set the seed, if the test waits for it."""
     seeding.seed(request.config)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
+    """Restore the random number generators after the test's teardown."""
     try:
         return (yield)
     finally:
@@ -70,6 +77,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Measure a test whose body is the training step, instead of calling it once."""
     __tracebackhide__ = True
     if not collection.is_step(pyfuncitem):
         return None
@@ -79,6 +87,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Fail an amp test that passed without measuring anything."""
     __tracebackhide__ = True
     if collection.is_amp(item):
         from pytest_amp.plugin import benchmark
@@ -96,6 +105,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Attach our report to pytest's, and hand the measured times to pytest-benchmark."""
     report = yield
     if collection.is_amp(item):
         from pytest_amp.plugin import makereport
@@ -107,9 +117,10 @@ def pytest_runtest_makereport(
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # around pytest-benchmark, which may raise
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]:
+    """Write the reports even if another plugin raises at the end of the run."""
     try:
         return (yield)
     finally:
-        seeding.unseed(session.config)  # as after Ctrl-C, which tears nothing down before
+        seeding.unseed(session.config)  # after Ctrl-C no teardown has done it
         if SESSION in session.config.stash:
             session.config.stash[SESSION].write_reports(session)

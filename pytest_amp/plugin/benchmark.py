@@ -1,6 +1,8 @@
-"""The one place that touches pytest-benchmark's internals, which have no public way in.
+"""Put our results into pytest-benchmark, and see that it saves them.
 
-Written for pytest-benchmark 5.1 to 5.3. tests/plugin/test_contract.py holds what is used of it.
+pytest-benchmark has no public interface for this, so this module uses its internals, and no other
+module does. It is written for versions 5.1 to 5.3; tests/plugin/test_contract.py checks all that it
+relies on.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ from pytest_amp import units
 from pytest_amp.storage import saving, store
 
 FIXTURE = "benchmark"
-# Of pytest-benchmark's session; its other options shape the table, and have defaults.
+# The options of pytest-benchmark that ask for its table. The others shape the table, and have
+# defaults.
 _ASKS_FOR_THE_TABLE = ("verbose", "compare", "compare_fail", "histogram")
 _KEEPER = pytest.StashKey["Keeper"]()
 
 
 class _Source:
-    """What pytest-benchmark's Metadata takes from its fixture."""
+    """Stands for the fixture from which pytest-benchmark's Metadata takes names and parameters."""
 
     cprofile_stats = None
     has_error = False
@@ -38,31 +41,31 @@ class _Source:
 
 
 def _as_json(value: object) -> object:
-    """A parameter as JSON takes it: one that it does not take would cost the whole run."""
+    """Return a parameter as JSON can hold it; with any other the run could not be saved."""
     simple = value is None or isinstance(value, (str, int, float))
     return value if simple else str(value)
 
 
 def session_of(config: pytest.Config) -> Any:
-    """pytest-benchmark's session; None where the plugin is off (``-p no:benchmark``)."""
+    """Return pytest-benchmark's session; None if the plugin is off (``-p no:benchmark``)."""
     return getattr(config, "_benchmarksession", None)
 
 
 def join(item: pytest.Item) -> None:
-    """Make a test a benchmark, so that ``--benchmark-only`` and ``--benchmark-skip`` know it."""
+    """Make a test a benchmark, for ``--benchmark-only`` and ``--benchmark-skip`` to know it."""
     names: list[str] = getattr(item, "fixturenames", [])
     if session_of(item.config) is not None and FIXTURE not in names and _is_theirs(item):
         names.append(FIXTURE)
 
 
 def _is_theirs(item: pytest.Item) -> bool:
-    """Whether the name means pytest-benchmark's fixture here, and no other one of the project's."""
+    """Return whether the fixture of that name is pytest-benchmark's, and not the project's own."""
     found = item.session._fixturemanager.getfixturedefs(FIXTURE, item)
     return bool(found and found[-1].func.__module__.startswith("pytest_benchmark"))
 
 
 def use(item: pytest.Item) -> None:
-    """Say that the test's benchmark fixture is used, where only `join` asked for it."""
+    """Mark the benchmark fixture as used if only `join` asked for it, to avoid a warning."""
     fixture = getattr(item, "funcargs", {}).get(FIXTURE)
     if fixture is not None and FIXTURE not in _arguments(item):
         fixture._mode = "amp"
@@ -73,10 +76,14 @@ def _arguments(item: pytest.Item) -> Sequence[str]:
 
 
 def add(item: pytest.Item, report: Mapping[str, Any], run: Callable[[], Mapping[str, Any]]) -> None:
-    """Put two entries into the session, the arms' step times; none where nothing was timed.
+    """Add an entry with the step times of each arm to pytest-benchmark's session.
 
-    `report`: plain JSON. `run`: what identifies this run of pytest, as ``--amp-json`` has it. A
-    rerun of a test takes the place of what it did before.
+    Nothing is added if nothing was timed. If a test is run again, its new entries replace the old.
+
+    Args:
+        item: the test.
+        report: its report as plain JSON.
+        run: returns what identifies this run of pytest, as in ``--amp-json``.
     """
     session = session_of(item.config)
     if session is None or session.disabled or report["speedup"] is None:  # as under xdist
@@ -98,7 +105,7 @@ def add(item: pytest.Item, report: Mapping[str, Any], run: Callable[[], Mapping[
 
 
 def why_nothing_is_saved(config: pytest.Config) -> str | None:
-    """Where pytest-benchmark was asked to save, and is off; None otherwise."""
+    """Return a note if pytest-benchmark was asked to save, but is off; None otherwise."""
     session = session_of(config)
     if session is None or not session.disabled:
         return None
@@ -108,19 +115,22 @@ def why_nothing_is_saved(config: pytest.Config) -> str | None:
     return (
         "nothing is saved: pytest-benchmark is off "
         + ("under xdist" if distributed else "here (--benchmark-disable)")
-        + "; --amp-json writes all the same, and --amp-compare reads it"
+        + "; --amp-json still writes its report, which --amp-compare can read"
     )
 
 
 def keeper_of(config: pytest.Config) -> Keeper | None:
-    """What watches over this run's saving; None where it has no entries of ours."""
+    """Return the keeper of this run; None if the run has no entries of ours."""
     return config.stash.get(_KEEPER, None)
 
 
 class Keeper:
-    """Sees that what pytest-benchmark saves is there afterwards, whole.
+    """Makes sure that the run which pytest-benchmark saves is complete, and is not overwritten.
 
-    `notes` and `problems`: what there is to tell of that.
+    Attributes:
+        run: what identifies this run of pytest.
+        notes: what the user should know about the saving.
+        problems: why the run could not be saved.
     """
 
     def __init__(self, session: Any, run: Mapping[str, Any]) -> None:
@@ -130,22 +140,22 @@ class Keeper:
         self._session = session
         self._copy: tuple[Path, str, Mapping[str, Any]] | None = None
         storage = session.storage
-        if isinstance(getattr(storage, "path", None), Path):  # a folder, and no Elasticsearch
+        if isinstance(getattr(storage, "path", None), Path):  # a folder, and not Elasticsearch
             self._original, storage.save = storage.save, self._save
 
     def name_run(self, output: dict[str, Any]) -> None:
-        """Put the run into what is saved."""
+        """Add what identifies the run to what is saved."""
         output["amp"] = {"run": dict(self.run)}
 
     def hide_table(self) -> None:
-        """Leave pytest-benchmark's table out where it would only repeat ours, and nobody asked."""
+        """Hide pytest-benchmark's table if it has only our entries, and no option asks for it."""
         session = self._session
         ours = all(isinstance(each.fixture, _Source) for each in session.benchmarks)
         if ours and not any(getattr(session, name) for name in _ASKS_FOR_THE_TABLE):
             session.groups = None
 
     def look_again(self) -> None:
-        """Another process may have written over this run since it was saved."""
+        """Save the run once more if another process has overwritten it."""
         if self._copy is not None:
             self._ensure(*self._copy)
 
@@ -155,7 +165,7 @@ class Keeper:
         with saving.turn(folder):
             try:
                 self._original(output, name)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the run is to be kept
+            except Exception as error:  # noqa: BLE001 - the run must be kept in any case
                 failed = error
             self._copy = folder, name, output
             self._ensure(folder, name, output, failed)
@@ -163,7 +173,7 @@ class Keeper:
     def _ensure(
         self, folder: Path, name: str, output: Mapping[str, Any], failed: Exception | None = None
     ) -> None:
-        """Keep a second copy where the run is not in the folder."""
+        """Save the run under another name if the folder does not have it."""
         path = saving.saved_file(folder, self.run["id"])
         if path is None:
             try:
@@ -177,8 +187,8 @@ class Keeper:
         if size > store.MOST_BYTES:
             most = units.size(store.MOST_BYTES)
             self._tell(
-                f"{path.name} is {units.size(size)}, and no run over {most} is read back: "
-                "save fewer tests, or fewer --amp-steps, in one"
+                f"{path.name} is {units.size(size)}, and runs larger than {most} are not read "
+                "back: save fewer tests in one run, or use fewer --amp-steps"
             )
 
     def _second(self, folder: Path, name: str, output: Mapping[str, Any]) -> Path:

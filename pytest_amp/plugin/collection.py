@@ -1,4 +1,4 @@
-"""Which tests measure, and which can't be measured as they are: told at collection."""
+"""Find the tests that measure, and refuse those that can't be measured as they are written."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _POINTER = "request amp_benchmark and call amp_benchmark(setup), where setup(arm
 
 
 def is_amp(item: pytest.Item) -> bool:
-    """Whether the test is marked ``amp``; what is no function, by its own marker only.
+    """Return whether the test is marked ``amp``.
 
-    A module's ``pytestmark`` is meant for its test functions, not for its doctests.
+    For an item that is not a function, only its own markers count: a module's ``pytestmark`` is
+    meant for its test functions, and not for its doctests.
     """
     if isinstance(item, pytest.Function):
         return item.get_closest_marker("amp") is not None
@@ -30,32 +31,32 @@ def _fixture_names(item: pytest.Item) -> Sequence[str]:
 
 
 def is_step(item: pytest.Item) -> bool:
-    """Whether the test's body is itself the training step."""
+    """Return whether the test's body is itself the training step."""
     return is_amp(item) and "amp_benchmark" not in _fixture_names(item)
 
 
 def mark_measuring_tests(items: Iterable[pytest.Item]) -> None:
-    """Whatever requests amp_benchmark measures, so ``-m amp`` selects it."""
+    """Mark each test that requests amp_benchmark, so that ``-m amp`` selects it."""
     for item in items:
         if "amp_benchmark" in _fixture_names(item) and not is_amp(item):
             item.add_marker(pytest.mark.amp)
 
 
 def make_benchmarks(items: Iterable[pytest.Item]) -> None:
-    """Let pytest-benchmark select and record the tests that measure, unless ``record`` is off."""
+    """Make the tests that measure benchmarks, unless their setting ``record`` is off."""
     for item in filter(is_amp, items):
         from pytest_amp.plugin import benchmark
 
-        with contextlib.suppress(ValueError):  # a wrong marker: `refuse_unfit` says so
+        with contextlib.suppress(ValueError):  # a wrong marker, which `refuse_unfit` reports
             if options.item_settings(item, item.config.stash[options.LEVELS]).record:
                 benchmark.join(item)
 
 
 def refuse_unfit(session: pytest.Session) -> None:
-    """Make a collection error of each file with tests whose marker is wrong, or would be ignored.
+    """Report a collection error for each file with a test that can't be measured as it is written.
 
-    Only of what was selected: a mistake elsewhere must not stop ``-k other``. A collection error
-    and not a UsageError, since an xdist worker has no way to tell of one.
+    Only selected tests count, since a mistake elsewhere must not stop ``-k other``. It is not a
+    UsageError, because an xdist worker could not report that.
     """
     problems: defaultdict[str, list[str]] = defaultdict(list)
     unfit = set()
@@ -68,9 +69,10 @@ def refuse_unfit(session: pytest.Session) -> None:
 
 
 def refuse_misnamed(config: pytest.Config, items: Iterable[pytest.Item]) -> None:
-    """Make a collection error of a marker that carries our thresholds under another name.
+    """Report a collection error for a marker of another name that has our thresholds.
 
-    Where a run is to gate, ``@pytest.mark.apm(min_speedup=1.3)`` would be left out of it unseen.
+    If a run is meant to gate, a test with ``@pytest.mark.apm(min_speedup=1.3)`` would otherwise
+    silently go ungated.
     """
     if not options.is_gating(config):
         return
@@ -81,7 +83,7 @@ def refuse_misnamed(config: pytest.Config, items: Iterable[pytest.Item]) -> None
             if gates and mark.name != "amp":
                 problems[item.nodeid.partition("::")[0]].append(
                     f"{item.nodeid}: @pytest.mark.{mark.name} sets {' and '.join(gates)}, which "
-                    "@pytest.mark.amp alone gates"
+                    "only @pytest.mark.amp gates"
                 )
     _refuse(config, problems)
 

@@ -1,4 +1,4 @@
-"""``--amp-compare``: between what pytest was asked for and what is stored."""
+"""Carry out ``--amp-compare``: find a result's baseline in the storage, and compare the two."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _BASELINES = pytest.StashKey[Baselines]()
 
 
 def is_wanted(settings: Settings) -> bool:
-    """Whether results are to be held against stored ones, by whichever option says so."""
+    """Return whether any of the options asks for a comparison with stored results."""
     return bool(
         settings.compare
         or settings.compare_fail
@@ -27,7 +27,7 @@ def is_wanted(settings: Settings) -> bool:
 
 
 def compared(config: pytest.Config, report: AmpReport, settings: Settings) -> AmpReport:
-    """The report with gates against its baseline, or with the reason why there is none."""
+    """Return the report with gates that compare it, or that say why there is no baseline."""
     try:
         baselines = _of_session(config, settings)
         stored, origin = baselines.of(report)
@@ -38,7 +38,7 @@ def compared(config: pytest.Config, report: AmpReport, settings: Settings) -> Am
 
 
 def finished(config: pytest.Config) -> list[str]:
-    """Let the storage go. What of its runs could not be read, a sentence each."""
+    """Close the storage, and return a sentence for each run in it that could not be read."""
     found = config.stash.get(_BASELINES, None)
     if found is None:
         return []
@@ -47,23 +47,31 @@ def finished(config: pytest.Config) -> list[str]:
 
 
 def storage_of(config: pytest.Config) -> Path:
-    """pytest-benchmark's storage. ValueError where that is no folder."""
+    """Return the folder of pytest-benchmark's storage.
+
+    Raises:
+        ValueError: the storage is not a folder.
+    """
     given = config.getoption("benchmark_storage", None) or store.DEFAULT
     return config.invocation_params.dir / store.folder(given)
 
 
 def refuse_overwriting(config: pytest.Config, settings: Settings, report: Path) -> None:
-    """Raise UsageError where this run's ``--amp-json`` would take a baseline's place."""
+    """Refuse a path of ``--amp-json`` that would overwrite a baseline.
+
+    Raises:
+        pytest.UsageError: the path is among the files that ``--amp-compare`` names.
+    """
     reference = settings.compare or NEWEST
     if reference != NEWEST and _is_meant(config, reference, report):
         raise pytest.UsageError(
-            f"--amp-json={report} would write over what --amp-compare={reference} compares with, "
-            "and a regression be forgotten: write it elsewhere"
+            f"--amp-json={report} would overwrite what --amp-compare={reference} compares with, "
+            "so that the next run would not see a regression: choose another path"
         )
 
 
 def _is_meant(config: pytest.Config, reference: str, report: Path) -> bool:
-    """Whether the report, once it is written, is among what the reference means."""
+    """Return whether the report, once it is written, is one of the files that are meant."""
     ours = config.invocation_params.dir / report
     is_new = not ours.exists()
     if is_new:
@@ -77,7 +85,7 @@ def _is_meant(config: pytest.Config, reference: str, report: Path) -> bool:
 
 
 def _storage_or_default(config: pytest.Config) -> Path:
-    """For a reference that names files, and may do so without a storage that is a folder."""
+    """Return the storage, or the default one: a reference to files does not need a storage."""
     try:
         return storage_of(config)
     except ValueError:

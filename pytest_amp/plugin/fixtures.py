@@ -1,7 +1,7 @@
-"""The four fixtures, and what stands behind them for one test.
+"""Define the four fixtures.
 
-Everything of ours beyond the settings is imported inside the functions, as torch is: this module
-is loaded in every pytest run.
+This module is loaded in every pytest run, so torch, and all of our own code but the settings, is
+imported inside the functions.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def cuda_device(request: pytest.FixtureRequest) -> torch.device:
-    """This process's CUDA device, `torch.device("cuda", i)`; skips the test without CUDA."""
+    """Return this process's CUDA device, `torch.device("cuda", i)`; skip the test without CUDA."""
     from pytest_amp.lab.machine import device
 
     settings = settings_of(request.node)
@@ -41,13 +41,13 @@ def cuda_device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture
 def amp_device(request: pytest.FixtureRequest) -> torch.device:
-    """The device of --amp-device: by default cuda, then xpu, mps, else cpu."""
+    """Return the device of --amp-device: by default cuda, then xpu, mps, else cpu."""
     return device_of(request.node).torch
 
 
 @pytest.fixture
 def amp_scaler(request: pytest.FixtureRequest) -> AmpScaler:
-    """An audited `torch.amp.GradScaler`; inside amp_benchmark it is the running arm's."""
+    """Return a GradScaler that records its scales; inside amp_benchmark it is the running arm's."""
     from pytest_amp.lab.scaling.scaler import FixtureScaler
 
     scaler = FixtureScaler(device_of(request.node).type)
@@ -57,12 +57,12 @@ def amp_scaler(request: pytest.FixtureRequest) -> AmpScaler:
 
 @pytest.fixture
 def amp_benchmark(request: pytest.FixtureRequest) -> Benchmark:
-    """`amp_benchmark(setup) -> AmpReport`: run setup's step under FP32 and under autocast."""
+    """Run a step in float32 and under autocast: `amp_benchmark(setup) -> AmpReport`."""
     return Benchmark(request.node)
 
 
 class Benchmark:
-    """The value of the `amp_benchmark` fixture: one measurement per test."""
+    """The value of the `amp_benchmark` fixture. It measures once per test."""
 
     def __init__(self, item: pytest.Item) -> None:
         self._item = item
@@ -71,15 +71,16 @@ class Benchmark:
     def __call__(
         self, setup: Callable[[Arm], Callable[[], Any]], *, check: bool = True
     ) -> AmpReport:
-        """Measure, judge and assert the gates.
+        """Measure both arms, judge them, assert the gates, and return the report.
 
         Args:
-            setup: called afresh for each arm, with the same seed; returns the step, a callable
-                without arguments that runs one optimisation step and returns its loss.
-            check: False leaves the asserting to the report's `check()`.
+            setup: builds an arm; it is called for each arm, with the same seed. It returns the
+                step: a function without arguments that runs one optimization step and returns its
+                loss.
+            check: whether to assert the gates; if not, call the report's `check()` yourself.
 
         Raises:
-            AmpRegression: a gate failed, or a rule of severity error found something.
+            AmpRegression: a gate failed, or a finding of severity error is not suppressed.
             AmpInconclusive: under ``--amp-strict``, a gate has no answer.
             AmpError: the test can't be measured as it is written.
         """

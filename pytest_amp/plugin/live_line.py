@@ -1,4 +1,4 @@
-"""Writing while a test runs: one live line below pytest's own progress, on a terminal only."""
+"""Show the progress of a running test, on one live line below pytest's own progress."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ from pytest_amp import units
 from pytest_amp.render.text import ascii_only, cut, shorten
 
 REFRESH_S = 0.1
-# Without a terminal, a line after so long, and again whenever the time has doubled.
+# Without a terminal, write a line after this time, and again whenever the time has doubled.
 SILENCE_S = 30.0
 
 
 class LiveLine:
-    """Shows where the experiment is; without a terminal, as in a CI log, says so now and then."""
+    """Shows where an experiment is.
+
+    Without a terminal, as in a CI log, it writes a whole line now and then instead.
+
+    Args:
+        config: pytest's configuration.
+        nodeid: the test.
+        clock: returns the time in seconds.
+    """
 
     def __init__(
         self, config: pytest.Config, nodeid: str, clock: Callable[[], float] = time.monotonic
@@ -30,12 +38,12 @@ class LiveLine:
         self._silent_until_s = SILENCE_S
         self._last = 0.0
         self._shown = False
-        # Asked of pytest, since the file itself is no terminal while its output is captured.
+        # Ask pytest, because the file itself is not a terminal while output is captured.
         self._live = bool(getattr(self._terminal, "isatty", False))
         self._quiet = self._terminal is not None and config.get_verbosity() < 0
 
     def show(self, progress: Any) -> None:
-        """Redraw the line, at most ten times a second; without a terminal see `_report`."""
+        """Redraw the line, at most ten times a second, or report if there is no terminal."""
         now = self._clock()
         if not self._live:
             self._report(progress, now - self._began)
@@ -56,7 +64,7 @@ class LiveLine:
         )
 
     def _report(self, progress: Any, elapsed_s: float) -> None:
-        """A whole line for a log, ever more rarely: a long test is not taken for a dead one."""
+        """Write a line to a log, ever more rarely, so that a long test does not seem to hang."""
         if elapsed_s < self._silent_until_s:
             return
         while self._silent_until_s <= elapsed_s:
@@ -70,20 +78,20 @@ class LiveLine:
         self.say(f"{line}; {progress.why_slow}" if progress.why_slow else line)
 
     def say(self, text: str) -> None:
-        """Print a sentence that the user must have before the test is over."""
+        """Print a sentence that the user should read before the test is over."""
         if self._terminal is None:
             return
         self.clear()
         self._write(f"\n{self._nodeid}: {text}\n")
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Erase the line."""
         if self._shown:
             self._draw("")
             self._shown = False
 
     def _draw(self, text: str) -> None:
-        """On the line below, and back to the column at which pytest's own dots go on."""
+        """Write on the line below, and return to the column where pytest's own dots go on."""
         column = self._terminal._tw.width_of_current_line + 1
         self._write(f"\n\x1b[2K{text}\x1b[1A\x1b[{column}G")
 
@@ -110,11 +118,19 @@ def status_line(
     estimate: str | None,
     width: int,
 ) -> str:
-    """What runs now, in at most `width` characters of ASCII and without a line break.
+    """Return what runs now, in at most `width` characters of ASCII and without a line break.
 
-    ``tests/test_vit.py::test_vit  timing, amp, 12 of 20, 1.52x [1.48, 1.55]``. The node id gives
-    way first. What is None or empty is left out: `arm` where both take part, `total` where nobody
-    knows it yet, `estimate` (the speedup so far, as text) before the first pair.
+    It looks like ``tests/test_vit.py::test_vit  timing, amp, 12 of 20, 1.52x [1.48, 1.55]``. If
+    there is too little room, the node id is shortened first.
+
+    Args:
+        nodeid: the test.
+        phase: the phase of the experiment.
+        arm: the arm that runs; None if both take part.
+        done: how many steps are done.
+        total: how many there are in all; None if that is not known yet.
+        estimate: the speedup so far, as text; None before the first pair.
+        width: the width of the terminal.
     """
     count = "" if done is None else str(done) if total is None else f"{done} of {total}"
     words = ascii_only(", ".join(part for part in (phase, arm, count, estimate) if part))

@@ -1,4 +1,4 @@
-"""From what pytest saw of a test to the report that the reporters get."""
+"""Turn what pytest saw of a test into the report that the reporters get."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ UNASSERTED = (
 
 XFAILED = "expected to fail (xfail), so pytest does not count it as failed"
 
-# Their message is the whole story; where in our code they were raised is no part of it.
+# The message of these is the whole story; the place in our code that raised them is not part of it.
 SAID_IN_FULL = (AmpRegression, AmpInconclusive)
 
 
 def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
-    """Put the amp report on pytest's, from where reporters and xdist's controller read it."""
-    # Where the body is the step, no line of the user's led to an AmpError, only ours.
+    """Attach our report to pytest's, where reporters and xdist's controller find it."""
+    # If the body is the step, an AmpError's traceback has only lines of ours.
     in_full = (*SAID_IN_FULL, AmpError) if collection.is_step(item) else SAID_IN_FULL
     if call.excinfo is not None and isinstance(call.excinfo.value, in_full):
         report.longrepr = call.excinfo.getrepr(style="value")
@@ -39,7 +39,13 @@ def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRe
 def record(
     item: pytest.Item, report: pytest.TestReport, run: Callable[[], Mapping[str, Any]]
 ) -> None:
-    """Hand a measured test's entries to pytest-benchmark."""
+    """Hand a measured test's step times to pytest-benchmark.
+
+    Args:
+        item: the test.
+        report: pytest's report, with ours attached.
+        run: returns what identifies this run of pytest.
+    """
     if report.when == "call" and measuring.settings_of(item).record:
         from pytest_amp.plugin import benchmark
 
@@ -47,9 +53,13 @@ def record(
 
 
 def require_measurement(item: pytest.Item) -> None:
-    """Fail the test that requested amp_benchmark, passed, and never measured (AMP001).
+    """Fail a test that requested amp_benchmark, and passed without measuring anything (AMP001).
 
-    Under ``--amp-strict=unmeasured`` also one that measured, and left its gates unasserted.
+    Under ``--amp-strict=unmeasured``, also assert the gates of a test that left them unasserted.
+
+    Raises:
+        AmpRegression: nothing was measured, or a gate failed.
+        AmpInconclusive: a gate has no answer.
     """
     __tracebackhide__ = True
     measured = item.stash.get(measuring.REPORT, None)
@@ -85,10 +95,10 @@ def _report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestR
 def _reconciled(
     measured: AmpReport, call: pytest.CallInfo[None], report: pytest.TestReport
 ) -> AmpReport:
-    """What was measured, and a word where pytest's own outcome is another one.
+    """Return the report, with a note or another verdict if pytest's outcome is not the same.
 
-    A test that ended with another exception than ours is no pass here either, and so never a
-    baseline.
+    A test that ended with an exception that is not ours has not passed here either, so it never
+    becomes a baseline.
     """
     if call.excinfo is None:
         unasserted = measured.verdict == "fail" or measured.unanswered

@@ -1,4 +1,4 @@
-"""From a test and its settings to a measured report."""
+"""Measure a test with its settings, and keep the report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 REPORT = pytest.StashKey["AmpReport"]()
-RUNNER = pytest.StashKey[Callable[..., "AmpReport"]]()  # what runs in the experiment's place
+RUNNER = pytest.StashKey[Callable[..., "AmpReport"]]()  # runs instead of the experiment
 _SCALER = pytest.StashKey[Any]()
 _DEVICE = pytest.StashKey[Any]()
 
@@ -29,7 +29,20 @@ _DEVICE = pytest.StashKey[Any]()
 def measure(
     item: pytest.Item, setup: Callable[[Arm], Any], device: Device, notes: Iterable[str] = ()
 ) -> AmpReport:
-    """Run the experiment of one test and keep its report for the reporters."""
+    """Run the experiment of one test, compare it if that was asked for, and return the report.
+
+    The report is also kept for the reporters, even if the experiment ends with an exception.
+
+    Args:
+        item: the test.
+        setup: builds an arm and returns its step.
+        device: the device to measure on.
+        notes: notes that the report starts with.
+
+    Raises:
+        AmpError: the test can't be measured as it is written.
+        Exception: whatever the test's own code raises.
+    """
     __tracebackhide__ = True
     from pytest_amp.experiment import run as experiment
     from pytest_amp.experiment.job import failed
@@ -50,7 +63,7 @@ def measure(
         raise
     finally:
         live.clear()
-    item.stash[REPORT] = report  # whatever becomes of the comparison
+    item.stash[REPORT] = report  # even if the comparison raises
     from pytest_amp.plugin import compare
 
     if compare.is_wanted(job.settings):
@@ -62,7 +75,7 @@ def measure(
 def job_of(
     item: pytest.Item, setup: Callable[[Arm], Any], device: Device, notes: Iterable[str] = ()
 ) -> Job:
-    """The experiment's view of a pytest item."""
+    """Return a test as the experiment sees it."""
     from pytest_amp.experiment.job import Job
 
     return Job(
@@ -79,12 +92,18 @@ def job_of(
 
 
 def attempt_of(item: pytest.Item) -> int:
-    """1, or more where a rerun plugin runs the test again."""
+    """Return 1, or more if a rerun plugin runs the test again."""
     return int(getattr(item, "execution_count", 1))
 
 
 def run_body(item: pytest.Function) -> None:
-    """Measure a test whose body is the step: copy its fixtures per arm, and assert the gates."""
+    """Measure a test whose body is the step: copy its fixtures for each arm, and assert the gates.
+
+    Raises:
+        AmpError: the test can't be measured as it is written.
+        AmpRegression: a gate failed, or a finding of severity error is not suppressed.
+        AmpInconclusive: under ``--amp-strict``, a gate has no answer.
+    """
     __tracebackhide__ = True
     from pytest_amp.errors import AmpError
     from pytest_amp.lab.body import SELF, CopiedFixtures, setup_of_body
@@ -104,7 +123,7 @@ def run_body(item: pytest.Function) -> None:
         if where.type != device.type:
             note = (
                 f"measured on {where}, where the fixtures' parameters are, although {device} is "
-                "there: build them on the amp_device fixture to measure it"
+                "available: to measure there, build them on the device of the amp_device fixture"
             )
             if "device" in settings.strict:
                 raise AmpError(f"{note}, or choose {where} with --amp-device={where.type}")
@@ -114,20 +133,20 @@ def run_body(item: pytest.Function) -> None:
 
 
 def _is_pytests(value: object) -> bool:
-    """pytest's own fixtures and those of its plugins belong to the run and are not copied."""
+    """Return whether a value belongs to pytest or a plugin of it, and must not be copied."""
     package = type(value).__module__.partition(".")[0]
     return package in ("_pytest", "pytest_benchmark", "pytest_mock")
 
 
 def settings_of(item: pytest.Item) -> Settings:
-    """The settings in force for a test."""
+    """Return the settings in force for a test."""
     return options.item_settings(item, item.config.stash[options.LEVELS])
 
 
 def device_of(item: pytest.Item) -> Device:
-    """The device that a test is measured on: cuda_device's where it asks for it.
+    """Return the device that a test is measured on; the one of cuda_device if it requests that.
 
-    Under ``--amp-strict=device`` the test fails where that is a CPU for want of an accelerator.
+    Under ``--amp-strict=device``, a test fails if it fell back to a CPU.
     """
     from pytest_amp.lab.machine import device
 
@@ -144,7 +163,10 @@ def device_of(item: pytest.Item) -> Device:
 
 
 def _fallback(settings: Settings, found: Device) -> str | None:
-    """Why `found` is not what the test was meant for; None where it is, or was chosen by name."""
+    """Return why a test should not have fallen back to `found`.
+
+    None means that it did not fall back, or that nothing says that it was meant for an accelerator.
+    """
     from pytest_amp.lab.machine import device
 
     if found.is_accelerator or settings.device != "auto" or settings.static:
@@ -158,13 +180,13 @@ def _fallback(settings: Settings, found: Device) -> str | None:
         return None
     return (
         f"--amp-strict: the test fell back to {found}, because "
-        f"{' and '.join([*named, _what_torch_sees()])}; mend the driver or install a torch that "
-        "is built for the accelerator; where the CPU is meant, say so with --amp-device=cpu"
+        f"{' and '.join([*named, _what_torch_sees()])}; fix the driver or install a torch that "
+        "is built for the accelerator; if the CPU is intended, say so with --amp-device=cpu"
     )
 
 
 def _what_torch_sees() -> str:
-    """``this torch (2.13.0) is built for CUDA 13.0 and sees no GPU``"""
+    """Return a text such as ``this torch (2.13.0) is built for CUDA 13.0 and sees no GPU``."""
     import torch
 
     from pytest_amp.lab.machine import device

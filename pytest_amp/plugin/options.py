@@ -1,4 +1,4 @@
-"""The settings table as pytest speaks it: command line options, ini keys, marker keywords."""
+"""Turn the table of settings into command line options, ini keys and marker keywords."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LEVELS = pytest.StashKey[tuple[Level, Level, Level]]()
 
 
 def add_options(parser: pytest.Parser) -> None:
-    """Every row of the table as an option and an ini key; both default to None, that is: unset."""
+    """Add each row of the table as an option and an ini key; for both, None means unset."""
     group = parser.getgroup("amp", GROUP)
     for entry in settings.TABLE:
         group.addoption(
@@ -65,7 +65,11 @@ def _help(entry: Entry) -> str:
 
 
 def marker_help(in_full: bool) -> str:
-    """The marker's lines for ``pytest --markers``, which wraps nothing itself; else only a name."""
+    """Return the marker's help.
+
+    Args:
+        in_full: whether to list the keywords, for ``pytest --markers``. pytest does not wrap them.
+    """
     if not in_full:
         return MARKER
     import textwrap
@@ -81,9 +85,10 @@ def marker_help(in_full: bool) -> str:
 
 
 def session_levels(config: pytest.Config) -> tuple[Level, Level, Level]:
-    """What the overrides, the command line and the ini file say: (override, cli, ini).
+    """Return the settings of the overrides, the command line and the ini file, in this order.
 
-    Raises pytest.UsageError, naming the option or key, for a value that is not valid.
+    Raises:
+        pytest.UsageError: a value is not valid; the message names the option or the key.
     """
     _refuse_unknown_keys(config)
     override: dict[str, object] = {}
@@ -110,9 +115,12 @@ def session_levels(config: pytest.Config) -> tuple[Level, Level, Level]:
 
 
 def _refuse_unknown_keys(config: pytest.Config) -> None:
-    """Raise UsageError for an ini key that is nearly one of ours: its gate would never be asked.
+    """Refuse an ini key that looks like one of ours, because its gate would never be judged.
 
-    pytest itself only warns, unless it is told ``--strict-config``.
+    pytest itself only warns of it, unless ``--strict-config`` is given.
+
+    Raises:
+        pytest.UsageError: there is such a key; the message suggests the right one.
     """
     keys: Iterable[str] = getattr(config, "_get_unknown_ini_keys", list)()
     for key in sorted(keys):
@@ -125,7 +133,7 @@ def _refuse_unknown_keys(config: pytest.Config) -> None:
 
 
 def gates_by_name(config: pytest.Config) -> bool:
-    """Whether this very command asks for gates, and not only what the project always adds to it."""
+    """Return whether this command itself asks for gates, apart from what the project adds to it."""
     import shlex
 
     typed = [*config.invocation_params.args, *shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))]
@@ -134,12 +142,16 @@ def gates_by_name(config: pytest.Config) -> bool:
 
 
 def is_gating(config: pytest.Config) -> bool:
-    """Whether options, of this command or the project's, set gates or ask for answers."""
+    """Return whether an option, of this command or the project, sets gates or asks for answers."""
     return bool(given_gates(config)[0] or settings.resolve([*config.stash[LEVELS]]).strict)
 
 
 def given_gates(config: pytest.Config) -> tuple[dict[str, str], bool]:
-    """The gates that the command line sets, with the option of each; and whether it says static."""
+    """Return the gates that the command line sets, and whether it asks for a static run.
+
+    Returns:
+        The option of each gate by the gate's name, and whether the run is static.
+    """
     (_, override), (_, cli), _ = config.stash[LEVELS]
     given: dict[str, str] = {}
     for name, gate in codes.GATES.items():
@@ -157,7 +169,10 @@ def given_gates(config: pytest.Config) -> tuple[dict[str, str], bool]:
 
 
 def _joined(values: list[str]) -> str:
-    """Several lists as one; of METRIC:PCT a metric's last, as the command line beats addopts."""
+    """Join several lists into one.
+
+    If a metric is limited twice, the last limit counts, so that the command line beats addopts.
+    """
     words = [word.strip() for value in values for word in value.split(",") if word.strip()]
     return ",".join({word.partition(":")[0]: word for word in words}.values())
 
@@ -166,12 +181,16 @@ def _check(where: str, name: str, value: object) -> None:
     try:
         settings.parse(settings.entry_for(name), value)
     except ValueError as error:
-        problem = str(error).removeprefix(f"{name}: ")  # `where` has named it
+        problem = str(error).removeprefix(f"{name}: ")  # `where` names it already
         raise pytest.UsageError(f"{where}: {problem}") from None
 
 
 def marker_levels(item: pytest.Item) -> Iterator[Level]:
-    """The keywords of the item's ``amp`` markers, the closest first. ValueError if one is wrong."""
+    """Yield the keywords of the test's ``amp`` markers, the closest marker first.
+
+    Raises:
+        ValueError: a keyword or its value is not valid.
+    """
     for mark in _closest_first(item):
         if mark.args:
             raise ValueError(
@@ -184,7 +203,10 @@ def marker_levels(item: pytest.Item) -> Iterator[Level]:
 
 
 def _closest_first(item: pytest.Item) -> Iterator[pytest.Mark]:
-    """The item's ``amp`` marks; pytest puts a parametrized case's own behind its function's."""
+    """Yield the test's ``amp`` marks, the closest first.
+
+    pytest lists the marks of a parametrized case after those of its function.
+    """
     callspec = getattr(item, "callspec", None)
     case = [mark for mark in callspec.marks if mark.name == "amp"] if callspec else []
     yield from case
@@ -192,6 +214,9 @@ def _closest_first(item: pytest.Item) -> Iterator[pytest.Mark]:
 
 
 def item_settings(item: pytest.Item, session: tuple[Level, Level, Level]) -> Settings:
-    """The settings of one test: override, then its markers, then cli, ini and the defaults."""
+    """Return the settings of one test.
+
+    Overrides are the strongest, then come its markers, the command line, the ini file and defaults.
+    """
     override, cli, ini = session
     return settings.resolve([override, *marker_levels(item), cli, ini])

@@ -1,4 +1,4 @@
-"""The files that a run writes at its end."""
+"""Write the files of ``--amp-json`` and ``--amp-html`` at the end of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class OutputFiles:
 
     Raises:
         pytest.UsageError: a path can't be written to, names a baseline that it would replace, or
-            needs a package that is missing. Better now than after an hour of measurements.
+            needs a package that is missing. This is better said now than after an hour of
+            measurements.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -46,7 +47,16 @@ class OutputFiles:
     def write(
         self, reports: Sequence[AmpReport], run: Callable[[], Mapping[str, Any]], unasked: list[str]
     ) -> Iterator[str]:
-        """Write what was asked for, once. Yields a sentence for each file that can't be written."""
+        """Write the files that were asked for, once.
+
+        Args:
+            reports: the reports of the tests.
+            run: returns what identifies this run of pytest.
+            unasked: the gates that no test was asked, a sentence each.
+
+        Yields:
+            A sentence for each file that could not be written.
+        """
 
         def json_to(path: Path) -> None:
             _write_json(path, reports, run(), unasked)
@@ -72,7 +82,7 @@ class OutputFiles:
 def _own_path(config: pytest.Config, option: str) -> Path | None:
     """Return the path that an option gives, checked; None without one.
 
-    A further rank gets ``x.rank1.json``, since it must not overwrite the first one's.
+    Further ranks write ``x.rank1.json`` and so on, so as not to overwrite the first rank's file.
     """
     given = config.getoption(option)
     if given is None:
@@ -117,11 +127,11 @@ def _write_html(
     from pytest_amp.storage.key import key
 
     storage = None
-    with contextlib.suppress(ValueError):  # as Elasticsearch, which is no folder
+    with contextlib.suppress(ValueError):  # it may be Elasticsearch, and not a folder
         storage = compare.storage_of(config)
     stored = {}
     if storage is not None:
-        with contextlib.suppress(OSError):  # one that can't be read
+        with contextlib.suppress(OSError):  # it may not be readable
             stored = trends.of_storage(storage, reports, run)
     results = [html.Result(each, stored.get(key(each.to_dict()))) for each in reports]
     html.write(path, html.page(results, run, now(), __version__))

@@ -1,4 +1,4 @@
-"""The seed that an amp test's fixtures are made from, and the numbers behind it."""
+"""Seed the fixtures of an amp test, and restore the random number generators after it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import pytest
 from pytest_amp.plugin.measuring import settings_of
 
 _SEEDING = pytest.StashKey[pytest.Item]()  # the test whose seed is to be set
-_RANDOM = pytest.StashKey[Callable[[], None]]()  # what puts the random numbers back
+_RANDOM = pytest.StashKey[Callable[[], None]]()  # restores the random number generators
 
 
 def seed_before_fixtures(item: pytest.Item) -> None:
-    """Have an amp test's fixtures made from its seed, so that each run has the same data."""
+    """Ask for the seed to be set before the test's fixtures, so that each run has the same data."""
     item.config.stash[_SEEDING] = item
 
 
 def seed(config: pytest.Config) -> None:
-    """Before the first fixture, and so after whatever other plugins seed in their setup."""
+    """Set the seed, if a test waits for it.
+
+    This happens before the first fixture, and so after other plugins have seeded in their setup.
+    """
     item = config.stash.get(_SEEDING, None)
     if item is None:
         return
@@ -31,7 +34,7 @@ def seed(config: pytest.Config) -> None:
 
 
 def unseed(config: pytest.Config) -> None:
-    """Let the tests behind an amp test draw as if it had not been there."""
+    """Restore the generators, so that later tests draw as if the amp test had not run."""
     if _SEEDING in config.stash:
         del config.stash[_SEEDING]
     if _RANDOM in config.stash:

@@ -1,7 +1,7 @@
-"""One pytest run: gathers every test's report, and hands them to the reporters at the end.
+"""Gather the reports of a run's tests, and hand them to the reporters at the end.
 
-Reports travel on pytest's own test reports, as plain JSON, so the controller of an xdist run sees
-the same as a run in one process does.
+Reports travel on pytest's own test reports, as plain JSON. So the controller of an xdist run sees
+the same reports as a run in one process.
 """
 
 from __future__ import annotations
@@ -23,12 +23,19 @@ if TYPE_CHECKING:
     from pytest_amp.results.report import AmpReport
 
 
-# Under which name an xdist worker sends home what it could not read of the baselines.
+# An xdist worker sends the names of unreadable baselines to the controller under this key.
 _CARGO = "amp_unread"
 
 
 class Session:
-    """Registered as a plugin of its own, so that its hooks know which run they belong to."""
+    """The reports of one run.
+
+    It is registered as a plugin of its own, so that its hooks know which run they belong to.
+
+    Attributes:
+        config: pytest's configuration.
+        reports: the reports of the tests so far.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -40,6 +47,7 @@ class Session:
         self._files = None if self._worker else OutputFiles(config)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep the amp report that a test report carries."""
         data = getattr(report, "amp", None)
         if data is not None:
             from pytest_amp.results.report import AmpReport
@@ -47,6 +55,7 @@ class Session:
             self.reports.append(AmpReport.from_dict(data))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Write our section of the summary."""
         if self._worker or not (self.reports or self._unasked):
             return
         from pytest_amp.plugin import summary
@@ -58,15 +67,18 @@ class Session:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
+        """Add what identifies this run to what pytest-benchmark saves."""
         if keeper := self._keeper():
             keeper.name_run(output_json)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
+        """Take what an xdist worker sends at its end."""
         self._unread.update(dict.fromkeys(getattr(node, "workeroutput", {}).get(_CARGO, ())))
 
-    @pytest.hookimpl(trylast=True)  # behind pytest-benchmark, which has saved by then
+    @pytest.hookimpl(trylast=True)  # after pytest-benchmark has saved
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Check what was saved, look for gates that no test was asked, and write the reports."""
         if self.reports:
             from pytest_amp.plugin import compare
 
@@ -82,7 +94,7 @@ class Session:
         self.write_reports(session)
 
     def _see_what_was_unasked(self, session: pytest.Session) -> None:
-        """A run whose gates were asked of no test is told, and fails where an answer is a must."""
+        """Note the gates that no test was asked; under ``--amp-strict`` they fail the run."""
         option = self.config.option
         if self._worker or option.collectonly or option.setuponly or option.setupplan:
             return
@@ -101,7 +113,7 @@ class Session:
         return "unmeasured" in settings.resolve([*self.config.stash[LEVELS]]).strict
 
     def write_reports(self, session: pytest.Session) -> None:
-        """Write what was asked for, once, whatever became of other plugins' reports."""
+        """Write the files that were asked for, once, even if another plugin has failed."""
         if self._files is None or session.config.option.collectonly:
             return
         for problem in self._files.write(self.reports, self.run, self._unasked):
@@ -120,5 +132,5 @@ class Session:
 
     @functools.cache  # noqa: B019 - a run has one session
     def run(self) -> dict[str, Any]:
-        """What identifies this run of pytest."""
+        """Return what identifies this run of pytest."""
         return run_of(self.config.rootpath, self._started, self.config.invocation_params.args)

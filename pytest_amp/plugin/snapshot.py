@@ -1,7 +1,7 @@
-"""Where ``--amp-snapshot`` keeps the dtype maps: beside each test file, in ``__amp__``.
+"""Read and write the dtype maps of ``--amp-snapshot``, which are in ``__amp__`` beside a test file.
 
-Tests read what is stored for them; what is to be stored travels on their reports, and is written
-once, at the end of the run, by the process that sees them all.
+A test reads the map that is stored for it. New maps travel on the tests' reports. The process that
+sees all reports writes them once, at the end of the run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,15 @@ _CARGO = "amp_snapshot"
 
 
 def stored_for(item: pytest.Item, update: bool) -> StoredMap | None:
-    """What is stored for a test's file; None in the further ranks of a distributed run."""
+    """Return what is stored for a test's file; None in all ranks but the first.
+
+    Args:
+        item: the test.
+        update: whether the run updates the maps.
+
+    Raises:
+        AmpError: the file can't be read.
+    """
     if not _first_rank():
         return None
     file = _map_of(item.path)
@@ -43,26 +51,33 @@ def _map_of(test_file: Path) -> Path:
 
 
 def _from_rootdir(config: pytest.Config, path: Path) -> str:
-    """The path from pytest's root directory."""
+    """Return the path relative to pytest's root directory."""
     return Path(os.path.relpath(path, config.rootpath)).as_posix()
 
 
 def _name(item: pytest.Item) -> str:
-    """``TestClass::test_it[a]``; not from the node id, to which xdist's loadgroup adds."""
+    """Return a test's name in its file, such as ``TestClass::test_it[a]``.
+
+    It does not come from the node id, because xdist's loadgroup adds to that.
+    """
     classes = [node.name for node in item.listchain() if isinstance(node, pytest.Class)]
     return "::".join([*classes, item.name])
 
 
 def _read(file: Path, shown: str) -> Mapping[Title, Section]:
-    """The stored maps; none where there is no file. Raises AmpError where it can't be read."""
+    """Return the stored maps; none if there is no file.
+
+    Raises:
+        AmpError: the file can't be read.
+    """
     try:
         return parse(file.read_text("utf-8"))
     except FileNotFoundError:
         return {}
     except BrokenMapError as error:
         raise AmpError(
-            f"{shown}:{error.line}: {error}; mend the stored dtype maps, or delete the file and "
-            "write it anew with --amp-snapshot=update"
+            f"{shown}:{error.line}: {error}; correct the stored dtype maps, or delete the file and "
+            "write it again with --amp-snapshot=update"
         ) from None
     except (OSError, UnicodeError) as error:
         raise AmpError(f"{shown}: the stored dtype maps can't be read: {error}") from None
@@ -73,7 +88,7 @@ def _first_rank() -> bool:
 
 
 class MapFiles:
-    """One run under ``--amp-snapshot``: updates the files, and tells of maps that nothing uses."""
+    """Updates the files of maps at the end of a run, and reports maps that no test uses."""
 
     def __init__(self, config: pytest.Config, update: bool) -> None:
         self._config = config
@@ -82,32 +97,38 @@ class MapFiles:
         self._items: list[pytest.Item] = []
         self._modules: dict[str, Path] = {}
         self._bad: set[str] = set()
-        # By test file, the amp tests in it; None where not all of them were collected.
+        # By test file, the amp tests in it; None if not all of them were collected.
         self._tests: dict[str, list[str] | None] = {}
         self._said: list[str] = []
 
-    # What was collected: on a worker, if there are some.
+    # What was collected; on xdist's workers, if there are any.
 
     def pytest_collectstart(self, collector: pytest.Collector) -> None:
+        """Note a test file."""
         if isinstance(collector, pytest.Module):
             self._modules[collector.nodeid] = collector.path
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Note a test file that can't be collected: its maps may still be in use."""
         if not report.passed:
             self._bad.add(report.nodeid.partition("::")[0])
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
+        """Note a test before anything is deselected."""
         self._items.append(item)
 
     def _collected(self) -> dict[str, list[str] | None]:
-        """Also what was deselected: it exists, whether or not it ran."""
+        """Return the amp tests by test file, or None for a file that was not collected whole.
+
+        Deselected tests are included: they exist, even if they did not run.
+        """
         names: dict[Path, list[str]] = {}
         for item in self._items:
             if collection.is_amp(item) or "amp_benchmark" in getattr(item, "fixturenames", ()):
                 names.setdefault(item.path, []).append(_name(item))
         here = self._config.invocation_params.dir
         in_part = {(here / arg.partition("::")[0]).resolve() for arg in self._named_in_part()}
-        last_failed = self._config.getoption("lf", False)  # which leaves out what did not fail
+        last_failed = self._config.getoption("lf", False)  # leaves out passed tests
         return {
             str(path): None
             if nodeid in self._bad or path.resolve() in in_part or last_failed
@@ -120,11 +141,13 @@ class MapFiles:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
+        """Take what an xdist worker collected."""
         self._tests.update(getattr(node, "workeroutput", {}).get(_CARGO, {}))
 
-    # What ran, and what is done about it.
+    # What ran, and what becomes of its maps.
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep the map that a test report carries, if the run updates the files."""
         data = getattr(report, "amp", None)
         if data and data["dtype_map"] and self._update:
             found = AmpReport.from_dict(data)
@@ -136,6 +159,7 @@ class MapFiles:
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Update the files, and look for maps that no test uses."""
         self._tests.update(self._collected())
         if hasattr(self._config, "workeroutput"):
             self._config.workeroutput[_CARGO] = self._tests
@@ -151,14 +175,14 @@ class MapFiles:
                 self._finish(shown, known.get(shown))
             except (AmpError, OSError) as error:
                 if not self._update:
-                    continue  # the tests have told
+                    continue  # the tests have reported it
                 session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
                 what = error if isinstance(error, AmpError) else f"{shown}: {error}"
                 sys.stderr.write(f"pytest-amp: --amp-snapshot=update: {what}\n")
         self._said += self._without_test_file()
 
     def _finish(self, shown: str, tests: Iterable[str] | None) -> None:
-        """Update one file, or tell which of its maps no test has any more."""
+        """Update one file, or note which of its maps no longer have a test."""
         file = self._config.rootpath / shown
         stored = _read(file, shown)
         gone = [] if tests is None else [title for title in stored if title.test not in tests]
@@ -193,10 +217,11 @@ class MapFiles:
                 test_file = directory / f"{file.stem}.py"
                 if not test_file.exists():
                     stored, missing = (_from_rootdir(self._config, p) for p in (file, test_file))
-                    yield f"{stored}: there is no {missing} any more: delete it"
+                    yield f"{stored}: {missing} no longer exists: delete this file"
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Write what was done to the files, and what is left over in them."""
         if self._said:
             terminalreporter.section("pytest-amp: dtype maps")
             for line in self._said:

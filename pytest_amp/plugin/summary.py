@@ -1,4 +1,4 @@
-"""What a run says of its amp tests at the end of pytest's output."""
+"""Write the section about the amp tests at the end of pytest's output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_UNREAD = 3
 
 
 def hidden_settings(config: pytest.Config, reports: Sequence[AmpReport]) -> dict[str, int]:
-    """Return, by setting given on the command line, how many tests' markers hid it."""
+    """Count the tests whose markers hide a setting of the command line, by setting."""
     _, (_, cli), _ = config.stash[LEVELS]
     tests = {report.nodeid: report.settings for report in reports}
     return Counter(
@@ -30,7 +30,7 @@ def hidden_settings(config: pytest.Config, reports: Sequence[AmpReport]) -> dict
 
 
 def notes(config: pytest.Config, unread: Sequence[str]) -> Iterator[str]:
-    """Say which stored runs could not be read, and what became of saving this one."""
+    """Yield notes on stored runs that could not be read, and on the saving of this one."""
     from pytest_amp.plugin import benchmark
 
     yield from unread[:_MOST_UNREAD]
@@ -50,7 +50,15 @@ def write(
     *,
     strict: bool,
 ) -> None:
-    """Write the section: the table, what each test has to say, gates nobody asked, a footer."""
+    """Write the section: the table, each test's details, gates that no test was asked, a footer.
+
+    Args:
+        reporter: pytest's reporter, which owns the terminal.
+        reports: the reports of the tests.
+        unasked: the gates that no test was asked, a sentence each.
+        footer: the last lines.
+        strict: whether a gate that no test was asked fails the run.
+    """
     from pytest_amp.render.terminal import not_gated, summary
 
     config, writer = reporter.config, reporter._tw

@@ -1,7 +1,7 @@
-"""What a failed amp test leaves behind: its exceptions, and nothing of what their frames hold.
+"""Empty the exceptions of failed amp tests, so that they don't keep models and arms in memory.
 
-Plugins keep exceptions to the end of the session, and Python keeps the last one. The frames of
-their tracebacks hold the locals of the test and of its step, the arms among them.
+Plugins keep exceptions until the end of the session, and Python keeps the last one. The frames of
+their tracebacks hold the local variables of the test and of its step, the arms included.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _PLAIN = (str, bytes, int, float, complex, type(None), BaseException)
 
 
 def register(config: pytest.Config) -> None:
-    """Empty the exceptions of failed amp tests, unless a debugger is to look at them."""
+    """Register what empties exceptions, unless a debugger is to look at them."""
     if not (config.getoption("usepdb", False) or config.getoption("trace", False)):
         config.pluginmanager.register(Tracebacks(), "amp-tracebacks")
 
 
 class Tracebacks:
-    """The exceptions of the amp test that runs, emptied when its attempt is over.
+    """Empties the exceptions of an amp test when its attempt is over.
 
-    Not when its report is made: a plugin may look at the frames in `pytest_exception_interact`, and
-    one that runs tests again asks afterwards which exception it was.
+    When its report is made would be too early: a plugin may look at the frames in
+    `pytest_exception_interact`, and one that runs tests again asks later which exception it was.
     """
 
     def __init__(self) -> None:
@@ -36,6 +36,7 @@ class Tracebacks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+        """Note the exception of an amp test."""
         raised = call.excinfo
         if raised is None or isinstance(raised.value, pytest.skip.Exception):
             return
@@ -44,9 +45,11 @@ class Tracebacks:
 
     @pytest.hookimpl(tryfirst=True)  # some plugins run a test again within one attempt
     def pytest_runtest_setup(self) -> None:
+        """Empty the exceptions of the previous attempt."""
         self._empty()
 
     def pytest_runtest_logfinish(self) -> None:
+        """Empty the exceptions of the attempt that is over."""
         self._empty()
 
     def _empty(self) -> None:
@@ -54,25 +57,25 @@ class Tracebacks:
             while self._raised:
                 raised = self._raised.pop()
                 empty(raised.value)
-                raised.traceback = type(raised.traceback)(raised.tb)  # it kept the entries, too
+                raised.traceback = type(raised.traceback)(raised.tb)  # it kept the entries too
             gc.collect()  # a trainer and its model often hold each other
 
 
 def empty(error: BaseException) -> None:
-    """Take from an exception, and from those behind it, what they hold of where they were raised.
+    """Remove from an exception, and from those that it refers to, all references to variables.
 
-    What they are, what they say and the lines of their tracebacks stay.
+    Their types, their messages and the lines of their tracebacks stay.
     """
     for each in _related(error):
         each.__traceback__ = _hollow(each.__traceback__)
         if isinstance(each, AttributeError):
-            each.obj = None  # Python's own addition: where it looked for the attribute
+            each.obj = None  # the object that Python looked for the attribute on
         if not all(isinstance(value, _PLAIN) for value in _flat(each.args)):
             each.args = (_text(each),)
 
 
 def _related(error: BaseException) -> Iterator[BaseException]:
-    """The exception, its causes and contexts, and those that it was made of, each once."""
+    """Yield the exception, its causes, its contexts and those among its arguments, each once."""
     seen: set[int] = set()
     waiting: list[Any] = [error]
     while waiting:
@@ -94,16 +97,16 @@ def _flat(values: Iterable[Any]) -> Iterator[Any]:
 def _text(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception:  # noqa: BLE001 - as of a tensor on a device that is gone
+    except Exception:  # noqa: BLE001 - it may hold a tensor on a device that is gone
         return type(error).__name__
 
 
 def _hollow(traceback: TracebackType | None) -> TracebackType | None:
-    """The traceback as it prints, without its frames.
+    """Return a traceback that prints the same, but has no frames with variables.
 
-    `traceback.clear_frames` would not do: a frame keeps its function, and so what that closes over,
-    and to clear the frame of a generator that goes on closes it. The entries are parted, since
-    pytest and Python hold some of them.
+    `traceback.clear_frames` is not enough: a frame keeps its function, and so what the function
+    closes over, and clearing the frame of a generator closes the generator. The old entries are
+    also disconnected from each other, since pytest and Python hold some of them.
     """
     entries = []
     while traceback is not None:
@@ -117,7 +120,10 @@ def _hollow(traceback: TracebackType | None) -> TracebackType | None:
 
 
 def _stand_in(frame: FrameType) -> FrameType:
-    """A frame that looks like it to a traceback: one of a generator has none behind it."""
+    """Return a frame that looks the same in a traceback, but has no variables.
+
+    It is a generator's frame, because such a frame does not refer to the frame that called it.
+    """
     code = _nothing.__code__.replace(
         co_filename=frame.f_code.co_filename,
         co_name=frame.f_code.co_name,

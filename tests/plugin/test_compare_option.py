@@ -186,7 +186,7 @@ def test_a_report_that_would_write_over_the_baseline_is_refused(
         path.write_text("kept")
     result = pytester.runpytest(f"--amp-json={output}", f"--amp-compare={reference}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["*would write over what --amp-compare=* compares with*"])
+    result.stderr.fnmatch_lines(["*would overwrite what --amp-compare=* compares with*"])
     assert path.exists() is exists
 
 
