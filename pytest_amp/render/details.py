@@ -1,4 +1,4 @@
-"""Below the table: what each test has to say, gate by gate and finding by finding."""
+"""Write the details below the table: each test's gates, findings and notes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _COLOURS: Mapping[GateVerdict, Markup] = {
 
 
 class Entry(NamedTuple):
-    """A labelled sentence."""
+    """A sentence with a label, and the label's colour."""
 
     label: str
     markup: Markup
@@ -42,6 +42,13 @@ class Entry(NamedTuple):
 
 
 def details(reports: Sequence[AmpReport], width: int, verbosity: int) -> Iterator[Line]:
+    """Yield the lines about each test that has something to say.
+
+    Args:
+        reports: the reports of the tests.
+        width: the width of the terminal.
+        verbosity: pytest's; above 0, passed gates and how the test was measured are shown too.
+    """
     for report in reports:
         entries = [*said(report), *(_measured(report) if verbosity > 0 else ())]
         if verbosity > 0:
@@ -62,7 +69,7 @@ def details(reports: Sequence[AmpReport], width: int, verbosity: int) -> Iterato
 
 
 def said(report: AmpReport) -> Iterator[Entry]:
-    """What has to be said at any verbosity."""
+    """Yield what is shown at any verbosity."""
     for gate in report.gates:
         if gate.verdict in ("fail", "inconclusive") or gate in report.unmeasured:
             yield _gate(gate)
@@ -90,14 +97,14 @@ def _finding(finding: Finding) -> str:
 
 
 def _other_gates(report: AmpReport) -> Iterator[Entry]:
-    """The gates that `said` has nothing to say about."""
+    """Yield the gates that `said` leaves out."""
     for gate in report.gates:
         if gate.verdict == "pass" or not (gate.asked or gate in report.unmeasured):
             yield _gate(gate)
 
 
 def _measured(report: AmpReport) -> Iterator[Entry]:
-    """How it was measured: told with -v."""
+    """Yield how the test was measured, which is shown with -v."""
     for finding in report.findings:
         if finding.suppressed is not None:
             yield Entry("suppressed", FAINT, f"{finding} [{finding.suppressed}]")

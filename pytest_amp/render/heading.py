@@ -1,4 +1,4 @@
-"""The table's heading: where it was measured, under which flags, and what the markers hid."""
+"""Write the heading above the table: where and with which flags the tests were measured."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ from pytest_amp.results.values import Environment
 def heading(
     reports: Sequence[AmpReport], width: int, verbosity: int, hidden: Mapping[str, int]
 ) -> Iterator[Line]:
+    """Yield the lines of the heading.
+
+    Args:
+        reports: the reports of the tests.
+        width: the width of the terminal.
+        verbosity: pytest's; above 0, all flags are shown.
+        hidden: by setting of the command line, how many tests' markers hid it.
+    """
     for place, dtypes in _places(reports):
         parts = [place.device, *dtypes, *_versions(place), *_flags(place, verbosity)]
         # A part such as "CUDA 12.8" stays on one line, so wrapping must not see its spaces.
@@ -43,7 +51,7 @@ def heading(
 
 
 def _places(reports: Iterable[AmpReport]) -> list[tuple[Environment, list[str]]]:
-    """Each distinct environment once, with the dtypes that ran in it."""
+    """Return each distinct environment once, with the dtypes that ran in it."""
     places: list[tuple[Environment, list[str]]] = []
     for here in (report.environment for report in reports):
         if here is None:
@@ -66,7 +74,7 @@ def _versions(place: Environment) -> Iterator[str]:
             yield f"{name} {version}"
 
 
-# Flags that move a baseline, as people call them; the others are told with -v.
+# The flags that change a measurement most, with the names that people use. -v shows the others.
 _TELLING: Mapping[str, str] = {
     "float32_matmul_precision": "matmul precision",
     "cuda.matmul.allow_tf32": "tf32 matmul",

@@ -1,4 +1,4 @@
-"""The page of ``--amp-html`` and ``pytest-amp html``: one file that needs nothing else."""
+"""Write the page of ``--amp-html`` and ``pytest-amp html``: one file that needs no others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ _GRAVITY = ("fail", "error", "unanswered", "inconclusive", "pass", "skipped")
 
 
 class Result(NamedTuple):
-    """What the page is made of: a report, its history, and for a stored one the run it is of."""
+    """A result to show on the page.
+
+    Attributes:
+        report: its report.
+        trend: its history, if there is one.
+        origin: if it is a stored result, the run that it comes from.
+    """
 
     report: AmpReport
     trend: Trend | None = None
@@ -33,7 +39,7 @@ class Result(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A test on the page."""
+    """What the template shows of a test."""
 
     anchor: str
     report: AmpReport
@@ -51,7 +57,7 @@ class Section(NamedTuple):
 
 
 def available() -> bool:
-    """Whether what draws the page is installed."""
+    """Return whether Jinja2 and matplotlib are installed."""
     from importlib.util import find_spec
 
     return all(find_spec(name) is not None for name in ("jinja2", "matplotlib"))
@@ -60,9 +66,13 @@ def available() -> bool:
 def page(
     results: Sequence[Result], run: Mapping[str, Any] | None, created: str, version: str
 ) -> str:
-    """The whole page.
+    """Return the whole page.
 
-    `run`: as in ``--amp-json``; None where results are of several runs. `version`: pytest-amp's.
+    Args:
+        results: the results; the gravest ones are shown first.
+        run: what identifies the run, as in ``--amp-json``; None if results come from several runs.
+        created: when the page is written, as ISO 8601.
+        version: pytest-amp's version.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -96,13 +106,16 @@ def page(
 
 
 def write(path: str | os.PathLike[str], text: str) -> None:
-    """Write the page whole, or leave what was there."""
+    """Write the whole page, or leave the file as it was if that fails."""
     files.write(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def _printable(value: object) -> object:
-    """Names come from anywhere, and some characters turn the rest of a line around."""
-    if type(value) is not str:  # as Markup, which has been through here
+    """Escape control characters in text.
+
+    Names come from anywhere, and some characters reverse the direction of the rest of a line.
+    """
+    if type(value) is not str:  # Markup, for one, has been escaped already
         return value
     return "\n".join(map(units.printable, value.split("\n")))
 
@@ -140,7 +153,7 @@ def _section(number: int, result: Result) -> Section:
 
 
 def _dtypes(report: AmpReport) -> list[tuple[str, str, str]]:
-    """The arms' FLOPs by dtype: dtype, share in fp32, share in amp."""
+    """Return, for each dtype, its name and its shares of the fp32 arm's and the amp arm's FLOPs."""
     shares = [_shares(arm) for arm in both_arms(report)]
     return [
         (name, *(units.share(each.get(name, 0.0)) if each else units.NOTHING for each in shares))  # type: ignore[misc]
@@ -155,7 +168,7 @@ def _shares(arm: ArmRun | None) -> dict[str, float]:
 
 
 def _operators(report: AmpReport) -> list[tuple[str, str, str]]:
-    """The operator, and in which dtypes each arm called it how often."""
+    """Return, for each operator, its name and each arm's calls by dtype."""
     arms = [arm.operators if arm else {} for arm in both_arms(report)]
     return [
         (name, *(_calls(each.get(name, {})) for each in arms))  # type: ignore[misc]

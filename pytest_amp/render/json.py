@@ -1,4 +1,4 @@
-"""The JSON report of ``--amp-json``, schema 1, and the JSON Schema that describes it."""
+"""Write the JSON report of ``--amp-json``, and load the JSON Schema that describes it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ def document(
     version: str,
     unasked: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The whole report as plain JSON.
+    """Return the whole report as plain JSON.
 
-    `run` describes the session: of `RUN_KEYS` whatever is known, the rest becomes null.
-    `created` is an ISO-8601 time, `version` pytest-amp's own. `unasked`: what was to be gated and
-    was asked of no test, a sentence each.
+    Args:
+        reports: the reports of the tests.
+        run: what is known of `RUN_KEYS` about the run; the others become null.
+        created: when the report is written, as ISO 8601.
+        version: pytest-amp's version.
+        unasked: the gates that no test was asked, a sentence each.
     """
     return {
         "schema": SCHEMA,
@@ -39,19 +42,23 @@ def document(
 
 
 def write(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:
-    """Write `document` to `path` so that a reader finds either all of it or what was there before.
+    """Write a document so that a reader finds either all of it or what was there before.
 
-    Missing directories are made; a link is followed. Raises ValueError for a number that is not
-    finite, TypeError for what JSON has no word for, OSError where the disk says no.
+    Missing directories are made, and a link is followed.
+
+    Raises:
+        ValueError: a number is not finite.
+        TypeError: JSON can't express a value.
+        OSError: the file can't be written.
     """
     text = json.dumps(document, allow_nan=False, ensure_ascii=False) + "\n"
-    # A lone surrogate (an undecodable byte of a file name) has no UTF-8; its \udcXX is JSON.
+    # A lone surrogate (an undecodable byte of a file name) has no UTF-8, but \udcXX is valid JSON.
     data = text.encode("utf-8", errors="backslashreplace")
     files.write(path, data)
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema (draft 2020-12) of `document`, as it ships with the package."""
+    """Return the JSON Schema (draft 2020-12) of `document`, which ships with the package."""
     text = resources.files("pytest_amp.render").joinpath(f"schema-{SCHEMA}.json").read_text("utf-8")
     loaded: dict[str, Any] = json.loads(text)
     return loaded

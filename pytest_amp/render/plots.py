@@ -1,4 +1,4 @@
-"""Figures of one result, as SVG that stands in a page and takes its text colour."""
+"""Draw the figures of one result as SVG, for a page whose text colour they take."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REST = "activations and workspace"
 _KINDS = {
     "parameters": "#4c8bd6", "gradients": "#7fb069", "optimizer state": "#9b59b6", _REST: "#e07b39",
 }  # fmt: skip
-# Stands for the page's text colour, which is another one in the dark.
+# Stands for the page's text colour, which depends on the colour scheme.
 _TEXT = "#123456"
 _STYLE: Any = {
     "axes.edgecolor": _TEXT, "axes.labelcolor": _TEXT, "text.color": _TEXT, "xtick.color": _TEXT,
@@ -35,7 +35,7 @@ _STYLE: Any = {
 
 
 def figures(report: AmpReport) -> dict[str, str]:
-    """By title, what there is to draw of a test."""
+    """Return all figures of a test that there are, as SVG by title."""
     found: dict[str, str] = {}
     fp32, amp = report.arms.get("fp32"), report.arms.get("amp")
     floor = report.noise_floor
@@ -60,7 +60,7 @@ def figures(report: AmpReport) -> dict[str, str]:
 
 @contextmanager
 def on_paper() -> Iterator[None]:
-    """Draw as for a page, and in black on white."""
+    """Draw in the same style as for a page, but in black on white."""
     import matplotlib
 
     style = {name: "black" if value == _TEXT else value for name, value in _STYLE.items()}
@@ -71,7 +71,13 @@ def on_paper() -> Iterator[None]:
 
 
 def drawn(draw: Callable[[Axes], object]) -> str:
-    """One figure, as SVG; in its place the reason where numbers are beyond what an axis shows."""
+    """Return one figure as SVG.
+
+    If the numbers are too large for an axis, the figure says so instead.
+
+    Args:
+        draw: draws the figure on an axes.
+    """
     try:
         return _svg(draw)
     except (ValueError, ArithmeticError) as error:
@@ -89,7 +95,7 @@ def _svg(draw: Callable[[Axes], object]) -> str:
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of glyphs that a font lacks: a browser has others
+        warnings.simplefilter("ignore")  # about glyphs that only a browser's fonts have
         figure = Figure(figsize=(4.6, 2.4), layout="constrained")
         FigureCanvasSVG(figure)
         draw(figure.add_subplot())
@@ -115,7 +121,7 @@ def _losses(axes: Axes, fp32: Sequence[float], amp: Sequence[float], floor: floa
 def _parity(
     axes: Axes, differences: Sequence[float], floor: float | None, most: float | None
 ) -> None:
-    """How far amp's loss is from fp32's, beside what rounding does and what the gate allows."""
+    """Draw the difference of the losses, the noise floor, and what the gate allows."""
     seen, steps = max(abs(each) for each in differences if each == each), len(differences)
     axes.axhline(0, color=FP32, label="fp32")
     axes.plot(range(1, steps + 1), differences, ".-", color=AMP, label="amp")
@@ -134,7 +140,7 @@ def _parity(
 
 
 def _differences(fp32: Sequence[float], amp: Sequence[float]) -> list[float]:
-    """(amp - fp32) / |fp32|, step by step; NaN where that is no number."""
+    """Return (amp - fp32) / abs(fp32) for each step; NaN if that is not finite."""
     found = [(b - a) / abs(a) if a else math.nan for a, b in zip(fp32, amp, strict=False)]
     return [each if math.isfinite(each) else math.nan for each in found]
 
@@ -163,7 +169,7 @@ def _times(axes: Axes, times: Mapping[str, Sequence[float]]) -> None:
 
 
 def _memory(axes: Axes, arms: Mapping[str, ArmRun]) -> None:
-    """Each arm's peak, and what of it is held from step to step."""
+    """Draw each arm's peak, and the part of it that is held from step to step."""
     names = [name for name in ("amp", "fp32") if name in arms]
     peaks = [arms[name].peak_bytes or 0 for name in names]
     scale, unit = in_bytes(max(peaks))
@@ -201,7 +207,7 @@ def _whole_numbers(axes: Axes) -> None:
 
 
 def in_bytes(largest: float) -> tuple[float, str]:
-    """The unit that suits them, and how many bytes it has."""
+    """Return how many bytes the unit has that suits such sizes, and its name."""
     return next(
         (pair for pair in ((2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
          if largest >= pair[0]),

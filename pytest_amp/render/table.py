@@ -1,4 +1,4 @@
-"""The table: one row a test, aligned, on one line where there is room for it and else on two."""
+"""Write the table of results: a row for each test, on one line if there is room for it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _step_time(report: AmpReport) -> str:
 
 
 def _speedup(report: AmpReport) -> str:
-    """With its interval, or with the few pairs that made none."""
+    """Return the speedup with its interval, or with the number of pairs if they were too few."""
     found = report.speedup
     if found is None or found.low is not None:
         return str(found or units.NOTHING)
@@ -57,7 +57,7 @@ def _loss_diff(report: AmpReport) -> str:
         return f"{strange}"
     passed = [gate for gate in report.gates if (gate.name, gate.verdict) == ("loss_diff", "pass")]
     if passed and report.loss_diff is not None and report.loss_diff > (passed[0].threshold or 0):
-        return "<atol"  # of a loss near zero, a relative difference says nothing
+        return "<atol"  # near zero, a relative difference says nothing
     return units.share(report.loss_diff)
 
 
@@ -70,14 +70,21 @@ def _scaler(report: AmpReport) -> str:
 
 
 def _since(report: AmpReport) -> str:
-    """The speedup's change since the baseline."""
+    """Return the speedup's change since the baseline."""
     changes = [gate.value for gate in report.gates if gate.name == "compare:speedup"]
     return units.signed(changes[0]) if changes else units.NOTHING
 
 
 @dataclass(frozen=True)
 class TableColumn:
-    """A figure of the table, and the gates whose verdict colours it."""
+    """A column of the table.
+
+    Attributes:
+        title: its title.
+        align: the side that its cells stand on.
+        text: returns a test's figure.
+        gates: the gates whose verdicts colour the figure.
+    """
 
     title: str
     align: Literal["<", ">"]
@@ -85,11 +92,12 @@ class TableColumn:
     gates: tuple[str, ...] = ()
 
     def verdict(self, report: AmpReport) -> str:
-        """The gravest of its gates; "" where none failed and none is undecided."""
+        """Return the gravest verdict of its gates, "fail" or "inconclusive"; "" if all are well."""
         verdicts = {gate.verdict for gate in report.gates if gate.name in self.gates}
         return next((each for each in _MARKUP if each in verdicts), "")
 
     def span(self, report: AmpReport) -> Span:
+        """Return a test's cell in its colour."""
         markup = _MARKUP.get(self.verdict(report), PLAIN)
         return Span(cut(self.text(report), _LONGEST_CELL), markup)
 
@@ -110,13 +118,20 @@ _SINCE = TableColumn("since", ">", _since, ("compare:speedup",))
 
 
 def columns_of(reports: Sequence[AmpReport]) -> tuple[TableColumn, ...]:
-    """The change since a baseline only where there is one."""
+    """Return the columns; the change since a baseline is one only if a test has a baseline."""
     return (*COLUMNS, _SINCE) if any(report.baseline for report in reports) else COLUMNS
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which cells stand on which line of a row, how wide each is, and the same without figures."""
+    """Which cells stand on which line of a row, and how wide they are.
+
+    Attributes:
+        columns: the columns of figures.
+        rows: the titles of the cells on each line of a row.
+        reasons: the same for a test that has a reason instead of figures.
+        sizes: the width of each cell, by title.
+    """
 
     columns: Sequence[TableColumn]
     rows: Sequence[Sequence[str]]
@@ -124,6 +139,12 @@ class _Layout:
     sizes: Mapping[str, int]
 
     def render(self, cells: Mapping[str, Span], *, reason: bool = False) -> Iterator[Line]:
+        """Yield the lines of a row.
+
+        Args:
+            cells: the cells by title.
+            reason: whether the row has a reason instead of figures.
+        """
         align = {column.title: column.align for column in self.columns}
         for number, titles in enumerate(self.reasons if reason else self.rows):
             line = [Span(_INDENT if number else "")]
@@ -136,6 +157,7 @@ class _Layout:
 
     @property
     def width(self) -> int:
+        """The width of the longest line of a row."""
         return max(
             len(_INDENT) * bool(number)
             + sum(self.sizes[title] for title in titles)
@@ -145,6 +167,7 @@ class _Layout:
 
 
 def table(reports: Sequence[AmpReport], width: int) -> Iterator[Line]:
+    """Yield the lines of the table, with the tests of a file below its path."""
     files: dict[str, list[AmpReport]] = {}
     for report in reports:
         files.setdefault(split_nodeid(ascii_only(report.nodeid))[0], []).append(report)
@@ -176,7 +199,7 @@ def _row(report: AmpReport, layout: _Layout) -> Iterator[Line]:
 
 
 def _layout(reports: Sequence[AmpReport], width: int) -> _Layout:
-    """One line per test where there is room for it; else its name first, the figures below."""
+    """Lay out a row on one line if there is room; else put the name first, the figures below it."""
     columns = columns_of(reports)
     titles = [column.title for column in columns]
     sizes = {
@@ -204,7 +227,7 @@ def _layout(reports: Sequence[AmpReport], width: int) -> _Layout:
 
 
 def _flowed(titles: Sequence[str], sizes: Mapping[str, int], width: int) -> list[list[str]]:
-    """The figures that do not stand beside the name, on as few lines as they need."""
+    """Return the titles of the figures below the name, on as few lines as they fit."""
     lines: list[list[str]] = []
     used = width
     for title in titles:

@@ -1,4 +1,4 @@
-"""The summary at the end of a run, for whoever owns the terminal: nothing here writes."""
+"""Compose the lines of the summary at the end of a run; the plugin writes them."""
 
 from __future__ import annotations
 
@@ -33,11 +33,14 @@ def summary(
     verbosity: int,
     hidden: Mapping[str, int] | None = None,
 ) -> list[Line]:
-    """The report of a whole run; nothing where nothing was measured.
+    """Return the lines about a whole run; none if there are no reports.
 
-    `hidden` says for each setting how many tests' markers hid the command line's value.
-    `verbosity` is pytest's: below 0 one line per test that did not pass, above 0 every gate,
-    suppressed finding and setting.
+    Args:
+        reports: the reports of the tests.
+        width: the width of the terminal.
+        verbosity: pytest's. Below 0, each test that did not pass has one line. Above 0, passed
+            gates, suppressed findings and settings are shown too.
+        hidden: by setting of the command line, how many tests' markers hid it.
     """
     if not reports:
         return []
@@ -59,7 +62,7 @@ def summary(
 
 
 def not_gated(unasked: Sequence[str], strict: bool, width: int) -> Iterator[Line]:
-    """What the run was to gate and asked of no test, where nobody can overlook it."""
+    """Yield the gates that were set but that no test was asked, so that nobody overlooks them."""
     consequence = "; --amp-strict fails the run" if strict else "; --amp-strict would fail the run"
     for text in unasked:
         for line in wrapped(sentence(f"NOT GATED: {text}{consequence}"), width, GAP):
@@ -67,7 +70,7 @@ def not_gated(unasked: Sequence[str], strict: bool, width: int) -> Iterator[Line
 
 
 def _set_for_others(reports: Sequence[AmpReport], width: int) -> Iterator[Line]:
-    """Gates that were set for devices on which no test ran, over all tests."""
+    """Yield the gates that are set only for devices on which the tests did not run."""
     found: dict[tuple[str, tuple[str, ...], str], list[AmpReport]] = {}
     for report in reports:
         for gate in report.unmeasured:
@@ -99,7 +102,7 @@ def _brief(report: AmpReport, width: int) -> Line:
 
 
 def _without_baseline(reports: Sequence[AmpReport], width: int) -> Iterator[Line]:
-    """What a quiet run would pass over: a comparison that had nothing to compare with."""
+    """Yield how many tests have no baseline, which a quiet run would otherwise not say."""
     missing = [
         next(gate.reason for gate in report.gates if gate.name in COMPARED)
         for report in reports
@@ -129,7 +132,10 @@ def _closing(reports: Sequence[AmpReport], verbosity: int) -> Iterator[Line]:
 
 
 def _counts(reports: Sequence[AmpReport]) -> Line:
-    """4 passed, 1 failed, 1 inconclusive, 2 skipped: of a test that was run again the last run."""
+    """Return a line such as ``4 passed, 1 failed, 1 inconclusive, 2 skipped``.
+
+    If a test was run several times, its last run counts.
+    """
     tests = {(report.nodeid, report.worker, report.rank): report for report in reports}
     counter = Counter(kind_of(report) for report in tests.values())
     spans: list[Span] = []

@@ -1,6 +1,6 @@
-"""Lines of styled text: ASCII, and no wider than they were asked to be.
+"""Make lines of styled text that are plain ASCII and fit a given width.
 
-A `Line` is a tuple of `Span`s whose `markup` are names that pytest's TerminalWriter knows.
+A `Line` is a tuple of `Span`s. Their `markup` holds names that pytest's TerminalWriter knows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Markup = tuple[str, ...]
 
 
 class Span(NamedTuple):
-    """A piece of a line and the TerminalWriter markup it is written with."""
+    """A piece of a line, and the TerminalWriter markup that it is written with."""
 
     text: str
     markup: Markup = ()
@@ -32,23 +32,24 @@ GAP = "  "
 
 
 def text_of(line: Line) -> str:
-    """The text of a line without its markup."""
+    """Return the text of a line without its markup."""
     return "".join(span.text for span in line)
 
 
 def ascii_only(text: str) -> str:
-    """Printable ASCII on one line; everything else as the escape that Python would write."""
+    """Return text as printable ASCII on one line; other characters become Python's escapes."""
     return "".join(
         char if " " <= char <= "~" else char.encode("unicode_escape").decode() for char in text
     )
 
 
 def sentence(text: str) -> str:
+    """Return text as printable ASCII, with single spaces in place of all white space."""
     return ascii_only(" ".join(text.split()))
 
 
 def cut(text: str, width: int) -> str:
-    """At most `width` characters, with dots where something is missing at the end."""
+    """Return at most `width` characters; three dots replace what is cut off at the end."""
     return text if len(text) <= width else text[: max(width - 3, 0)] + "..."[: max(width, 0)]
 
 
@@ -60,7 +61,7 @@ def _cut_middle(text: str, width: int) -> str:
 
 
 def ever_shorter(path: str) -> Iterator[str]:
-    """The path, then without its first directory, and so on down to the file."""
+    """Yield the path, then the path without its first directory, and so on down to the file."""
     yield path
     while "/" in path:
         path = path.partition("/")[2]
@@ -68,7 +69,7 @@ def ever_shorter(path: str) -> Iterator[str]:
 
 
 def shorten(nodeid: str, width: int) -> str:
-    """A node id in at most `width` characters: the function and its parameters give way last."""
+    """Return a node id in at most `width` characters; the function and its parameters go last."""
     path, name = split_nodeid(ascii_only(nodeid))
     base, bracket, parameters = name.partition("[")
     function = base.rpartition("::")[2] + bracket + parameters
@@ -78,14 +79,14 @@ def shorten(nodeid: str, width: int) -> str:
 
 
 def split_nodeid(nodeid: str) -> tuple[str, str]:
-    """The file and the name in it; parameters may hold ``::`` and ``/`` too."""
+    """Return the file of a node id and the name in it; parameters may hold ``::`` and ``/`` too."""
     base, bracket, parameters = nodeid.partition("[")
     path, separator, name = base.partition("::")
     return (path, name + bracket + parameters) if separator else ("", nodeid)
 
 
 def fit(line: Line, width: int) -> Line:
-    """The line without trailing space, and cut if it is too wide."""
+    """Return the line without trailing space, cut if it is too wide."""
     room = len(text_of(line)[:width].rstrip())
     spans: list[Span] = []
     for text, markup in line:
@@ -96,6 +97,7 @@ def fit(line: Line, width: int) -> Line:
 
 
 def wrapped(text: str, width: int, hanging: str) -> list[str]:
+    """Wrap text into lines; all but the first one begin with `hanging`."""
     return textwrap.wrap(
         text, max(width, 20), subsequent_indent=hanging, break_on_hyphens=False
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""How a test's figures went, run by run, as figures."""
+"""Draw how a test's metrics went from run to run."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 RELEASE, STEP = "#9b59b6", "#808890"
 _DRAWN = 200
-_LABEL, _LINE = 0.3, 9  # of a figure's width, and in points: room for the name of a release
+# The room for a release's name: a share of the figure's width, and points of height.
+_LABEL, _LINE = 0.3, 9
 
-# By column: a figure's title, and its axis.
+# By column, the title of the figure and the label of its axis.
 _FIGURES = {
     "speedup": ("Speedup over time", "ratio"),
     "amp_peak_bytes": ("Amp's peak memory over time", ""),
@@ -29,7 +30,7 @@ _FIGURES = {
 
 
 def figures(trend: Trend) -> dict[str, str]:
-    """By title, a figure of each metric that two results or more have."""
+    """Return, as SVG by title, a figure of each metric that at least two results have."""
     return {
         title: plots.drawn(partial(_over_time, trend=trend, column=column))
         for column, (title, _) in _FIGURES.items()
@@ -38,9 +39,11 @@ def figures(trend: Trend) -> dict[str, str]:
 
 
 def save(path: Path, trends: Sequence[Trend]) -> None:
-    """Draw trends into a file, a row each; its ending says in which format.
+    """Draw trends into a file, one row each; the ending of its name sets the format.
 
-    Raises ValueError for a format that matplotlib does not write, OSError where it can't.
+    Raises:
+        ValueError: matplotlib does not write that format.
+        OSError: the file can't be written.
     """
     with plots.on_paper():
         from matplotlib.figure import Figure
@@ -57,7 +60,11 @@ def save(path: Path, trends: Sequence[Trend]) -> None:
 
 
 def _over_time(axes: Axes, trend: Trend, column: str) -> int:
-    """The newest runs of one metric; open circles did not pass. How many points it takes above."""
+    """Draw the newest runs of one metric; those that did not pass are open circles.
+
+    Returns:
+        The height that labels take above the axes, in points.
+    """
     places = trend.known(column)[-_DRAWN:]
     if len(places) < 2:
         axes.set_axis_off()
@@ -83,7 +90,7 @@ def _over_time(axes: Axes, trend: Trend, column: str) -> int:
     taken = _mark_releases(axes, points)
     _mark_steps(axes, places, trend.steps.get(column, ()), scale)
     axes.set_ylabel(label)
-    # At least 2% to either side of the middle: smaller changes are noise, and should look like it.
+    # Show at least 2% to either side of the middle: smaller changes are noise, and should look so.
     middle = (max(seen) + min(seen)) / 2
     half = max(0.55 * (max(seen) - min(seen)), 0.02 * abs(middle)) or 1.0
     axes.set_ylim(middle - half, middle + half)
@@ -93,9 +100,10 @@ def _over_time(axes: Axes, trend: Trend, column: str) -> int:
 
 
 def _mark_releases(axes: Axes, points: Sequence[Point]) -> int:
-    """A dotted line where the release of torch changed, and its name above, clear of the data.
+    """Draw a dotted line where torch's release changed, and its name above, clear of the data.
 
-    How many points its names take there.
+    Returns:
+        The height that the names take, in points.
     """
     last, level, taken = -1.0, 0, 0
     for place, (before, after) in enumerate(pairwise(points)):
@@ -114,7 +122,7 @@ def _mark_releases(axes: Axes, points: Sequence[Point]) -> int:
 
 
 def _mark_steps(axes: Axes, places: Sequence[int], steps: Sequence[Step], scale: float) -> None:
-    """The means between the steps, and how large each one is."""
+    """Draw the means between the steps, and say how large each step is."""
     seen = [step for step in steps if step.place > places[0]]
     if not seen:
         return

@@ -1,4 +1,4 @@
-"""The table of ``pytest-amp history``: each test's newest figures, and below them its steps."""
+"""Write the table of ``pytest-amp history``: each test's newest figures, and its steps below."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from pytest_amp.results.trend import METRICS, Trend
 
 
 class TrendColumn(NamedTuple):
-    """A title, the side that its cells stand on, and their text."""
+    """A column of the table.
+
+    Attributes:
+        title: its title.
+        align: the side that its cells stand on.
+        text: returns the text of a trend's cell.
+    """
 
     title: str
     align: Literal["<", ">"]
@@ -29,7 +35,7 @@ def _last(trend: Trend) -> str:
 
 
 def _newest(column: str) -> Callable[[Trend], float | None]:
-    """The newest figure there is: the last run may have none."""
+    """Return a function that finds a trend's newest figure; the last run may not have one."""
 
     def of(trend: Trend) -> float | None:
         known = trend.known(column)
@@ -55,7 +61,7 @@ COLUMNS = (
 
 
 def table(trends: Sequence[Trend]) -> Iterator[tuple[str, str]]:
-    """Lines, each as what may not be broken and a text behind it."""
+    """Yield the lines of the table, each in two parts: only the second part may be wrapped."""
     rows = [[units.printable(column.text(trend)) for column in COLUMNS] for trend in trends]
     titles = [column.title for column in COLUMNS]
     widths = [max(map(len, cells)) for cells in zip(titles, *rows, strict=True)]

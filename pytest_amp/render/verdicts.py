@@ -1,4 +1,4 @@
-"""How a test came out, in the words and colours of the terminal."""
+"""Say how a test came out, in the words and colours of the terminal."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from pytest_amp.results.values import ArmRun
 
 
 class Outcome(NamedTuple):
-    """The word in the table, the word in the closing count, and their colour."""
+    """The words and the colour for how a test came out.
+
+    Attributes:
+        word: the word in the table.
+        counted: the word in the closing line.
+        markup: the colour of both.
+    """
 
     word: str
     counted: str
     markup: Markup
 
 
-# In the order in which the closing line counts them.
+# The closing line counts them in this order.
 OUTCOMES: Mapping[str, Outcome] = {
     "pass": Outcome("PASS", "passed", GOOD),
     "fail": Outcome("FAIL", "failed", BAD),
@@ -30,12 +36,12 @@ OUTCOMES: Mapping[str, Outcome] = {
 
 
 def both_arms(report: AmpReport) -> tuple[ArmRun | None, ArmRun | None]:
-    """The two arms; None for one that never ran, as after an error."""
+    """Return the fp32 and the amp arm; None for one that never ran, for example after an error."""
     return report.arms.get("fp32"), report.arms.get("amp")
 
 
 def why_nothing(report: AmpReport) -> str:
-    """Why a test has no figures, on one line; empty where it has some."""
+    """Return on one line why a test has no figures; "" if it has some."""
     if report.verdict == "skipped":
         return sentence(report.skip_reason or "skipped without a reason")
     if report.verdict != "error":
@@ -49,10 +55,11 @@ def why_nothing(report: AmpReport) -> str:
 
 
 def kind_of(report: AmpReport) -> str:
-    """The verdict; a pass that ``--amp-strict`` does not let pass is none."""
+    """Return the verdict, or "unanswered" for a pass that ``--amp-strict`` does not accept."""
     return "unanswered" if report.verdict == "pass" and report.unanswered else report.verdict
 
 
 def outcome_of(report: AmpReport) -> Outcome:
+    """Return the words and the colour for how a test came out."""
     outcome = OUTCOMES[kind_of(report)]
     return outcome._replace(markup=BAD) if report.unanswered else outcome

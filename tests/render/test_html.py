@@ -91,7 +91,7 @@ def test_a_section_holds_verdict_gates_findings_figures_and_what_is_behind_them(
         "Step time", "Peak memory", "Loss scale",
         "float32 x3", "float16 x2, float32", "float32 -> float16 x4", "By module",
         "Compared with run 0012", "torch 2.12.0 -> 2.13.0", "head  forward  matmul", "90%",
-        "commit cccccccccc on main with changes", "pytest -m amp",
+        "commit cccccccccc on main with uncommitted changes", "pytest -m amp",
     ):  # fmt: skip
         assert text in shown, text
     assert "steps" not in re.findall(r'<th scope="row">(\w+)</th>', page(faulty()))
