@@ -1,3 +1,3 @@
-"""Shared by tests/ and examples/: the fixture with which pytest-amp's own tests run pytest."""
+"""Load pytester, with which the tests in tests/ and examples/ run pytest."""
 
 pytest_plugins = ["pytester"]

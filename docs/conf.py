@@ -1,4 +1,4 @@
-"""How Sphinx builds the site: ``sphinx-build -W -b html docs build/docs``.
+"""Configure Sphinx, which builds the site: ``sphinx-build -W -b html docs build/docs``.
 
 Nothing is fetched during the build, and no page loads anything from another host.
 """
@@ -15,11 +15,11 @@ copyright = author  # noqa: A001 - Sphinx reads this name
 version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
-myst_heading_anchors = 3  # GitHub's anchors, so that a link works there and here
+myst_heading_anchors = 3  # the same anchors as on GitHub, so that links work in both places
 highlight_language = "none"  # blocks without a language are output or commands
 
 autodoc_member_order = "bysource"
-# How a class is made is left out: pytest-amp makes them all, and users read them.
+# Constructors are left out, because pytest-amp makes all these objects, and users only read them.
 autodoc_class_signature = "separated"
 autodoc_default_options = {"exclude-members": "__init__, __new__"}
 napoleon_google_docstring = True
@@ -37,10 +37,11 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 
 def setup(app: Sphinx) -> None:
+    """Register what this site adds to Sphinx."""
     app.connect("doctree-read", _one_line_a_rule)
 
 
 def _one_line_a_rule(app: Sphinx, _: object) -> None:
-    """Keep the contents beside the page of rules to the rules' names."""
+    """List only the rules' names in the contents beside the page of rules."""
     if app.env.docname == "reference/rules":
         app.env.metadata["reference/rules"]["tocdepth"] = 2

@@ -1,7 +1,8 @@
-"""Write what the documentation shows of the code: ``python scripts/generate_docs.py``.
+"""Generate the parts of the documentation that follow from the code.
 
-Two pages are generated whole. Others have parts between ``<!-- generated: NAME -->`` and
-``<!-- /generated -->``. The tests hold each of them to what the code says.
+Run ``python scripts/generate_docs.py`` after a change of settings, options, rules or columns. Two
+pages are generated as a whole. Others have generated parts between ``<!-- generated: NAME -->`` and
+``<!-- /generated -->``. The tests fail if one of them is out of date.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))  # where it is run as a script
+sys.path.insert(0, str(ROOT))  # for a run as a script
 
 from pytest_amp.cli.main import COMMANDS  # noqa: E402
 from pytest_amp.plugin import options  # noqa: E402
@@ -32,7 +33,7 @@ PART = re.compile(
 
 
 def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
@@ -41,7 +42,7 @@ def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> str:
 
 
 def settings_table() -> str:
-    """Each setting, its default and its meaning."""
+    """Return a table with each setting, its default and its meaning."""
     return table(
         ("setting", "default", "meaning"),
         (
@@ -56,7 +57,7 @@ def settings_table() -> str:
 
 
 def pytest_options() -> dict[str, dict[str, Any]]:
-    """What the plugin adds to pytest's command line: each flag, and how it was added."""
+    """Return the arguments with which the plugin adds each option to pytest's command line."""
     added: dict[str, dict[str, Any]] = {}
 
     def addoption(flag: str, **how: Any) -> None:
@@ -69,6 +70,8 @@ def pytest_options() -> dict[str, dict[str, Any]]:
 
 
 def options_table() -> str:
+    """Return a table with each option of pytest that is ours, and its meaning."""
+
     def written(flag: str, how: Mapping[str, Any]) -> str:
         value = f"={how['metavar']}" if "metavar" in how else ""
         return f"`{flag}[{value}]`" if how.get("nargs") == "?" else f"`{flag}{value}`"
@@ -86,7 +89,7 @@ def options_table() -> str:
 
 
 def subcommands() -> dict[str, argparse.ArgumentParser]:
-    """Each subcommand's parser."""
+    """Return each subcommand's parser."""
     parsers = {}
     for command in COMMANDS:
         parsers[command.name] = parser = argparse.ArgumentParser(f"pytest-amp {command.name}")
@@ -95,7 +98,7 @@ def subcommands() -> dict[str, argparse.ArgumentParser]:
 
 
 def subcommands_tables() -> str:
-    """A section for each subcommand, with a table of its arguments."""
+    """Return a section for each subcommand, with a table of its arguments."""
     parsers = subcommands()
     sections = []
     for command in COMMANDS:
@@ -130,7 +133,7 @@ def _meaning(action: argparse.Action) -> str:
 
 
 def json_tables() -> str:
-    """The keys of the report, object by object, from its JSON Schema."""
+    """Return tables of the report's keys, one for each object of its JSON Schema."""
     schema = amp_json.schema()
     objects = {"report": schema, **{n: d for n, d in schema["$defs"].items() if "properties" in d}}
     return "\n".join(_object(name, each, schema) for name, each in objects.items())
@@ -147,7 +150,7 @@ def _object(name: str, of: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
 
 
 def _kind(of: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
-    """The kind of a value, in words."""
+    """Return the kind of a value in words."""
     if "$ref" in of:
         name = of["$ref"].rpartition("/")[2]
         target = schema["$defs"][name]
@@ -171,7 +174,7 @@ def _kind(of: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
 
 
 def _several(kind: str) -> str:
-    """Several of a kind: ``number or null`` becomes ``numbers or nulls``."""
+    """Return the plural of a kind: ``number or null`` becomes ``numbers or null``."""
     words = {"number": "numbers", "string": "strings", "integer": "integers", "null": "null"}
     return " or ".join(words.get(word, word) for word in kind.split(" or "))
 
@@ -187,7 +190,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
 
 
 def pages() -> dict[Path, str]:
-    """The text of each page that is generated, or has a part that is."""
+    """Return the text of each page that is generated, or that has generated parts."""
     found = {
         DOCS / "reference" / "rules.md": explain.page(),
         DOCS / "reference" / "history.md": columns.page(),
@@ -200,6 +203,7 @@ def pages() -> dict[Path, str]:
 
 
 def main() -> None:
+    """Write the pages."""
     for path, text in pages().items():
         path.write_text(text, "utf-8")
 
