@@ -1,4 +1,4 @@
-"""A project whose tests take exactly the time they are told to, on a clock that only they move."""
+"""A project whose steps take exactly the time that they are told, on a clock that they move."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pytest_amp.lab.machine.device import Device
 
 
 class Clock:
-    """What `Device.now` reads in runs of pytest inside this process."""
+    """The clock that `Device.now` reads if pytest runs inside this process."""
 
     time_s = 0.0
 
 
 CLOCK = Clock()
 
-# In a process of its own there is no such clock, and the steps' time is slept.
+# In another process there is no such clock, so the steps really sleep.
 SLEEPING = """
 import os, sys, time
 import pytest, torch
@@ -64,10 +64,10 @@ def sleeping(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pyte
 
 
 def stored(project: pytest.Pytester) -> list[Path]:
-    """The saved runs, the oldest first."""
+    """Return the saved runs, oldest first."""
     return sorted((project.path / ".benchmarks").glob("*/*.json"))
 
 
 def entries(path: Path) -> dict[str, Any]:
-    """The benchmarks of a file, by name."""
+    """Return the benchmarks in a file by name."""
     return {each["name"]: each for each in json.loads(path.read_text())["benchmarks"]}

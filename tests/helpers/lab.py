@@ -1,4 +1,4 @@
-"""What the tests of the laboratory share: a simulated clock, small steps, and runs in one line."""
+"""What the laboratory's tests share: a simulated clock, small steps, and runs in one line."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SimulatedDevice(Device):
     def steps(
         self, fp32_s: float, amp_s: float, noise: float = 0.0, seed: int = 0
     ) -> Callable[[Arm], Callable[[], float]]:
-        """A setup whose steps take so long on this clock, give or take `noise`, and do nothing."""
+        """Return a setup whose steps only move the clock, by these times with log-normal noise."""
         draw = random.Random(seed)
 
         def setup(arm: Arm) -> Callable[[], float]:
@@ -65,12 +65,12 @@ def workbench(
 
 
 def measure(setup: Setup, device: Device | None = None, **given: Any) -> AmpReport:
-    """The report of one experiment on the CPU; static unless it is told otherwise."""
+    """Return the report of one experiment on the CPU, static unless `static=False` is given."""
     return experiment.run(_job(setup, device, given), Progress())
 
 
 def attempt(setup: Setup, device: Device | None = None, **given: Any) -> AmpReport:
-    """The report of one experiment, also where the step raises and a rule knows why."""
+    """Return the report of one experiment, even if the step raises and a rule explains why."""
     job, progress = _job(setup, device, given), Progress()
     try:
         return experiment.run(job, progress)
@@ -91,7 +91,7 @@ def codes(report: AmpReport) -> list[str]:
 
 
 def train(arm: Arm, optimizer: torch.optim.Optimizer, loss_of: Callable[[], Any]) -> Any:
-    """The plain step: forward under autocast, backward, scaler."""
+    """Return a plain training step: forward under autocast, backward, scaler."""
 
     def step() -> Any:
         optimizer.zero_grad(set_to_none=True)
@@ -107,6 +107,6 @@ def train(arm: Arm, optimizer: torch.optim.Optimizer, loss_of: Callable[[], Any]
 
 @contextmanager
 def active(bench: Workbench, name: Any) -> Iterator[Resident]:
-    """An arm, built and in force."""
+    """Build an arm and keep it active inside."""
     with bench.built(name) as resident, resident.active():
         yield resident

@@ -1,4 +1,4 @@
-"""Records of a healthy test, and copies of them with something else in one place."""
+"""Records of a healthy test, and copies of them that differ in one place."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ IN_BF16 = Operators(
 
 
 def losses(*curve: float, **by_key: tuple[float, ...]) -> Losses:
-    """One loss, or several by name."""
+    """Return one loss curve, or several by name."""
     return by_key or {"loss": curve}
 
 
 def scaled(factor: float, last: int = STEPS) -> tuple[float, ...]:
-    """The healthy curve, its last steps that much higher."""
+    """Return the healthy curve with its last steps multiplied by a factor."""
     return tuple(loss * (factor if step >= STEPS - last else 1) for step, loss in enumerate(CURVE))
 
 
@@ -41,7 +41,7 @@ FLOOR = Floor(losses(*scaled(1.002, last=5)), START, before_nudge=2, other_strea
 
 
 def timing(*ratios: float, elapsed_s: float = 1.0) -> Timing:
-    """Pairs with these ratios, of blocks whose amp steps take 10 ms."""
+    """Return pairs with these ratios, of blocks whose amp steps take 10 ms."""
     return Timing(tuple(0.01 * r for r in ratios), (0.01,) * len(ratios), 4, "decided", elapsed_s)
 
 
@@ -51,7 +51,7 @@ def seen(
     floor: Mapping[str, Any] | None = None,
     **other: Any,
 ) -> Observations:
-    """What was seen of a healthy test, but for the fields given."""
+    """Return what was seen of a healthy test, with these fields replaced."""
     return Observations(
         **{
             "device": "Some CPU",
@@ -67,7 +67,7 @@ def seen(
 
 
 def gate(name: str, observed: Observations, **limits: Any) -> Gate:
-    """The gate of that name under these limits."""
+    """Return the gate of that name under these limits."""
     return next(each for each in gates.judge(observed, Limits(**limits)) if each.name == name)
 
 
@@ -77,7 +77,7 @@ def findings(
     ignore: Mapping[str, str] | None = None,
     **limits: Any,
 ) -> tuple[Finding, ...]:
-    """What the rules say."""
+    """Return what the rules find."""
     given = Limits(**limits)
     judged = {each.name: each for each in gates.judge(observed, given)}
     return registry.findings(Case(observed, judged, given), select, ignore or {})

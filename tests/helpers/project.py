@@ -56,7 +56,7 @@ UNDECIDED = ("--amp-min-speedup=1", "--amp-max-time=0.001", "--amp-steps=2")
 
 
 def read(project: pytest.Pytester) -> dict[str, Any]:
-    """What --amp-json=amp.json wrote."""
+    """Return what --amp-json=amp.json wrote."""
     document: dict[str, Any] = json.loads((project.path / "amp.json").read_text("utf-8"))
     return document
 
@@ -71,6 +71,6 @@ def measure(
 
 
 def gate(report: dict[str, Any], name: str) -> dict[str, Any]:
-    """The gate of that name."""
+    """Return the gate of that name."""
     found: dict[str, Any] = next(gate for gate in report["gates"] if gate["name"] == name)
     return found

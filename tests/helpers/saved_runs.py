@@ -29,7 +29,7 @@ def report(
     peaks: tuple[int, int] = (1000, 600),
     **more: Any,
 ) -> AmpReport:
-    """A test that passed on that day of January 2026."""
+    """Return the report of a test that passed on that day of January 2026."""
     ratios = (speedup * 0.99, speedup, speedup * 1.01)
     usual = AmpReport(
         nodeid=nodeid,
@@ -54,7 +54,7 @@ def report(
 def document(
     *reports: AmpReport, branch: str = "main", run_id: str = "a" * 32, **more: Any
 ) -> dict[str, Any]:
-    """What pytest-benchmark's storage holds of a run."""
+    """Return what pytest-benchmark's storage holds about a run."""
     entries = []
     for each in reports:
         plain = each.to_dict()

@@ -1,4 +1,4 @@
-"""Training steps: of the smallest size, and large enough to say something about a GPU."""
+"""Training steps: some as small as possible, and some large enough to time on a GPU."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Step = Callable[[], torch.Tensor]
 
 
 def matmul_heavy(arm: Arm, width: int = 2048, layers: int = 4) -> Step:
-    """Square linear layers over a batch as large: nearly all of the time is matrix products."""
+    """Return a step of square linear layers, which spends nearly all of its time in matmuls."""
     model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers))).to(arm.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     x = torch.randn(width, width, device=arm.device)
@@ -44,7 +44,7 @@ def matmul_heavy(arm: Arm, width: int = 2048, layers: int = 4) -> Step:
 
 
 def with_dropout(arm: Arm) -> Step:
-    """A transformer layer whose dropout masks depend on the dtype, as CUDA's do."""
+    """Return a step of a transformer layer; on CUDA its dropout masks depend on the dtype."""
     layer = nn.TransformerEncoderLayer(128, 4, 256, 0.1, batch_first=True)
     model = nn.Sequential(layer, nn.Linear(128, 128)).to(arm.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
