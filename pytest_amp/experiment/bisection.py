@@ -172,7 +172,10 @@ def bisect(job: Job, progress: Progress, search: Search, say: Say) -> None:
     with Trials(job, progress) as trials:
         wanted = trials.limits.max_loss_diff
         if wanted is None:
-            raise AmpError("max_loss_diff is off for this test: there is no parity gate to pass")
+            raise AmpError(
+                "max_loss_diff is off for this test, so there is no parity gate to pass: set it, "
+                "for example with --amp-max-loss-diff=0.02"
+            )
         search.device_type, search.dtype = trials.device_type, trials.dtype
         search.threshold = wanted
         search.places = {

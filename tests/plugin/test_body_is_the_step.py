@@ -538,7 +538,7 @@ def test_it_runs_where_the_fixtures_put_the_model(
     reports = measured(project, STEP)
     assert reports["test_step"]["environment"]["device_type"] == "cpu"
     [note] = reports["test_step"]["notes"]
-    assert "measured on cpu, where the fixtures' parameters are, although cuda:0 is there" in note
+    assert "where the fixtures' parameters are, although cuda:0 is available" in note
 
 
 DRAWN = """

@@ -266,7 +266,7 @@ def test_maps_without_a_test_file_are_reported(project: pytest.Pytester) -> None
     (project.path / "test_old.py").unlink()
     result = run(project, "compare")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["__amp__/test_old.txt: there is no test_old.py any more: *"])
+    result.stdout.fnmatch_lines(["__amp__/test_old.txt: test_old.py no longer exists: *"])
     assert kept(project, "test_old").exists()
 
 
