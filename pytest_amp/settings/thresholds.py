@@ -12,10 +12,10 @@ from typing import NamedTuple
 DEVICE_TYPES = ("cuda", "rocm", "xpu", "mps", "cpu")
 _ARCH = r"sm\d+"
 # How processors are called. New accelerators get new names, these families have kept theirs.
-_PROCESSOR = re.compile(
+# It is not compiled here, because this module is loaded in every pytest run.
+_PROCESSOR = (
     r"cpu|processor|xeon|epyc|ryzen|threadripper|opteron|core|pentium|celeron|atom|graviton|altra|"
-    r"neoverse|cortex|power\d|x86|aarch|\W*(intel|amd|apple|arm)\W*$",
-    re.IGNORECASE,
+    r"neoverse|cortex|power\d|x86|aarch|\W*(intel|amd|apple|arm)\W*$"
 )
 
 
@@ -144,7 +144,7 @@ def _is_glob(key: str) -> bool:
 
 def _is_accelerators(key: str) -> bool:
     """A glob means one unless it is how a processor is called."""
-    return key not in ("*", "cpu") and not (_is_glob(key) and _PROCESSOR.search(key))
+    return key not in ("*", "cpu") and not (_is_glob(key) and re.search(_PROCESSOR, key, re.IGNORECASE))
 
 
 def _matches(name: str, pattern: str) -> bool:
