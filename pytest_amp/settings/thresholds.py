@@ -144,7 +144,9 @@ def _is_glob(key: str) -> bool:
 
 def _is_accelerators(key: str) -> bool:
     """A glob means one unless it is how a processor is called."""
-    return key not in ("*", "cpu") and not (_is_glob(key) and re.search(_PROCESSOR, key, re.IGNORECASE))
+    return key not in ("*", "cpu") and not (
+        _is_glob(key) and re.search(_PROCESSOR, key, re.IGNORECASE)
+    )
 
 
 def _matches(name: str, pattern: str) -> bool:
