@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+# Two threads that wait for each other beside another process keep neither time nor pace; no test
+# is about that. Read by torch and numpy when they are imported, and by the runs in processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A run inside this process forgets the modules that it imported, and torch can't be imported
 # twice: whatever an inner run may import of it is imported here first.

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from pytest_amp import units
 from pytest_amp.judge.case import Case
 from pytest_amp.observations import REDUCED, Parameter
-from pytest_amp.rules.base import Rule, Word
+from pytest_amp.rules.base import Word, rule
 
 
+@rule("AMP101")
 def amp_no_op(case: Case) -> Iterator[Word]:
     """Look for an amp arm in which no eligible work ran in a reduced dtype.
 
@@ -85,6 +86,7 @@ def _switch(framework: str, case: Case) -> str:
 _RECURRENT = ("aten::_cudnn_rnn", "aten::miopen_rnn")
 
 
+@rule("AMP108")
 def dtype_substituted(case: Case) -> Iterator[Word]:
     """Look for work that ran in another reduced dtype than the one that was asked for.
 
@@ -120,6 +122,7 @@ def dtype_substituted(case: Case) -> Iterator[Word]:
         )
 
 
+@rule("AMP102")
 def half_parameters(case: Case) -> Iterator[Word]:
     """Look for trained parameters that are kept in reduced precision.
 
@@ -150,6 +153,7 @@ def half_parameters(case: Case) -> Iterator[Word]:
     )
 
 
+@rule("AMP103")
 def stale_autocast_cache(case: Case) -> Iterator[Word]:
     """Look for modules that used a weight's cast from before the weight's update."""
     operators = case.seen.amp.operators
@@ -163,6 +167,7 @@ def stale_autocast_cache(case: Case) -> Iterator[Word]:
         )
 
 
+@rule("AMP104")
 def missing_gradients(case: Case) -> Iterator[Word]:
     """Look for parameters that have a gradient in some fp32 step and in no amp step.
 
@@ -185,6 +190,7 @@ def missing_gradients(case: Case) -> Iterator[Word]:
         )
 
 
+@rule("AMP105")
 def backward_under_autocast(case: Case) -> Iterator[Word]:
     """Look for backward passes that began inside an autocast region."""
     operators = case.seen.amp.operators
@@ -198,6 +204,7 @@ def backward_under_autocast(case: Case) -> Iterator[Word]:
         )
 
 
+@rule("AMP106")
 def recompute_dtype(case: Case) -> Iterator[Word]:
     """Look for modules whose recomputation shares no dtype with their forward pass.
 
@@ -216,6 +223,7 @@ def recompute_dtype(case: Case) -> Iterator[Word]:
             )
 
 
+@rule("AMP107")
 def custom_function_dtype(case: Case) -> Iterator[Word]:
     """Look for custom autograd functions whose forward and backward share no dtype."""
     forward = _products(case, "forward", "function")
@@ -252,15 +260,3 @@ def _module_of(parameter: Parameter) -> str | None:
 
 def _or(dtypes: Iterable[str]) -> str:
     return " and ".join(sorted(dtypes))
-
-
-RULES = (
-    Rule("AMP101", amp_no_op),
-    Rule("AMP102", half_parameters),
-    Rule("AMP103", stale_autocast_cache),
-    Rule("AMP104", missing_gradients),
-    Rule("AMP105", backward_under_autocast),
-    Rule("AMP106", recompute_dtype),
-    Rule("AMP107", custom_function_dtype),
-    Rule("AMP108", dtype_substituted),
-)

@@ -89,3 +89,8 @@ class Rule:
                 location=word.location,
                 evidence=dict(word.evidence),
             )
+
+
+def rule(code: str, of: type[Subject] = Case) -> Callable[[Callable[[Any], Iterable[Word]]], Rule]:
+    """Make a rule of the function below; what is written in a module of `registry` is a rule."""
+    return lambda check: Rule(code, check, of)

@@ -12,7 +12,7 @@ from pytest_amp.judge.case import Case
 from pytest_amp.judge.comparison import other_flags
 from pytest_amp.judge.gates import draws_differ
 from pytest_amp.observations import REDUCED, Start
-from pytest_amp.rules.base import Compared, NeverCalled, Rule, Word
+from pytest_amp.rules.base import Compared, NeverCalled, Word, rule
 
 REPEATS_WITHIN = 1e-4
 # Two random draws differ by more than their own size; rounding to bfloat16 moves an input by less
@@ -83,13 +83,14 @@ def _inputs(start: Start) -> Values:
     return Values(start.inputs, start.input_samples)
 
 
+@rule("AMP002")
 def not_reproducible(case: Case) -> Iterator[Word]:
     """Look for two fp32 runs from one seed whose losses differ by more than 0.01%.
 
     The rule is silent if AMP003 has found an error in how the arms start, which explains it.
     """
     differing = first_losses_differ(case)
-    if differing is None or any(word.severity != "warning" for word in arms_start_differ(case)):
+    if differing is None or any(word.severity != "warning" for word in differing_starts(case)):
         return
     key, step, first, second = differing
     yield Word(
@@ -100,8 +101,14 @@ def not_reproducible(case: Case) -> Iterator[Word]:
     )
 
 
+@rule("AMP003")
 def arms_start_differ(case: Case) -> Iterator[Word]:
-    """Look for arms that start from different weights, inputs or a shared optimizer.
+    """Look for arms that start from different weights, inputs or a shared optimizer."""
+    return differing_starts(case)
+
+
+def differing_starts(case: Case) -> Iterator[Word]:
+    """Say in which way the arms start differently; other rules are silent where they do.
 
     Two fp32 builds are compared first, so that a difference between them is not blamed on AMP. If
     there are no inputs to compare, the first losses are compared.
@@ -157,6 +164,7 @@ def arms_start_differ(case: Case) -> Iterator[Word]:
         )
 
 
+@rule("AMP004")
 def fp32_arm_not_fp32(case: Case) -> Iterator[Word]:
     """Look for FLOPs in reduced precision in the fp32 arm.
 
@@ -188,6 +196,7 @@ def fp32_arm_not_fp32(case: Case) -> Iterator[Word]:
         )
 
 
+@rule("AMP005")
 def baseline_flags(case: Case) -> Iterator[Word]:
     """Look for global flags that differ between the arms."""
     fp32, amp = case.seen.fp32.flags, case.seen.amp.flags
@@ -201,6 +210,7 @@ def baseline_flags(case: Case) -> Iterator[Word]:
         )
 
 
+@rule("AMP005", Compared)
 def baseline_flags_differ(compared: Compared) -> Iterator[Word]:
     """Look for global flags that differ between this run and its baseline."""
     differing = other_flags(compared.before, compared.now)
@@ -215,6 +225,7 @@ def baseline_flags_differ(compared: Compared) -> Iterator[Word]:
         )
 
 
+@rule("AMP001", NeverCalled)
 def nothing_measured(_: NeverCalled) -> Iterator[Word]:
     """Report a test that requested amp_benchmark and never called it."""
     yield Word(
@@ -231,6 +242,7 @@ def serial(ratios: Sequence[float]) -> float | None:
     return found if beyond else None
 
 
+@rule("AMP006")
 def noisy_machine(case: Case) -> Iterator[Word]:
     """Look for pairs that follow each other, and for intervals wider than 5% to either side.
 
@@ -261,14 +273,3 @@ def noisy_machine(case: Case) -> Iterator[Word]:
             "clocks, or raise max_time",
             {"half_width": half, "pairs": len(timing.ratios)},
         )
-
-
-RULES = (
-    Rule("AMP001", nothing_measured, NeverCalled),
-    Rule("AMP002", not_reproducible),
-    Rule("AMP003", arms_start_differ),
-    Rule("AMP004", fp32_arm_not_fp32),
-    Rule("AMP005", baseline_flags),
-    Rule("AMP005", baseline_flags_differ, Compared),
-    Rule("AMP006", noisy_machine),
-)

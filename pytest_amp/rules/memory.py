@@ -8,7 +8,7 @@ from itertools import pairwise
 from pytest_amp import units
 from pytest_amp.judge.case import Case
 from pytest_amp.observations import REDUCED, OpRow, ParityRun
-from pytest_amp.rules.base import Rule, Word
+from pytest_amp.rules.base import Word, rule
 
 # From this share of the peak on, a single cast is what to shrink first.
 DOMINANT = 0.3
@@ -23,6 +23,7 @@ A_SCALAR = 512
 GROWS = 1e-3
 
 
+@rule("AMP503")
 def cast_materialised(case: Case) -> Iterator[Word]:
     """Look for a single cast that takes 30% or more of the amp arm's peak, and at least 1 MiB.
 
@@ -61,6 +62,7 @@ def _is_the_step_s_own(row: OpRow) -> bool:
     return row.dtype in REDUCED and not row.autocast and row.phase == "forward"
 
 
+@rule("AMP501")
 def memory_not_reduced(case: Case) -> Iterator[Word]:
     """List the parts of the amp arm's peak if the memory gate failed.
 
@@ -96,6 +98,7 @@ def memory_not_reduced(case: Case) -> Iterator[Word]:
     )
 
 
+@rule("AMP502")
 def memory_growth(case: Case) -> Iterator[Word]:
     """Look for memory that grows from step to step.
 
@@ -125,10 +128,3 @@ def _growth(run: ParityRun) -> int:
         return 0
     rise = (later[-1] - later[0]) // len(rises)
     return rise if rise > max(A_SCALAR, GROWS * (run.peak_bytes or 0)) else 0
-
-
-RULES = (
-    Rule("AMP501", memory_not_reduced),
-    Rule("AMP502", memory_growth),
-    Rule("AMP503", cast_materialised),
-)

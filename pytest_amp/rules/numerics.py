@@ -10,8 +10,8 @@ from pytest_amp.judge.case import Case
 from pytest_amp.judge.gates import draws_differ
 from pytest_amp.judge.parity import first_nonfinite, noise_floor, once_scaled
 from pytest_amp.observations import Gradient
-from pytest_amp.rules.base import Rule, Word
-from pytest_amp.rules.measurement import arms_start_differ, first_losses_differ
+from pytest_amp.rules.base import Word, rule
+from pytest_amp.rules.measurement import differing_starts, first_losses_differ
 from pytest_amp.rules.scale_drill import first_differing
 
 # A tenth of a gradient's elements. ReLUs that flip because of rounding zero far fewer.
@@ -27,6 +27,7 @@ OUTPUT_ULPS = 16
 LARGEST_FLOAT16 = 65504.0
 
 
+@rule("AMP301")
 def nonfinite_loss(case: Case) -> Iterator[Word]:
     """Look for a step at which the amp loss is not finite although fp32's is.
 
@@ -54,10 +55,11 @@ def nonfinite_loss(case: Case) -> Iterator[Word]:
     )
 
 
+@rule("AMP305")
 def below_noise_floor(case: Case) -> Iterator[Word]:
     """Look for an inconclusive loss gate that is tighter than the model's own rounding noise."""
     gate, wanted = case.gates["loss_diff"], case.limits.max_loss_diff
-    if gate.verdict != "inconclusive" or wanted is None or any(arms_start_differ(case)):
+    if gate.verdict != "inconclusive" or wanted is None or any(differing_starts(case)):
         return
     seen = case.seen
     floor = max(noise_floor(seen.fp32.losses, seen.floor, key) for key in seen.fp32.losses)
@@ -70,6 +72,7 @@ def below_noise_floor(case: Case) -> Iterator[Word]:
         )
 
 
+@rule("AMP302")
 def gradient_underflow(case: Case) -> Iterator[Word]:
     """Look for parameters of which a tenth of the gradient or more is zero only under AMP.
 
@@ -88,6 +91,7 @@ def gradient_underflow(case: Case) -> Iterator[Word]:
     )
 
 
+@rule("AMP304")
 def gradient_mismatch(case: Case) -> Iterator[Word]:
     """Look for first gradients that differ from fp32's by more than the dtype explains.
 
@@ -118,6 +122,7 @@ def gradient_mismatch(case: Case) -> Iterator[Word]:
     )
 
 
+@rule("AMP303")
 def overflow_risk(case: Case) -> Iterator[Word]:
     """Look for fp32 activations beyond float16's 65504 although the amp loss is finite."""
     seen = case.seen
@@ -140,7 +145,7 @@ def overflow_risk(case: Case) -> Iterator[Word]:
 
 def _gradients(case: Case) -> Sequence[Gradient]:
     """Return the gradients that can be compared: from equal weights, data and random numbers."""
-    if draws_differ(case.seen.fp32, case.seen.amp) or any(arms_start_differ(case)):
+    if draws_differ(case.seen.fp32, case.seen.amp) or any(differing_starts(case)):
         return ()
     if first_losses_differ(case) or first_differing(case):  # AMP203 and AMP208 say why
         return ()
@@ -164,12 +169,3 @@ def _and_more(found: Sequence[Gradient]) -> str:
 
 def _module_of(gradient: Gradient) -> str | None:
     return gradient.name.rpartition(".")[0] if gradient.name else None
-
-
-RULES = (
-    Rule("AMP301", nonfinite_loss),
-    Rule("AMP302", gradient_underflow),
-    Rule("AMP303", overflow_risk),
-    Rule("AMP304", gradient_mismatch),
-    Rule("AMP305", below_noise_floor),
-)

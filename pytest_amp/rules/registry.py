@@ -20,7 +20,10 @@ from pytest_amp.rules.base import Compared, Rule, Subject
 
 GROUPS = (measurement, autocast, scaler, scale_drill, numerics, speed, memory)
 RULES: tuple[Rule, ...] = tuple(
-    sorted((rule for group in GROUPS for rule in group.RULES), key=lambda rule: rule.code)
+    sorted(
+        (each for group in GROUPS for each in vars(group).values() if isinstance(each, Rule)),
+        key=lambda rule: rule.code,
+    )
 )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pytest_amp import units
 from pytest_amp.judge.case import Case
 from pytest_amp.observations import GradientAtTwoScales
-from pytest_amp.rules.base import Rule, Word
+from pytest_amp.rules.base import Word, rule
 from pytest_amp.rules.measurement import first_losses_differ
 
 # Healthy gradients are equal to the last bit at two loss scales, and faulty ones differ by 4e-4 or
@@ -17,6 +17,7 @@ TIMES_NOISE = 10
 RATIO_WITHIN = 0.01
 
 
+@rule("AMP203")
 def modified_before_unscale(case: Case) -> Iterator[Word]:
     """Look for gradients that depend on the loss scale because they were changed while scaled.
 
@@ -48,6 +49,7 @@ def modified_before_unscale(case: Case) -> Iterator[Word]:
     )
 
 
+@rule("AMP208")
 def scaler_bypassed(case: Case) -> Iterator[Word]:
     """Look for an optimizer or a loss that bypasses the GradScaler.
 
@@ -144,6 +146,3 @@ def optimizer_name(kinds: Sequence[str], number: int) -> str:
     """Name an optimizer: ``AdamW``, and which one if there are several."""
     kind = kind_of(kinds, number)
     return f"{kind} (optimizer {number + 1} of {len(kinds)})" if len(kinds) > 1 else kind
-
-
-RULES = (Rule("AMP203", modified_before_unscale), Rule("AMP208", scaler_bypassed))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pytest_amp import units
 from pytest_amp.judge.case import Case
 from pytest_amp.observations import ScalerStep
-from pytest_amp.rules.base import Raised, Rule, Word
+from pytest_amp.rules.base import Raised, Word, rule
 from pytest_amp.rules.scale_drill import first_differing, optimizer_name, past_the_scaler
 
 # After the scale has been found, one step in twenty may still overflow by itself.
@@ -55,11 +55,13 @@ HALF_PARAMETERS = {
 }
 
 
+@rule("AMP204", Raised)
 def protocol_violated(raised: Raised) -> Iterator[Word]:
     """Look for an exception with which a GradScaler refuses the order of calls."""
     return _meant(raised, PROTOCOL)
 
 
+@rule("AMP102", Raised)
 def half_parameters_refused(raised: Raised) -> Iterator[Word]:
     """Look for a GradScaler's refusal to unscale gradients in float16.
 
@@ -75,6 +77,7 @@ def _meant(raised: Raised, meanings: Mapping[str, str]) -> Iterator[Word]:
             yield Word(meaning, {"raised": raised.message}, location=raised.location)
 
 
+@rule("AMP202")
 def scaler_with_bf16(case: Case) -> Iterator[Word]:
     """Look for a GradScaler at work in a step whose reduced work is all in bfloat16."""
     operators = case.seen.amp.operators
@@ -90,6 +93,7 @@ def scaler_with_bf16(case: Case) -> Iterator[Word]:
         )
 
 
+@rule("AMP204")
 def scaler_protocol(case: Case) -> Iterator[Word]:
     """Look for what the scaler raised after the drill's overflow.
 
@@ -103,6 +107,7 @@ def scaler_protocol(case: Case) -> Iterator[Word]:
             )
 
 
+@rule("AMP205")
 def scheduler_on_skipped_step(case: Case) -> Iterator[Word]:
     """Look for learning rate schedulers that moved on a skipped step as on any other.
 
@@ -137,6 +142,7 @@ def _moved_on(which: str, where: str, evidence: Mapping[str, object]) -> Word:
     )
 
 
+@rule("AMP206")
 def stepped_on_overflow(case: Case) -> Iterator[Word]:
     """Look for parameters or optimizer state that the drill's overflow got into.
 
@@ -186,6 +192,7 @@ def stepped_on_overflow(case: Case) -> Iterator[Word]:
             return
 
 
+@rule("AMP207")
 def scale_stuck(case: Case) -> Iterator[Word]:
     """Look for a loss scale that does not recover, in the parity run and in the overflow drill.
 
@@ -290,6 +297,7 @@ def _skips(steps: Iterable[ScalerStep]) -> int:
 BY_HAND = 2.0
 
 
+@rule("AMP201")
 def fp16_without_scaler(case: Case) -> Iterator[Word]:
     """Look for a backward pass in float16 whose loss was scaled neither by a scaler nor by hand."""
     operators = case.seen.amp.operators
@@ -311,6 +319,7 @@ def fp16_without_scaler(case: Case) -> Iterator[Word]:
     )
 
 
+@rule("AMP209")
 def scale_changed_mid_accumulation(case: Case) -> Iterator[Word]:
     """Look for updates of the scale while gradients were waiting for their optimizer's step."""
     times = case.seen.amp.scaler.updates_in_midst
@@ -329,16 +338,3 @@ def scale_changed_mid_accumulation(case: Case) -> Iterator[Word]:
             "multiplied by the old one; call update() once, after the last optimizer has stepped",
             {"updates": early},
         )
-
-
-RULES = (
-    Rule("AMP201", fp16_without_scaler),
-    Rule("AMP202", scaler_with_bf16),
-    Rule("AMP204", scaler_protocol),
-    Rule("AMP204", protocol_violated, Raised),
-    Rule("AMP102", half_parameters_refused, Raised),
-    Rule("AMP205", scheduler_on_skipped_step),
-    Rule("AMP206", stepped_on_overflow),
-    Rule("AMP207", scale_stuck),
-    Rule("AMP209", scale_changed_mid_accumulation),
-)

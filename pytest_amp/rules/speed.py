@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pytest_amp import units
 from pytest_amp.judge.case import Case
 from pytest_amp.observations import REDUCED, OpRow
-from pytest_amp.rules.base import Rule, Word
+from pytest_amp.rules.base import Word, rule
 
 # The shares of the step from which a pattern is worth reporting.
 FALLBACK = 0.2
@@ -22,6 +22,7 @@ PRODUCTS = 128
 TILE = 8
 
 
+@rule("AMP401")
 def no_native_support(case: Case) -> Iterator[Word]:
     """Look for a device without a fast path for the dtype.
 
@@ -39,6 +40,7 @@ def no_native_support(case: Case) -> Iterator[Word]:
     )
 
 
+@rule("AMP402")
 def fp32_fallback(case: Case) -> Iterator[Word]:
     """Look for matrix products, a fifth of the forward FLOPs or more, that autocast does not cover.
 
@@ -64,6 +66,7 @@ def fp32_fallback(case: Case) -> Iterator[Word]:
     )
 
 
+@rule("AMP403")
 def cast_bound(case: Case) -> Iterator[Word]:
     """Look for casts that are 40% or more of the bytes that the amp arm's operators make.
 
@@ -91,6 +94,7 @@ def cast_bound(case: Case) -> Iterator[Word]:
     )
 
 
+@rule("AMP404")
 def host_bound(case: Case) -> Iterator[Word]:
     """Look for an accelerator that is idle during half of an amp step or more.
 
@@ -113,6 +117,7 @@ def host_bound(case: Case) -> Iterator[Word]:
     )
 
 
+@rule("AMP405")
 def slow_shapes(case: Case) -> Iterator[Word]:
     """Look for sizes that are not multiples of 8, which tensor cores run slowly in 16-bit types.
 
@@ -149,12 +154,3 @@ def _place(row: OpRow) -> str:
     """Say where a row comes from: ``aten::mm in layers.0 (net.py:12)``."""
     module = f" in {row.module}" if row.module else ""
     return f"{row.op}{module}{f' ({row.location})' if row.location else ''}"
-
-
-RULES = (
-    Rule("AMP401", no_native_support),
-    Rule("AMP402", fp32_fallback),
-    Rule("AMP403", cast_bound),
-    Rule("AMP404", host_bound),
-    Rule("AMP405", slow_shapes),
-)

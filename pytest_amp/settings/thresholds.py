@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 DEVICE_TYPES = ("cuda", "rocm", "xpu", "mps", "cpu")
 _ARCH = r"sm\d+"
-# The names of processors. New accelerators get new names; these families have kept theirs.
-_PROCESSOR = re.compile(
+# The names of processors. New accelerators get new names; these families have kept theirs. The
+# pattern is not compiled here, because this module is loaded in every pytest run.
+_PROCESSOR = (
     r"cpu|processor|xeon|epyc|ryzen|threadripper|opteron|core|pentium|celeron|atom|graviton|altra|"
-    r"neoverse|cortex|power\d|x86|aarch|\W*(intel|amd|apple|arm)\W*$",
-    re.IGNORECASE,
+    r"neoverse|cortex|power\d|x86|aarch|\W*(intel|amd|apple|arm)\W*$"
 )
 
 
@@ -171,7 +171,9 @@ def _is_glob(key: str) -> bool:
 
 def _is_accelerators(key: str) -> bool:
     """Return whether a key can only mean accelerators; a glob does, unless it names processors."""
-    return key not in ("*", "cpu") and not (_is_glob(key) and _PROCESSOR.search(key))
+    return key not in ("*", "cpu") and not (
+        _is_glob(key) and re.search(_PROCESSOR, key, re.IGNORECASE)
+    )
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -71,3 +71,9 @@ def test_only_a_rule_that_is_not_there_says_so() -> None:
 def test_an_unknown_code_has_no_text() -> None:
     with pytest.raises(KeyError, match="AMP999"):
         explain.text("AMP999")
+
+
+def test_a_check_is_named_as_its_rule_is() -> None:
+    named = {(rule.code, rule.check.__name__.replace("_", "-")) for rule in RULES}
+    silent = {"AMP210"}  # reserved
+    assert {(code, row.name) for code, row in CODES.items() if code not in silent} <= named
