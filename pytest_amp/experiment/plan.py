@@ -24,7 +24,7 @@ UNGATED_SHARE_OF_TIME = 1 / 3
 
 
 def plan_of(bench: Workbench, settings: Settings, limits: Limits) -> timing.Plan:
-    """Return the plan for timing, which stops as soon as the gates are decided.
+    """Return the plan for timing: stop once it is decided, precise enough, or out of time.
 
     Args:
         bench: gets a note if `max_time` is too short to decide anything.

@@ -295,7 +295,7 @@ def _refuse(name: str, value: Any) -> None:
 def _rewrap(optimizer: Any) -> None:
     """Mark an optimizer's `step` as its scheduler had marked it.
 
-    A copy loses the mark, and the scheduler's copy would then warn of a wrong order of calls.
+    A copy loses the mark, and the scheduler's copy would then warn that `step` was overridden.
     """
     if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
         return

@@ -146,7 +146,7 @@ def settings_of(item: pytest.Item) -> Settings:
 def device_of(item: pytest.Item) -> Device:
     """Return the device that a test is measured on; the one of cuda_device if it requests that.
 
-    Under ``--amp-strict=device``, a test fails if it fell back to a CPU.
+    Under ``--amp-strict=device``, a test fails if it is meant for an accelerator and gets a CPU.
     """
     from pytest_amp.lab.machine import device
 

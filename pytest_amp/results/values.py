@@ -193,7 +193,7 @@ class Finding:
 
     @property
     def title(self) -> str:
-        """``AMP402 fp32-fallback in decoder.head (net.py:12)``"""
+        """The finding in short: ``AMP402 fp32-fallback in decoder.head (net.py:12)``."""
         module = f" in {self.module}" if self.module else ""
         location = f" ({self.location})" if self.location else ""
         return f"{self.code} {self.name}{module}{location}"
