@@ -17,7 +17,7 @@ from pytest_amp.experiment.job import Job
 from pytest_amp.lab.arm import Arm
 from pytest_amp.lab.machine.device import choose
 from pytest_amp.progress import Progress
-from pytest_amp.settings import table as settings
+from pytest_amp.settings.resolved import resolve
 
 
 def counted(setup, builds, steps):
@@ -65,7 +65,7 @@ def main():
         ("ungated", {}),
         ("static", {"static": True}),
     ):
-        options = settings.resolve([("cli", given)])
+        options = resolve([("cli", given)])
         for name, setup in STEPS.items():
             amp_test(setup, device, options)
             ratios = []

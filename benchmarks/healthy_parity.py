@@ -21,7 +21,7 @@ from pytest_amp.experiment.job import Job
 from pytest_amp.lab.machine.device import choose
 from pytest_amp.progress import Progress
 from pytest_amp.settings import parsers
-from pytest_amp.settings import table as settings
+from pytest_amp.settings.resolved import resolve
 
 BATCH, CLASSES = 32, 10
 
@@ -156,7 +156,7 @@ def row(label, dtype, setup, seeds, device):
     verdicts, found = Counter(), Counter()
     differences, floors, failures = [], [], []
     for seed in seeds:
-        options = settings.resolve([("cli", {"static": True, "dtype": dtype, "seed": seed})])
+        options = resolve([("cli", {"static": True, "dtype": dtype, "seed": seed})])
         report = experiment.run(Job(label, setup, device, options), Progress())
         gate = report.gate("loss_diff")
         verdicts[gate.verdict] += 1

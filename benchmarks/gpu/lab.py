@@ -20,7 +20,7 @@ from pytest_amp.lab.machine import device as devices
 from pytest_amp.lab.phases import parity, timing
 from pytest_amp.lab.phases.timing import Plan
 from pytest_amp.progress import Progress
-from pytest_amp.settings import table as settings
+from pytest_amp.settings.resolved import resolve
 from tests.helpers.lab import train
 
 DEVICE = os.environ["GPU_CHECK_DEVICE"]
@@ -31,7 +31,7 @@ DEV = WHERE.torch
 
 def measure(setup, **given):
     """One experiment, by the plugin's own engine; static unless told otherwise."""
-    options = settings.resolve([("cli", {"static": True, "steps": 8, **given})])
+    options = resolve([("cli", {"static": True, "steps": 8, **given})])
     return experiment.run(Job("gpu_check", setup, WHERE, options), Progress())
 
 

@@ -13,7 +13,7 @@ from pytest_amp.lab.arm import Setup, Workbench
 from pytest_amp.lab.phases import counterfactuals, parity, timing
 from pytest_amp.lab.watch import kernel_time
 from pytest_amp.results.values import Finding
-from pytest_amp.settings.table import Settings
+from pytest_amp.settings.resolved import Settings
 
 __tracebackhide__ = unless_our_bug
 

@@ -21,7 +21,7 @@ from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import PHASES, ArmRun, Environment, Failure, Finding
 from pytest_amp.rules import registry
 from pytest_amp.rules.base import NeverCalled, Raised
-from pytest_amp.settings.table import Settings
+from pytest_amp.settings.resolved import Settings
 
 _PHASES = {
     "parity": "parity",

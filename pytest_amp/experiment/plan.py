@@ -11,7 +11,7 @@ from pytest_amp.judge import gates, sequential
 from pytest_amp.judge.case import Limits
 from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.phases import timing
-from pytest_amp.settings.table import Settings
+from pytest_amp.settings.resolved import Settings
 from pytest_amp.settings.thresholds import DeviceNames, Threshold
 
 # If no threshold has to be decided, timing ends once the speedup's interval reaches no further than

@@ -30,7 +30,7 @@ from pytest_amp.observations import Observations, Timing
 from pytest_amp.progress import Progress
 from pytest_amp.results.report import AmpReport
 from pytest_amp.rules import registry
-from pytest_amp.settings.table import Settings
+from pytest_amp.settings.resolved import Settings
 
 __tracebackhide__ = unless_our_bug
 

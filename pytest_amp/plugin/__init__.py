@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from pytest_amp.plugin import collection, measuring, options, seeding, tracebacks
+from pytest_amp.plugin import collection, options, seeding, tracebacks
 from pytest_amp.plugin.fixtures import amp_benchmark, amp_device, amp_scaler, cuda_device
 from pytest_amp.plugin.session import Session
-from pytest_amp.settings import table as settings
 
 __all__ = ["amp_benchmark", "amp_device", "amp_scaler", "cuda_device"]
 
@@ -33,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SESSION] = Session(config)
     config.pluginmanager.register(config.stash[SESSION], "amp-session")
     tracebacks.register(config)
-    mode = settings.resolve(levels).snapshot
+    mode = options.of_session(levels, "snapshot")
     if mode != "off":
         from pytest_amp.plugin.snapshot import MapFiles
 
@@ -81,6 +80,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     __tracebackhide__ = True
     if not collection.is_step(pyfuncitem):
         return None
+    from pytest_amp.plugin import measuring
+
     measuring.run_body(pyfuncitem)
     return True
 

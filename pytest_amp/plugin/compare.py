@@ -9,7 +9,7 @@ import pytest
 from pytest_amp.judge import comparison
 from pytest_amp.results.report import AmpReport
 from pytest_amp.rules import registry
-from pytest_amp.settings.table import Settings
+from pytest_amp.settings.resolved import Settings
 from pytest_amp.storage import store
 from pytest_amp.storage.baseline import NEWEST, Baselines, NoBaseline, paths_of
 

@@ -9,21 +9,69 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_amp.plugin import options
+from pytest_amp.plugin import collection, options
 from pytest_amp.provenance import rank
-from pytest_amp.settings.table import Settings
 
 if TYPE_CHECKING:
     from pytest_amp.experiment.job import Job
     from pytest_amp.lab.arm import Arm
     from pytest_amp.lab.machine.device import Device
+    from pytest_amp.lab.scaling.scaler import FixtureScaler
     from pytest_amp.results.report import AmpReport
+    from pytest_amp.settings.resolved import Settings
 
 
 REPORT = pytest.StashKey["AmpReport"]()
 RUNNER = pytest.StashKey[Callable[..., "AmpReport"]]()  # runs instead of the experiment
-_SCALER = pytest.StashKey[Any]()
-_DEVICE = pytest.StashKey[Any]()
+_SCALER = pytest.StashKey["FixtureScaler"]()
+_DEVICE = pytest.StashKey["Device"]()
+
+
+class Benchmark:
+    """The value of the `amp_benchmark` fixture. It measures once per test."""
+
+    def __init__(self, item: pytest.Item) -> None:
+        self._item = item
+        self._called = False
+
+    def __call__(
+        self, setup: Callable[[Arm], Callable[[], Any]], *, check: bool = True
+    ) -> AmpReport:
+        """Measure both arms, judge them, assert the gates, and return the report.
+
+        Args:
+            setup: builds an arm; it is called for each arm, with the same seed. It returns the
+                step: a function without arguments that runs one optimization step and returns its
+                loss.
+            check: whether to assert the gates; if not, call the report's `check()` yourself.
+
+        Raises:
+            AmpRegression: a gate failed, or a finding of severity error is not suppressed.
+            AmpInconclusive: under ``--amp-strict``, a gate has no answer.
+            AmpError: the test can't be measured as it is written.
+        """
+        __tracebackhide__ = True
+        from pytest_amp.errors import AmpError
+
+        if self._called:
+            raise AmpError(
+                "amp_benchmark was called twice in one test: one test is one measurement; "
+                "use @pytest.mark.parametrize for several configurations"
+            )
+        if not collection.is_amp(self._item):
+            raise AmpError(
+                "amp_benchmark was requested by request.getfixturevalue alone, so that `-m amp` "
+                "does not select this test: make it an argument of the test, or mark it amp"
+            )
+        if not callable(setup):
+            raise AmpError(
+                f"amp_benchmark(setup) takes a function of the arm, not a {type(setup).__name__}"
+            )
+        self._called = True
+        report = measure(self._item, setup, device_of(self._item))
+        if check:
+            report.check()
+        return report
 
 
 def measure(
@@ -160,6 +208,33 @@ def device_of(item: pytest.Item) -> Device:
         item.stash[_DEVICE] = found
     chosen: Device = item.stash[_DEVICE]
     return chosen
+
+
+def cuda_device_of(item: pytest.Item) -> Device:
+    """Return this process's CUDA device, or skip the test; fail it under ``--amp-strict=device``.
+
+    It is the one of ``--amp-device`` if that names one.
+    """
+    from pytest_amp.lab.machine import device
+
+    settings = settings_of(item)
+    found = device.cuda()
+    if found is not None and settings.device.startswith("cuda:"):
+        found = device.choose(settings.device)
+    if found is None:
+        reason = f"needs a CUDA device: {_what_torch_sees()}"
+        if "device" in settings.strict:
+            pytest.fail(f"{reason}, and --amp-strict asks for it", pytrace=False)
+        pytest.skip(reason)
+    return found
+
+
+def scaler_of(item: pytest.Item) -> FixtureScaler:
+    """Return a GradScaler for the test, which stands for an arm's scaler while the arm runs."""
+    from pytest_amp.lab.scaling.scaler import FixtureScaler
+
+    item.stash[_SCALER] = FixtureScaler(device_of(item).type)
+    return item.stash[_SCALER]
 
 
 def _fallback(settings: Settings, found: Device) -> str | None:

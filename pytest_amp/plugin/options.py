@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_amp import codes
 from pytest_amp.settings import table as settings
-from pytest_amp.settings.table import Entry, Level, Settings
+from pytest_amp.settings.table import Entry, Level
+
+if TYPE_CHECKING:
+    from pytest_amp.settings.resolved import Settings
 
 GROUP = """\
 mixed precision (pytest-amp); settings are also ini keys (amp_steps) and
@@ -143,7 +146,12 @@ def gates_by_name(config: pytest.Config) -> bool:
 
 def is_gating(config: pytest.Config) -> bool:
     """Return whether an option, of this command or the project, sets gates or asks for answers."""
-    return bool(given_gates(config)[0] or settings.resolve([*config.stash[LEVELS]]).strict)
+    return bool(given_gates(config)[0] or of_session(config.stash[LEVELS], "strict"))
+
+
+def of_session(levels: tuple[Level, Level, Level], name: str) -> Any:
+    """Return a setting's value in force for the run as a whole, where no marker has a say."""
+    return settings.in_force(settings.BY_NAME[name], levels)[0]
 
 
 def given_gates(config: pytest.Config) -> tuple[dict[str, str], bool]:
@@ -152,20 +160,21 @@ def given_gates(config: pytest.Config) -> tuple[dict[str, str], bool]:
     Returns:
         The option of each gate by the gate's name, and whether the run is static.
     """
-    (_, override), (_, cli), _ = config.stash[LEVELS]
+    levels = config.stash[LEVELS][:2]
+    (_, override), (_, cli) = levels
     given: dict[str, str] = {}
     for name, gate in codes.GATES.items():
+        entry = settings.BY_NAME[name]
+        if not (name in override or name in cli) or settings.in_force(entry, levels)[0] is None:
+            continue
         if name in override:
             given[gate] = f"--amp-override {name}={override[name]}"
-        elif name in cli:
-            given[gate] = f"{settings.BY_NAME[name].flag}={cli[name]}"
-    resolved = settings.resolve([("override", override), ("cli", cli)])
-    for name in set(codes.GATES) & {*override, *cli}:
-        if getattr(resolved, name) is None:
-            del given[codes.GATES[name]]
-    for metric in resolved.compare_fail:
+        else:
+            given[gate] = f"{entry.flag}={cli[name]}"
+    limits, _ = settings.in_force(settings.BY_NAME["compare_fail"], levels)
+    for metric in limits:
         given[f"compare:{metric}"] = f"--amp-compare-fail={metric}"
-    return given, resolved.static
+    return given, settings.in_force(settings.BY_NAME["static"], levels)[0]
 
 
 def _joined(values: list[str]) -> str:
@@ -218,5 +227,7 @@ def item_settings(item: pytest.Item, session: tuple[Level, Level, Level]) -> Set
 
     Overrides are the strongest, then come its markers, the command line, the ini file and defaults.
     """
+    from pytest_amp.settings.resolved import resolve
+
     override, cli, ini = session
-    return settings.resolve([override, *marker_levels(item), cli, ini])
+    return resolve([override, *marker_levels(item), cli, ini])

@@ -12,7 +12,6 @@ import pytest
 from pytest_amp import __version__
 from pytest_amp.plugin.options import LEVELS
 from pytest_amp.provenance import now, rank
-from pytest_amp.settings import table as settings
 
 if TYPE_CHECKING:
     from pytest_amp.results.report import AmpReport
@@ -32,7 +31,9 @@ class OutputFiles:
         self.written: list[Path] = []
         self._json = _own_path(config, "--amp-json")
         if self._json is not None:
-            given = settings.resolve([*config.stash[LEVELS]])
+            from pytest_amp.settings.resolved import resolve
+
+            given = resolve([*config.stash[LEVELS]])
             if given.compare is not None:
                 from pytest_amp.plugin import compare
 

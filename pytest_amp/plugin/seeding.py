@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 import pytest
 
-from pytest_amp.plugin.measuring import settings_of
-
 _SEEDING = pytest.StashKey[pytest.Item]()  # the test whose seed is to be set
 _RANDOM = pytest.StashKey[Callable[[], None]]()  # restores the random number generators
 
@@ -27,6 +25,7 @@ def seed(config: pytest.Config) -> None:
         return
     del config.stash[_SEEDING]
     from pytest_amp.lab.machine.global_state import remembered, seed_all
+    from pytest_amp.plugin.measuring import settings_of
 
     if _RANDOM not in config.stash:
         config.stash[_RANDOM] = remembered()

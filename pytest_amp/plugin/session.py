@@ -14,12 +14,11 @@ import pytest
 
 from pytest_amp.plugin import options
 from pytest_amp.plugin.options import LEVELS
-from pytest_amp.plugin.output_files import OutputFiles
 from pytest_amp.provenance import now, run_of
-from pytest_amp.settings import table as settings
 
 if TYPE_CHECKING:
     from pytest_amp.plugin.benchmark import Keeper
+    from pytest_amp.plugin.output_files import OutputFiles
     from pytest_amp.results.report import AmpReport
 
 
@@ -44,7 +43,11 @@ class Session:
         self._unasked: list[str] = []
         self._started = now()
         self._worker = hasattr(config, "workerinput")
-        self._files = None if self._worker else OutputFiles(config)
+        self._files: OutputFiles | None = None
+        if not self._worker and (config.option.amp_json or config.option.amp_html):
+            from pytest_amp.plugin.output_files import OutputFiles
+
+            self._files = OutputFiles(config)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the amp report that a test report carries."""
@@ -110,7 +113,7 @@ class Session:
     @property
     def _is_strict(self) -> bool:
         """Whether a gate without an answer fails the run."""
-        return "unmeasured" in settings.resolve([*self.config.stash[LEVELS]]).strict
+        return "unmeasured" in options.of_session(self.config.stash[LEVELS], "strict")
 
     def write_reports(self, session: pytest.Session) -> None:
         """Write the files that were asked for, once, even if another plugin has failed."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pytest_amp import units
 from pytest_amp.codes import CODES, COMPARED_METRICS
-from pytest_amp.settings import thresholds
-from pytest_amp.settings.thresholds import Range, Threshold
+from pytest_amp.settings import numbers
+from pytest_amp.settings.numbers import Range
+
+if TYPE_CHECKING:
+    from pytest_amp.settings.thresholds import Threshold
 
 STRICT_KINDS = ("device", "inconclusive", "unmeasured", "baseline")
 DTYPES = ("float16", "bfloat16")
@@ -35,12 +38,18 @@ RATE = Range(1e-9, 0.25, True, True, "a probability from 1e-9 to 0.25")
 
 def threshold(valid: Range) -> Callable[[object], Threshold]:
     """Return a parser of thresholds whose numbers must lie in `valid`."""
-    return lambda value: thresholds.threshold(value, valid)
+
+    def parse(value: object) -> Threshold:
+        from pytest_amp.settings.thresholds import threshold
+
+        return threshold(value, valid)
+
+    return parse
 
 
 def number(valid: Range) -> Callable[[object], float]:
     """Return a parser of numbers that must lie in `valid`."""
-    return lambda value: thresholds.number(value, valid)
+    return lambda value: numbers.number(value, valid)
 
 
 def whole(low: int, high: int) -> Callable[[object], int]:
@@ -48,7 +57,7 @@ def whole(low: int, high: int) -> Callable[[object], int]:
     valid = Range(low, high, True, True, f"a whole number from {low} to {high}")
 
     def parse(value: object) -> int:
-        number = thresholds.number(value, valid)
+        number = numbers.number(value, valid)
         if number != int(number):
             raise ValueError(f"{value!r} is not {valid.says}")
         return int(number)
@@ -58,7 +67,7 @@ def whole(low: int, high: int) -> Callable[[object], int]:
 
 def whole_threshold(value: object) -> Threshold:
     """Parse a threshold that counts steps."""
-    parsed = thresholds.threshold(value, Range(0, 10**6, True, True, "a number of steps from 0 up"))
+    parsed = threshold(Range(0, 10**6, True, True, "a number of steps from 0 up"))(value)
     for number in parsed.by_device.values():
         if number is not None and number != int(number):
             raise ValueError(f"{number!r} is not a whole number of steps")
@@ -178,7 +187,7 @@ def allowed(value: object) -> dict[str, float]:
         if found[1] in allowed:
             raise ValueError(f"{found[1]} is limited twice")
         drop = found[1] == "speedup"  # it can't drop by 100%
-        allowed[found[1]] = thresholds.number(found[2], DROP if drop else PERCENT) / 100
+        allowed[found[1]] = numbers.number(found[2], DROP if drop else PERCENT) / 100
     return allowed
 
 

@@ -6,15 +6,11 @@ module knows neither pytest nor torch. If a value is not valid, a `ValueError` s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from pytest_amp.codes import COMPARED_METRICS, GATES
+from pytest_amp.codes import COMPARED_METRICS
 from pytest_amp.settings import parsers as read
-from pytest_amp.settings.thresholds import Threshold
-
-if TYPE_CHECKING:
-    from pytest_amp.results.values import Setting
 
 
 class Entry(NamedTuple):
@@ -66,63 +62,6 @@ class Entry(NamedTuple):
     def default_shown(self) -> str:
         """The default as one writes it on the command line."""
         return self.write(self.default) or "none" if self.shown is None else self.shown
-
-
-class Settings(NamedTuple):
-    """The parsed settings of one test; the table's rows say what each field means.
-
-    Attributes:
-        sources: where each value comes from, by name: ``override``, ``marker``, ``cli``, ``ini`` or
-            ``default``.
-    """
-
-    min_speedup: Threshold | None
-    min_memory_reduction: Threshold | None
-    max_loss_diff: Threshold | None
-    loss_atol: float
-    min_coverage: Threshold | None
-    max_skipped_steps: Threshold | None
-    dtype: str | None
-    device: str
-    steps: int
-    warmup: int
-    max_time: float
-    error_rate: float
-    seed: int
-    select: tuple[str, ...]
-    ignore: Mapping[str, str]
-    record: bool
-    static: bool
-    strict: frozenset[str]
-    snapshot: str
-    compare: str | None
-    compare_branch: str | None
-    compare_exact: bool
-    compare_fail: Mapping[str, float]
-    sources: Mapping[str, str]
-
-    @property
-    def thresholds(self) -> dict[str, Threshold]:
-        """The thresholds that are set, by the names of their settings."""
-        found = {name: getattr(self, name) for name in GATES}
-        return {name: threshold for name, threshold in found.items() if threshold is not None}
-
-    def described(self) -> dict[str, Setting]:
-        """Return the settings as a report records them."""
-        from pytest_amp.results.values import Setting
-
-        return {
-            entry.name: Setting(_as_json(getattr(self, entry.name)), self.sources[entry.name])
-            for entry in TABLE
-        }
-
-
-def _as_json(value: Any) -> Any:
-    if isinstance(value, Threshold):
-        return value.as_json()
-    if isinstance(value, frozenset):
-        return sorted(value)
-    return list(value) if isinstance(value, tuple) else value
 
 
 TABLE: tuple[Entry, ...] = (
@@ -288,28 +227,20 @@ def _parsed_default(entry: Entry) -> Any:
 Level = tuple[str, Mapping[str, object]]
 
 
-def resolve(levels: Iterable[Level]) -> Settings:
-    """Return the settings in force.
+def in_force(entry: Entry, levels: Sequence[Level]) -> tuple[Any, str]:
+    """Return a setting's value in force, parsed, and the source that it comes from.
 
     Args:
+        entry: the setting.
         levels: the strongest first; each is a source, and its values as the user wrote them.
 
     Raises:
         ValueError: a value is not valid.
     """
-    levels = list(levels)
-    values: dict[str, Any] = {}
-    sources: dict[str, str] = {}
-    for entry in TABLE:
-        given = [
-            (source, parse(entry, raw[entry.name])) for source, raw in levels if entry.name in raw
-        ]
-        if not given:
-            values[entry.name], sources[entry.name] = _parsed_default(entry), "default"
-            continue
-        sources[entry.name], values[entry.name] = given[0]
-        if entry.merges:
-            values[entry.name] = {
-                pattern: reason for _, each in reversed(given) for pattern, reason in each.items()
-            }
-    return Settings(**values, sources=sources)
+    given = [(source, parse(entry, raw[entry.name])) for source, raw in levels if entry.name in raw]
+    if not given:
+        return _parsed_default(entry), "default"
+    source, value = given[0]
+    if entry.merges:
+        value = {pattern: why for _, each in reversed(given) for pattern, why in each.items()}
+    return value, source

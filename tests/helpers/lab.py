@@ -15,7 +15,7 @@ from pytest_amp.lab.arm import Arm, Resident, Setup, Workbench
 from pytest_amp.lab.machine.device import Device
 from pytest_amp.progress import Progress
 from pytest_amp.results.report import AmpReport
-from pytest_amp.settings import table as settings
+from pytest_amp.settings.resolved import resolve
 
 CPU = torch.device("cpu")
 TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
@@ -82,7 +82,7 @@ def attempt(setup: Setup, device: Device | None = None, **given: Any) -> AmpRepo
 
 
 def _job(setup: Setup, device: Device | None, given: Mapping[str, Any]) -> Job:
-    options = settings.resolve([("cli", {"static": True, "steps": 8, **given})])
+    options = resolve([("cli", {"static": True, "steps": 8, **given})])
     return Job("test_step", setup, device or Device(CPU), options)
 
 

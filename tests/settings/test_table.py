@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pytest_amp.settings import table as settings
 from pytest_amp.settings.parsers import STRICT_KINDS
+from pytest_amp.settings.resolved import resolve
 from pytest_amp.settings.table import BY_NAME, TABLE
 from pytest_amp.settings.thresholds import DeviceNames
 from tests.helpers.project import STEP, measure
@@ -22,12 +23,12 @@ def parse(name: str, value: object) -> object:
 
 
 def threshold(value: object, name: str = "min_speedup") -> float | None:
-    resolved = getattr(settings.resolve([("marker", {name: value})]), name)
+    resolved = getattr(resolve([("marker", {name: value})]), name)
     return None if resolved is None else resolved.on(CPU)
 
 
 def test_without_any_level_everything_is_the_default() -> None:
-    resolved = settings.resolve([])
+    resolved = resolve([])
     assert resolved.min_speedup is None
     assert resolved.max_loss_diff is not None
     assert resolved.max_loss_diff.on(CPU) == 0.02
@@ -37,7 +38,7 @@ def test_without_any_level_everything_is_the_default() -> None:
 
 
 def test_the_first_level_that_names_a_setting_wins_and_is_recorded() -> None:
-    resolved = settings.resolve(
+    resolved = resolve(
         [
             ("override", {"steps": "1"}),
             ("marker", {"steps": 2, "seed": 2}),
@@ -85,18 +86,18 @@ def test_markers_of_function_class_and_module_merge_key_by_key(project: pytest.P
 @pytest.mark.parametrize("unset", [None, "none", " None "])
 def test_none_unsets_what_a_weaker_level_asks_for(unset: object) -> None:
     for name, weaker in (("min_speedup", 1.3), ("max_loss_diff", 0.1), ("min_coverage", 0.5)):
-        resolved = settings.resolve([("marker", {name: unset}), ("cli", {name: weaker})])
+        resolved = resolve([("marker", {name: unset}), ("cli", {name: weaker})])
         assert getattr(resolved, name) is None
         assert resolved.sources[name] == "marker"
 
 
 def test_none_gives_a_setting_that_must_have_a_value_its_default_back() -> None:
-    resolved = settings.resolve([("marker", {"steps": None}), ("ini", {"steps": "7"})])
+    resolved = resolve([("marker", {"steps": None}), ("ini", {"steps": "7"})])
     assert resolved.steps == 20
 
 
 def test_ignore_is_the_union_of_all_levels_with_the_closest_reason() -> None:
-    resolved = settings.resolve(
+    resolved = resolve(
         [
             ("marker", {"ignore": {"AMP402@decoder.*": "tied weights", "AMP1": "close"}}),
             ("marker", {"ignore": ["AMP1", "AMP3"]}),
@@ -109,7 +110,7 @@ def test_ignore_is_the_union_of_all_levels_with_the_closest_reason() -> None:
 
 
 def test_select_is_not_a_union() -> None:
-    resolved = settings.resolve([("marker", {"select": "AMP2"}), ("ini", {"select": "AMP1 AMP3"})])
+    resolved = resolve([("marker", {"select": "AMP2"}), ("ini", {"select": "AMP1 AMP3"})])
     assert resolved.select == ("AMP2",)
 
 
@@ -198,7 +199,7 @@ def test_what_concerns_the_whole_run_is_no_marker_keyword(name: str) -> None:
 
 @pytest.mark.parametrize("entry", TABLE, ids=lambda entry: entry.name)
 def test_every_default_is_valid_and_is_what_its_text_parses_to(entry: settings.Entry) -> None:
-    default = getattr(settings.resolve([]), entry.name)
+    default = getattr(resolve([]), entry.name)
     assert settings.parse(entry, None if entry.default is None else entry.default) == default
     if entry.default_shown not in ("off", "none"):
         assert settings.parse(entry, entry.default_shown) == default
@@ -222,8 +223,8 @@ def test_whatever_is_given_is_finite_and_in_range_unset_or_refused(value: object
 def test_a_weaker_level_never_changes_what_a_stronger_one_says(
     strong: int, weak: int, entry: settings.Entry
 ) -> None:
-    without = settings.resolve([("marker", {"seed": strong})])
-    below = settings.resolve([("marker", {"seed": strong}), ("cli", {"seed": weak})])
+    without = resolve([("marker", {"seed": strong})])
+    below = resolve([("marker", {"seed": strong}), ("cli", {"seed": weak})])
     assert below == without
     if entry.name != "seed":
         assert below.sources[entry.name] == "default"

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_amp.settings.thresholds import DEVICE_TYPES, DeviceNames, Range, Threshold, threshold
+from pytest_amp.settings.numbers import Range
+from pytest_amp.settings.thresholds import DEVICE_TYPES, DeviceNames, Threshold, threshold
 from tests.helpers.project import STEP, gate, measure
 
 RATIO = Range(0, 1000, False, True, "a ratio")

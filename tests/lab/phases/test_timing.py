@@ -172,9 +172,9 @@ def test_too_short_a_budget_is_told_before_timing_with_the_one_that_would_do() -
         from pytest_amp.experiment import run as experiment
         from pytest_amp.experiment.job import Job
         from pytest_amp.progress import Progress
-        from pytest_amp.settings import table as settings
+        from pytest_amp.settings.resolved import resolve
 
-        options = settings.resolve([("cli", {"steps": 4, "min_speedup": 1.5, **given})])
+        options = resolve([("cli", {"steps": 4, "min_speedup": 1.5, **given})])
         progress = Progress(say=lambda text: said.append((text, device.events.count("fp32"))))
         return experiment.run(Job("test", setup, device, options), progress)
 

@@ -1,0 +1,83 @@
+"""The settings that are in force for a test, merged from all levels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from pytest_amp.codes import GATES
+from pytest_amp.results.values import Setting
+from pytest_amp.settings.table import TABLE, Level, in_force
+from pytest_amp.settings.thresholds import Threshold
+
+
+class Settings(NamedTuple):
+    """The parsed settings of one test; the table's rows say what each field means.
+
+    Attributes:
+        sources: where each value comes from, by name: ``override``, ``marker``, ``cli``, ``ini`` or
+            ``default``.
+    """
+
+    min_speedup: Threshold | None
+    min_memory_reduction: Threshold | None
+    max_loss_diff: Threshold | None
+    loss_atol: float
+    min_coverage: Threshold | None
+    max_skipped_steps: Threshold | None
+    dtype: str | None
+    device: str
+    steps: int
+    warmup: int
+    max_time: float
+    error_rate: float
+    seed: int
+    select: tuple[str, ...]
+    ignore: Mapping[str, str]
+    record: bool
+    static: bool
+    strict: frozenset[str]
+    snapshot: str
+    compare: str | None
+    compare_branch: str | None
+    compare_exact: bool
+    compare_fail: Mapping[str, float]
+    sources: Mapping[str, str]
+
+    @property
+    def thresholds(self) -> dict[str, Threshold]:
+        """The thresholds that are set, by the names of their settings."""
+        found = {name: getattr(self, name) for name in GATES}
+        return {name: threshold for name, threshold in found.items() if threshold is not None}
+
+    def described(self) -> dict[str, Setting]:
+        """Return the settings as a report records them."""
+        return {
+            entry.name: Setting(_as_json(getattr(self, entry.name)), self.sources[entry.name])
+            for entry in TABLE
+        }
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Threshold):
+        return value.as_json()
+    if isinstance(value, frozenset):
+        return sorted(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def resolve(levels: Iterable[Level]) -> Settings:
+    """Return the settings in force.
+
+    Args:
+        levels: the strongest first; each is a source, and its values as the user wrote them.
+
+    Raises:
+        ValueError: a value is not valid.
+    """
+    levels = list(levels)
+    found = {entry.name: in_force(entry, levels) for entry in TABLE}
+    return Settings(
+        **{name: value for name, (value, _) in found.items()},
+        sources={name: source for name, (_, source) in found.items()},
+    )
