@@ -125,7 +125,7 @@ def parse(text: str) -> dict[Title, Section]:
                     raise BrokenMapError(number, f"a second section for {title}")
                 lines, raw = found[title] = set(), []
             elif lines is None:
-                raise BrokenMapError(number, f"{content!r} stands before any test's name")
+                raise BrokenMapError(number, f"expected a test's name before {content!r}")
             else:
                 lines.update(_unfolded(_line(number, content)))
         raw.append(shown.rstrip())

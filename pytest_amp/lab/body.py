@@ -18,7 +18,7 @@ from pytest_amp.lab.scaling.scaler import AmpScaler, ScalerLog
 
 __tracebackhide__ = unless_our_bug
 
-FORM_2 = (
+WRITE_SETUP = (
     "write the whole step yourself instead: request amp_benchmark and call "
     "amp_benchmark(setup), where setup(arm) builds the model and returns the step"
 )
@@ -46,7 +46,7 @@ class CopiedFixtures:
             raise AmpError(
                 "no optimizer among the fixtures "
                 f"({', '.join(fixtures) or 'there are none'}): add a fixture with a "
-                f"torch.optim.Optimizer, or {FORM_2}"
+                f"torch.optim.Optimizer, or {WRITE_SETUP}"
             )
 
     def _leaves(self) -> Iterator[Any]:
@@ -74,7 +74,7 @@ class CopiedFixtures:
             name, reason = self._uncopyable() or ("?", error)
             what = "" if isinstance(reason, _Uncopyable) else f"{type(reason).__name__}: "
             raise AmpError(
-                f"the fixture {name!r} can't be copied for the two arms ({what}{reason}); {FORM_2}"
+                f"the fixture {name!r} can't be copied for the two arms ({what}{reason}); {WRITE_SETUP}"
             ) from error
         for name, value in copies.items():
             for leaf in held_by(name, value):
@@ -103,7 +103,7 @@ class CopiedFixtures:
                     raise AmpError(
                         f"the original of the fixture {name!r} was trained, not its copy: "
                         "something that the body calls (a closure, a patched forward, a lambda) "
-                        f"still holds the original; {FORM_2}"
+                        f"still holds the original; {WRITE_SETUP}"
                     )
 
         return check
@@ -136,7 +136,7 @@ def setup_of_body(body: Callable[..., Any], fixtures: CopiedFixtures) -> Setup:
                     raise
                 raise AmpError(
                     "the body called backward itself: end it with `return loss` and leave "
-                    f"backward and the optimizer to pytest-amp, or {FORM_2}"
+                    f"backward and the optimizer to pytest-amp, or {WRITE_SETUP}"
                 ) from error
             if check is not None:
                 check()
@@ -221,13 +221,13 @@ def _differentiable(returned: Any) -> torch.Tensor:
         if loss is None:
             raise AmpError(
                 "the test returned no loss: end its body with `return loss`, the scalar tensor "
-                f"to train on, or {FORM_2}"
+                f"to train on, or {WRITE_SETUP}"
             )
         if not isinstance(loss, torch.Tensor):
             hint = " (return its .loss)" if hasattr(loss, "loss") else ""
             raise AmpError(
                 f"the test returned a {type(loss).__name__}{hint}, not a loss: return the scalar "
-                f"tensor to train on, or {FORM_2}"
+                f"tensor to train on, or {WRITE_SETUP}"
             )
         if loss.numel() != 1:
             raise AmpError(
@@ -289,7 +289,7 @@ def _refuse(name: str, value: Any) -> None:
         elif isinstance(leaf, LBFGS):
             problem = "is an LBFGS optimizer, which needs a closure"
         if problem:
-            raise AmpError(f"the fixture {name!r} {problem}; {FORM_2}")
+            raise AmpError(f"the fixture {name!r} {problem}; {WRITE_SETUP}")
 
 
 def _rewrap(optimizer: Any) -> None:

@@ -98,7 +98,7 @@ class Estimate:
 
     def __post_init__(self) -> None:
         if not self.pair_ratios:
-            raise ValueError("a speedup needs a pair")
+            raise ValueError("a speedup needs at least one pair of blocks")
 
     @property
     def value(self) -> float:

@@ -143,7 +143,7 @@ def flag(value: object) -> bool:
         return True
     if text in ("0", "false", "no", "off", ""):
         return False
-    raise ValueError(f"{value!r} is neither true nor false")
+    raise ValueError(f"{value!r} is neither yes nor no")
 
 
 def strict(value: object) -> frozenset[str]:

@@ -33,7 +33,7 @@ def error_of(output: str) -> str:
     return " ".join(failure.split())
 
 
-FORM_2 = "request amp_benchmark and call amp_benchmark(setup)"
+WRITE_SETUP = "request amp_benchmark and call amp_benchmark(setup)"
 
 BODIES = {
     "returns nothing": (
@@ -136,7 +136,7 @@ def test_step(model, optimizer, batch, extra):
 """,
     )
     assert message in error_of(output)
-    assert FORM_2 in error_of(output)
+    assert WRITE_SETUP in error_of(output)
 
 
 def test_no_optimizer(project: pytest.Pytester) -> None:
@@ -145,7 +145,7 @@ def test_no_optimizer(project: pytest.Pytester) -> None:
         "@pytest.mark.amp\ndef test_step(model, batch):\n    return model(batch[0]).mean()\n",
     )
     assert "no optimizer among the fixtures (model, batch)" in error_of(output)
-    assert FORM_2 in error_of(output)
+    assert WRITE_SETUP in error_of(output)
 
 
 ORIGINALS = {
@@ -177,7 +177,7 @@ def test_an_original_that_goes_on_training(project: pytest.Pytester, case: str) 
     error = error_of(told(project, ORIGINALS[case]))
     assert "was trained, not its copy" in error
     assert "(a closure, a patched forward, a lambda)" in error
-    assert FORM_2 in error
+    assert WRITE_SETUP in error
 
 
 def steps(body: str, before: str = "", call: str = "amp_benchmark(setup)") -> str:

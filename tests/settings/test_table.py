@@ -171,7 +171,7 @@ def test_a_speedup_must_be_a_sensible_ratio(value: object) -> None:
         ("select", 203, "neither text nor a list"),
         ("ignore", "AMP2033", "a rule's code such as AMP203 nor a prefix such as AMP2"),
         ("ignore", {"decoder.*": "why"}, "a rule's code such as AMP203 nor a prefix such as AMP2"),
-        ("static", "perhaps", "neither true nor false"),
+        ("static", "perhaps", "neither yes nor no"),
         ("strict", "devices", "device, inconclusive, unmeasured, baseline"),
     ],
 )
