@@ -17,7 +17,10 @@ import torch._dynamo
 import torch._inductor.compile_fx
 
 import pytest_amp.experiment.run
-import pytest_amp.plugin.live_line  # noqa: F401
+import pytest_amp.plugin.benchmark
+import pytest_amp.plugin.compare
+import pytest_amp.plugin.live_line
+import pytest_amp.plugin.makereport  # noqa: F401
 from tests.helpers.project import CONFTEST
 
 TESTS = Path(__file__).parent

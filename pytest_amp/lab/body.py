@@ -74,7 +74,8 @@ class CopiedFixtures:
             name, reason = self._uncopyable() or ("?", error)
             what = "" if isinstance(reason, _Uncopyable) else f"{type(reason).__name__}: "
             raise AmpError(
-                f"the fixture {name!r} can't be copied for the two arms ({what}{reason}); {WRITE_SETUP}"
+                f"the fixture {name!r} can't be copied for the two arms ({what}{reason}); "
+                f"{WRITE_SETUP}"
             ) from error
         for name, value in copies.items():
             for leaf in held_by(name, value):

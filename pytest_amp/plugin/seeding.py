@@ -25,11 +25,11 @@ def seed(config: pytest.Config) -> None:
         return
     del config.stash[_SEEDING]
     from pytest_amp.lab.machine.global_state import remembered, seed_all
-    from pytest_amp.plugin.measuring import settings_of
+    from pytest_amp.plugin import measuring
 
     if _RANDOM not in config.stash:
         config.stash[_RANDOM] = remembered()
-    seed_all(settings_of(item).seed)
+    seed_all(measuring.settings_of(item).seed)
 
 
 def unseed(config: pytest.Config) -> None:

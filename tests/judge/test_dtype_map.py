@@ -195,7 +195,7 @@ def test_alignment_order_and_comments_are_not_compared() -> None:
     ("text", "line", "says"),
     [
         ("<<<<<<< HEAD\n", 1, "neither a comment"),
-        ("# fine\n  fc  forward  matmul  bfloat16  1\n", 2, "before any test"),
+        ("# fine\n  fc  forward  matmul  bfloat16  1\n", 2, "expected a test's name"),
         ("test_a on cpu in bfloat16\n  fc  forward  matmul  bfloat16\n", 2, "MODULE"),
         ("test_a on cpu in bfloat16\n  fc  sideways  matmul  bfloat16  1\n", 2, "MODULE"),
         ("test_a on cpu in bfloat16\n  fc  forward  matmul  bfloat16  x\n", 2, "MODULE"),
