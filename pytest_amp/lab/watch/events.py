@@ -36,6 +36,7 @@ _EVENTS: Mapping[str, tuple[Callable[[Any, str, Around], Any], Any, tuple[str, .
     "scaler_made": (wrapped, GradScaler, ("__init__",)),
     "scaler_loaded": (wrapped, GradScaler, ("load_state_dict",)),
     "scale": (wrapped, GradScaler, ("scale",)),
+    "unscale": (wrapped, GradScaler, ("unscale_",)),
     "scaler_step": (wrapped, GradScaler, ("step",)),
     "update": (wrapped, GradScaler, ("update",)),
     "schedule_made": (wrapped, LRScheduler, ("__init__",)),
@@ -60,10 +61,11 @@ OUT_OF_SIGHT = (
 def subscribed(**around: Around) -> Iterator[None]:
     """Call each subscriber around its event, for as long as the block runs.
 
-    The events are ``scaler_made``, ``scaler_loaded``, ``scale``, ``scaler_step`` and ``update`` of
-    GradScalers, ``schedule_made`` and ``schedule_step`` of learning rate schedulers, ``backward``,
-    ``autocast_enter`` and ``autocast_exit``, ``module_call``, a tensor's ``cast``, and
-    ``profiler_prepared`` and ``profiler_enabled``. For an optimizer's steps see `OptimizerSteps`.
+    The events are ``scaler_made``, ``scaler_loaded``, ``scale``, ``unscale``, ``scaler_step``
+    and ``update`` of GradScalers, ``schedule_made`` and ``schedule_step`` of learning rate
+    schedulers, ``backward``, ``autocast_enter`` and ``autocast_exit``, ``module_call``, a tensor's
+    ``cast``, and ``profiler_prepared`` and ``profiler_enabled``. For an optimizer's steps see
+    `OptimizerSteps`.
     """
     with ExitStack() as stack:
         for event, subscriber in around.items():

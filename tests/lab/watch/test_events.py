@@ -26,6 +26,7 @@ def step() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(x).float().sum()
     scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
     scaler.step(optimizer)
     scaler.update()
     schedule.step()
