@@ -43,6 +43,7 @@ CODES = {
     "AMP208": Code("scaler-bypassed", "error", ("loss_diff",)),
     "AMP209": Code("scale-changed-mid-accumulation", "error", ("loss_diff", "skipped_steps")),
     "AMP210": Code("ranks-disagree-on-skip", "error"),
+    "AMP211": Code("dies-on-overflow", "error"),
     "AMP301": Code("nonfinite-loss", "error", ("loss_diff",)),
     "AMP302": Code("gradient-underflow", "warning", ("loss_diff",)),
     "AMP303": Code("overflow-risk", "warning", ("loss_diff", "skipped_steps")),

@@ -388,6 +388,8 @@ class Overflow:
         next_loss_finite: whether the following step's loss was finite.
         recovered: whether one of the next few steps was taken.
         raised: what the scaler raised meanwhile.
+        died: what the step itself raised, with its type; None if it went on.
+        died_at: the user's line on which it did.
     """
 
     reached: tuple[int, ...] = ()
@@ -403,6 +405,8 @@ class Overflow:
     next_loss_finite: bool = True
     recovered: bool = True
     raised: str | None = None
+    died: str | None = None
+    died_at: str | None = None
 
 
 @dataclass(frozen=True)

@@ -319,6 +319,21 @@ def fp16_without_scaler(case: Case) -> Iterator[Word]:
     )
 
 
+@rule("AMP211")
+def dies_on_overflow(case: Case) -> Iterator[Word]:
+    """Look for a step that raises when its gradients overflow."""
+    drill = case.seen.overflow
+    for each in drill.overflows if drill else ():
+        if each.died:
+            yield Word(
+                f"an overflow of the gradients ends the training ({each.died}); a GradScaler "
+                "provokes overflows while it looks for its scale, and skips those steps: let it "
+                "(as with error_if_nonfinite=False), and raise after many skipped steps only",
+                {"raised": each.died, "scale": each.scale[0]},
+                location=each.died_at,
+            )
+
+
 @rule("AMP209")
 def scale_changed_mid_accumulation(case: Case) -> Iterator[Word]:
     """Look for updates of the scale while gradients were waiting for their optimizer's step."""

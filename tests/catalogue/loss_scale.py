@@ -1,6 +1,9 @@
-"""AMP201 and AMP209: a loss scale that is missing, or that changes at the wrong time."""
+"""AMP201, AMP209 and AMP211: a scale that is missing, moves too early, or is the end of all."""
 
 from __future__ import annotations
+
+import math
+import sys
 
 import torch
 import torch.nn.functional as F
@@ -234,3 +237,112 @@ def a_gan_with_one_scaler_whose_critic_collects_the_generators_gradients(arm):
         return {"critic": loss.detach(), "generator": fooled.detach()}
 
     return step
+
+
+# AMP211 dies-on-overflow
+
+
+def trained():
+    model = mlp()
+    return model, sgd(model)
+
+
+def finite(model):
+    return all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def clipped(model, **how):
+    return torch.nn.utils.clip_grad_norm_(model.parameters(), 100.0, **how)
+
+
+@faulty("AMP211", **HALF)
+def clipping_that_raises(arm):
+    model, optimizer = trained()
+
+    def edit(scaler):
+        scaler.unscale_(optimizer)
+        clipped(model, error_if_nonfinite=True)
+
+    return scaled(arm, model, optimizer, edit)
+
+
+@faulty("AMP211", **HALF)
+def an_assertion_about_the_gradients(arm):
+    model, optimizer = trained()
+
+    def edit(_):
+        assert finite(model), "a gradient is not finite"
+
+    return scaled(arm, model, optimizer, edit)
+
+
+@faulty("AMP211", **HALF)
+def an_exit_where_the_norm_is_not_a_number(arm):
+    model, optimizer = trained()
+
+    def edit(scaler):
+        scaler.unscale_(optimizer)
+        if not math.isfinite(clipped(model)):
+            sys.exit("the norm is not finite")
+
+    return scaled(arm, model, optimizer, edit)
+
+
+@faulty("AMP211", **HALF)
+def anomaly_detection_that_is_left_on(arm):
+    model, optimizer = trained()
+    step = scaled(arm, model, optimizer)
+
+    def watched():
+        with torch.autograd.set_detect_anomaly(True):
+            return step()
+
+    return watched
+
+
+@healthy("AMP211", **HALF)
+def clipping_that_lets_the_scaler_decide(arm):
+    model, optimizer = trained()
+
+    def edit(scaler):
+        scaler.unscale_(optimizer)
+        clipped(model, error_if_nonfinite=False)
+
+    return scaled(arm, model, optimizer, edit)
+
+
+@healthy("AMP211", **HALF)
+def a_check_of_the_scaled_loss(arm):
+    model, optimizer = trained()
+    x, y = batch()
+
+    def step():
+        optimizer.zero_grad()
+        with arm.autocast():
+            loss = F.cross_entropy(model(x).float(), y)
+        times_scale = arm.scaler.scale(loss)
+        if not times_scale.isfinite():
+            raise ValueError("the loss is not finite")
+        times_scale.backward()
+        arm.scaler.step(optimizer)
+        arm.scaler.update()
+        return loss
+
+    return step
+
+
+@healthy("AMP211", **HALF)
+def many_skipped_steps_in_a_row_and_then_the_end(arm):
+    model, optimizer = trained()
+    skipped = 0
+
+    def end(scaler):
+        nonlocal skipped
+        before = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        skipped = skipped + 1 if scaler.get_scale() < before else 0
+        if skipped == 10:
+            raise RuntimeError("ten steps in a row were skipped")
+
+    return scaled(arm, model, optimizer, end=end)

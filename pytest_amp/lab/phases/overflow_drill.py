@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,12 +12,13 @@ import torch
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from pytest_amp.errors import unless_our_bug
+from pytest_amp.errors import AmpError, unless_our_bug
 from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.phases.drill import Cycle, DrilledArm
 from pytest_amp.lab.scaling.scaler import infinite, raised_by_scaler
 from pytest_amp.lab.watch.events import OptimizerSteps, subscribed
 from pytest_amp.lab.watch.fingerprint import digest
+from pytest_amp.lab.watch.source import location_of
 from pytest_amp.lab.watch.tensors import floating, is_finite, plain_parts
 from pytest_amp.observations import Overflow, OverflowDrill
 
@@ -33,9 +34,21 @@ def overflow(bench: Workbench, steps: int, begin: int = 0) -> OverflowDrill | No
 
     The drill begins after the step `begin`, once a step was not skipped and the scale therefore
     fits. The result is None if that, or an `update()`, does not happen within `steps` steps.
+
+    A step may well refuse a loss that is infinite, and yet bear gradients that are. So if it
+    raises, the drill is repeated with a finite loss and infinite gradients, which decides.
     """
+    drill = _drilled(bench, steps, begin, infinite)
+    if drill is not None and drill.overflows[-1].died:
+        return _drilled(bench, steps, begin, _with_infinite_gradients)
+    return drill
+
+
+def _drilled(
+    bench: Workbench, steps: int, begin: int, inject: Callable[[Any], Any]
+) -> OverflowDrill | None:
     run = DrilledArm(bench, "overflow drill", steps)
-    injection = _Injection(run)
+    injection = _Injection(run, inject)
     with run.built(injection.installed()):
         normal = _normal(run, injection, begin)
         if normal is None:
@@ -45,7 +58,8 @@ def overflow(bench: Workbench, steps: int, begin: int = 0) -> OverflowDrill | No
         for call in sorted({0, scaled // 2, scaled - 1}):
             found.append(_one(run, injection, call, stepped, normal))
             reached = {number for each in found for number in each.reached}
-            if found[-1].raised or not found[-1].recovered or stepped <= reached:
+            ended = found[-1].raised or found[-1].died or not found[-1].recovered
+            if ended or stepped <= reached:
                 break
         return OverflowDrill(run.watch.use().optimizers, normal.moves, tuple(found))
 
@@ -78,9 +92,13 @@ def _one(
             losses = following[0].losses if following else ()
             was_finite = all(map(math.isfinite, normal.losses))
             next_loss_finite = not was_finite or all(map(math.isfinite, losses))
-    except Exception as error:
-        if not raised_by_scaler(error):
+    except (Exception, SystemExit) as error:
+        if isinstance(error, AmpError) or not injection.done:
             raise
+        if not raised_by_scaler(error):
+            what = " ".join(str(error).split()).partition(". ")[0]
+            died = f"{type(error).__name__}: {what}" if what else type(error).__name__
+            return Overflow(scale=(seen.scale, None), died=died, died_at=location_of(error))
         raised = str(error)
     idle = stepped - normal.by_scaler - seen.stepped  # the user's code may check for inf itself
     lowered = seen.scale_after is not None and seen.scale_after < seen.scale
@@ -137,9 +155,11 @@ class _Seen:
 class _Injection:
     """Makes the loss of one `scale()` infinite, and watches optimizers up to the next update."""
 
-    def __init__(self, run: DrilledArm) -> None:
+    def __init__(self, run: DrilledArm, inject: Callable[[Any], Any]) -> None:
         self.calls = 0
+        self.done = False  # in this cycle
         self._run = run
+        self._inject = inject
         self._call: int | None = None
         self._looking = False
         self._inside = False
@@ -155,7 +175,7 @@ class _Injection:
 
     def new_cycle(self, call: int | None = None) -> _Seen:
         """Start counting again, and make the loss of `scale()` number `call`, from 0, infinite."""
-        self.calls, self._call, self._looking = 0, call, False
+        self.calls, self.done, self._call, self._looking = 0, False, call, False
         self._before.clear()
         self._seen = _Seen()
         return self._seen
@@ -184,7 +204,8 @@ class _Injection:
         self._call, self._looking = None, True
         self._scaler, self._step = scaler, self._run.taken
         self._seen.scale = scaler.get_scale()
-        scaled = infinite(scaled)
+        self.done = True
+        scaled = self._inject(scaled)
         loss = pytree.tree_leaves(scaled)[0]
         if loss.requires_grad:
             loss.register_hook(self._note_backward)
@@ -259,6 +280,14 @@ class _Injection:
         if changed and number in self._seen.reached:
             known = self._seen.changed.setdefault(number, [])
             known += [name for name in changed if name not in known]
+
+
+def _with_infinite_gradients(scaled: Any) -> Any:
+    """Leave scaled losses as they are, and make the gradients of the first infinite."""
+    loss = pytree.tree_leaves(scaled)[0]
+    if loss.requires_grad:
+        loss.register_hook(lambda gradient: gradient * math.inf)
+    return scaled
 
 
 def _is_not_finite(tensor: torch.Tensor | None) -> bool:

@@ -659,16 +659,74 @@ def test_a_drill_that_raises_is_noted_and_ctrl_c_passes() -> None:
 # In an experiment.
 
 
-def test_a_step_that_asserts_finite_gradients_stays_green_with_a_note() -> None:
-    def edit(_, model, __):
-        assert all(p.grad.isfinite().all() for p in model.parameters()), "overflow"
+def clipped(_, model, __):
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1e9, error_if_nonfinite=True)
 
+
+def asserted(_, model, __):
+    assert all(p.grad.isfinite().all() for p in model.parameters()), "overflow"
+
+
+def ended(_, model, __):
+    if not all(p.grad.isfinite().all() for p in model.parameters()):
+        raise SystemExit("the gradients are gone. Good night.")
+
+
+@pytest.mark.parametrize(
+    ("edit", "raised"),
+    [
+        (clipped, "RuntimeError: The total norm of order 2.0"),
+        (asserted, "AssertionError: overflow"),
+        (ended, "SystemExit: the gradients are gone"),
+    ],
+)
+def test_a_step_that_raises_at_an_overflow_is_an_error_at_its_line(edit, raised) -> None:
     report = measure(training(edit), dtype="float16")
-    assert report.verdict == "pass"
+    assert codes(report) == ["AMP211"]
+    assert report.notes == ()
+    [finding] = report.findings
+    assert finding.evidence["raised"].startswith(raised)
+    line = edit.__code__.co_firstlineno
+    assert finding.location.startswith("tests/lab/phases/test_drills.py:")
+    assert line < int(finding.location.rpartition(":")[2]) <= line + 2
+
+
+def test_a_step_that_only_refuses_an_infinite_loss_is_drilled_by_its_gradients() -> None:
+    def setup(arm):
+        model, scaler = mlp(), arm.scaler
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        x, y = torch.randn(16, 8), torch.randint(4, (16,))
+
+        def step():
+            optimizer.zero_grad()
+            with arm.autocast():
+                loss = F.cross_entropy(model(x).float(), y)
+            scaled = scaler.scale(loss)
+            if not torch.isfinite(scaled):
+                raise ValueError("the loss is not finite")
+            scaled.backward()
+            scaler.step(optimizer)
+            scaler.update()
+            return loss
+
+        return step
+
+    assert codes(measure(setup, dtype="float16")) == []
+    found = drill(setup)
+    assert found.died is None
+    assert found.reached == (0,)
+    assert found.skipped == (0,)
+
+
+def test_what_raises_before_the_overflow_is_no_answer_to_it() -> None:
+    calls = itertools.count()
+
+    def edit(scaler, *_):
+        if scaler.is_enabled() and next(calls) == 8 + 8 + 2:  # behind the parity run's
+            raise ValueError("no more data")
+
+    report = measure(training(edit), dtype="float16", steps=8)
     assert codes(report) == []
-    [note] = report.notes
-    assert "overflow drill ended early" in note
-    assert "AssertionError: overflow" in note
 
 
 def builds(dtype):
