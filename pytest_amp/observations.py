@@ -246,6 +246,9 @@ class ParityRun:
         flags: the global switches in force at the end.
         scaler: what scalers and schedulers did.
         fastest_step_s: seconds of the fastest step, as the host sees it.
+        nonfinite_state: the parameters and buffers that are not finite at the end.
+        losses_at_last_scale: the losses of the first steps again, from the scale that was found, if
+            they were not finite while it was looked for; empty otherwise.
     """
 
     losses: Losses
@@ -264,6 +267,8 @@ class ParityRun:
     flags: Mapping[str, Any] = field(default_factory=dict)
     scaler: ScalerUse = ScalerUse()
     fastest_step_s: float = 0.0
+    nonfinite_state: tuple[str, ...] = ()
+    losses_at_last_scale: Losses = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,8 @@ def _both_arms(bench: Workbench, settings: Settings) -> Observations:
             f"the fp32 arm's step returned the losses {sorted(fp32.losses)}, the amp arm's "
             f"{sorted(amp.losses)}: both must return the same keys"
         )
+    if lost := parity.overflowed_while_looking(amp):
+        amp = replace(amp, losses_at_last_scale=parity_run.at_last_scale(bench, amp, lost))
     fp32, amp, numerics = inspect(bench, fp32, amp, settings.steps)
     return Observations(
         device=bench.device.name(),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from pytest_amp.observations import Floor, Losses, ParityRun
 from pytest_amp.results.values import tail_start
@@ -50,25 +51,32 @@ class TailComparison:
 
 
 def once_scaled(run: ParityRun) -> Losses:
-    """Return the losses without the overflows from when the GradScaler was looking for its scale.
+    """Return the losses without the overflows that the search for a loss scale provoked.
 
     The scaler skipped those steps, so they did no harm: a loss that contains scaled gradients, such
-    as a gradient penalty, overflows along with them. Each is replaced by the curve's first finite
-    loss; a curve without one stays as it is.
+    as a gradient penalty, overflows along with them. Each is replaced by the loss of the same step
+    at the scale that was found. If that is not finite either, the scale had no part in it.
+    """
+    return {
+        key: (*_first_finite(curve, run.losses_at_last_scale.get(key, ())),)
+        for key, curve in run.losses.items()
+    }
+
+
+def _first_finite(curve: tuple[float, ...], again: tuple[float, ...]) -> Iterator[float]:
+    for loss, other in zip_longest(curve, again, fillvalue=math.nan):
+        yield other if math.isfinite(other) and not math.isfinite(loss) else loss
+
+
+def overflowed_while_looking(run: ParityRun) -> int:
+    """Return how many first steps hold all overflows of the loss before any step was taken; or 0.
+
+    These are the steps that `ParityRun.losses_at_last_scale` has to show.
     """
     taken = [step.step for step in run.scaler.steps if not step.skipped]
-    looking = {step.step for step in run.scaler.steps if step.step < min(taken, default=0)}
-    return {key: _put_right(curve, looking) for key, curve in run.losses.items()}
-
-
-def _put_right(curve: tuple[float, ...], looking: set[int]) -> tuple[float, ...]:
-    first = next((loss for loss in curve if math.isfinite(loss)), None)
-    if first is None:
-        return curve
-    return tuple(
-        first if step in looking and not math.isfinite(loss) else loss
-        for step, loss in enumerate(curve)
-    )
+    looking = [step.step for step in run.scaler.steps if step.step < min(taken, default=0)]
+    lost = [s for s in looking if not all(math.isfinite(curve[s]) for curve in run.losses.values())]
+    return max(lost, default=-1) + 1
 
 
 def compare(fp32: Losses, amp: Losses) -> tuple[TailComparison, ...]:

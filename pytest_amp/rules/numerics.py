@@ -169,3 +169,28 @@ def _and_more(found: Sequence[Gradient]) -> str:
 
 def _module_of(gradient: Gradient) -> str | None:
     return gradient.name.rpartition(".")[0] if gradient.name else None
+
+
+@rule("AMP306")
+def nonfinite_state(case: Case) -> Iterator[Word]:
+    """Look for buffers and parameters that are not finite under amp although the loss recovered.
+
+    If the loss is not finite at the end either, the state is a consequence, and AMP301 speaks.
+    """
+    amp, fp32 = case.seen.amp, case.seen.fp32
+    names = [name for name in amp.nonfinite_state if name not in fp32.nonfinite_state]
+    if not names or not all(math.isfinite(curve[-1]) for curve in amp.losses.values()):
+        return
+    module = names[0].rpartition(".")[0] or None
+    rows = amp.operators.rows if amp.operators else ()
+    line = next((row.location for row in rows if row.module == module and row.location), None)
+    several = f" (and {len(names) - 1} more)" if names[1:] else ""
+    yield Word(
+        f"{names[0]}{several} is not finite after the amp arm's steps, and is in fp32: an overflow "
+        "in a forward pass stays there for good, and whatever reads it later, such as an "
+        "evaluation, is not finite either; a skipped step does not undo it: keep what overflows "
+        "in float32 (torch.autocast(..., enabled=False)), or scale its inputs down",
+        {"state": names},
+        module=module,
+        location=line,
+    )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pytest_amp.judge import parity
 from pytest_amp.judge.parity import TailComparison, compare, drift, noise_floor
-from pytest_amp.observations import Floor, Start
+from pytest_amp.observations import Floor, ParityRun, ScalerStep, ScalerUse, Start
 from pytest_amp.results.values import tail_start
 from tests.helpers.observations import losses
 
@@ -150,3 +150,38 @@ def test_the_first_step_that_is_not_finite_under_amp_alone(amp, fp32, step) -> N
 def test_the_first_over_all_keys() -> None:
     healthy = losses(g=(1.0,) * 3, d=(1.0,) * 3)
     assert parity.first_nonfinite(losses(g=(1, 1, NAN), d=(1, INF, 1)), healthy) == 1
+
+
+# The search for a loss scale.
+
+# The first two steps were skipped, the others taken.
+LOOKING = ScalerUse(steps=tuple(ScalerStep(step, 0, 2.0**16, step < 2) for step in range(5)))
+
+
+def searched(*curve: float, again: tuple[float, ...] = ()) -> ParityRun:
+    at_last_scale = losses(*again) if again else {}
+    return ParityRun(losses(*curve), scaler=LOOKING, losses_at_last_scale=at_last_scale)
+
+
+@pytest.mark.parametrize(
+    ("curve", "first_steps"),
+    [
+        ((NAN, INF, 1.0, 0.9, 0.8), 2),
+        ((NAN, 1.1, 1.0, 0.9, 0.8), 1),
+        ((1.2, 1.1, 1.0, 0.9, 0.8), 0),
+        ((1.2, 1.1, NAN, 0.9, 0.8), 0),  # that step was taken
+    ],
+)
+def test_overflows_before_the_first_step_that_was_taken_are_looked_into(curve, first_steps) -> None:
+    assert parity.overflowed_while_looking(searched(*curve)) == first_steps
+
+
+def test_a_loss_that_is_finite_at_the_scale_that_was_found_takes_the_overflows_place() -> None:
+    run = searched(NAN, INF, 1.0, 0.9, 0.8, again=(1.2, 1.1))
+    assert parity.once_scaled(run) == losses(1.2, 1.1, 1.0, 0.9, 0.8)
+
+
+def test_a_loss_that_is_not_finite_at_that_scale_either_is_no_doing_of_the_scale() -> None:
+    for again in ((NAN, 1.1), ()):
+        first, *_ = parity.once_scaled(searched(NAN, 1.0, 1.0, 0.9, 0.8, again=again))["loss"]
+        assert math.isnan(first)

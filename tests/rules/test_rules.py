@@ -569,6 +569,30 @@ def test_amp301_leaves_alone_what_fp32_shares(observed) -> None:
     assert said("AMP301", observed) is None
 
 
+# AMP306 nonfinite-state
+
+POISONED = {"nonfinite_state": ("norm.running_mean", "norm.running_var")}
+
+
+def test_amp306_names_the_state_its_module_and_the_line_that_calls_it() -> None:
+    row = OpRow("aten::batch_norm", "float32", "float32", module="norm", location="net.py:7")
+    observed = seen(amp={**POISONED, "operators": replace(IN_BF16, rows=(row,))})
+    finding = said("AMP306", observed)
+    assert (finding.severity, finding.module, finding.location) == ("error", "norm", "net.py:7")
+    assert "norm.running_mean (and 1 more) is not finite" in finding.message
+
+
+def test_amp306_leaves_alone_what_fp32_shares() -> None:
+    assert said("AMP306", seen(amp=POISONED, fp32=POISONED)) is None
+    assert said("AMP306", seen()) is None
+
+
+def test_amp306_is_silent_if_the_loss_stays_so_which_amp301_explains() -> None:
+    observed = broken(len(CURVE) - 1)
+    observed = replace(observed, amp=replace(observed.amp, **POISONED))
+    assert {each.code for each in findings(observed)} == {"AMP301"}
+
+
 # AMP401 no-native-support
 
 

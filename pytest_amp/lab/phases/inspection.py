@@ -8,8 +8,7 @@ runs eagerly, since fused kernels can't be seen, and nothing here is timed.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import torch
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import ArmName, Workbench
-from pytest_amp.lab.watch.events import subscribed
+from pytest_amp.lab.scaling.step_watch import starting_at
 from pytest_amp.lab.watch.losses import LossCurves
 from pytest_amp.lab.watch.modules import Call, ModuleStack
 from pytest_amp.lab.watch.numerics import Witness
@@ -95,7 +94,7 @@ class _Look:
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             if self._scale and math.isfinite(self._scale):
-                stack.enter_context(_starting_at(self._scale))
+                stack.enter_context(starting_at(self._scale))
             resident = stack.enter_context(bench.built(self._name))
             stack.enter_context(resident.active())
             modules = ModuleStack(left=witness.module_left)
@@ -136,16 +135,3 @@ def _with_names(
     if len(parameters) != len(names):
         return parameters
     return tuple(replace(each, name=name) for each, name in zip(parameters, names, strict=True))
-
-
-@contextmanager
-def _starting_at(scale: float) -> Iterator[None]:
-    """Let new GradScalers start at the scale that the parity run found, with no search for it."""
-
-    def around(original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
-        if scaler._scale is None:
-            scaler._init_scale = scale
-        return original(scaler, *args, **kwargs)
-
-    with subscribed(scale=around):
-        yield

@@ -13,10 +13,11 @@ import torch
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import ArmName, Resident, Workbench
 from pytest_amp.lab.scaling.optimizers import Trained
-from pytest_amp.lab.scaling.step_watch import Replay, StepWatch
+from pytest_amp.lab.scaling.step_watch import Replay, StepWatch, starting_at
 from pytest_amp.lab.watch.fingerprint import Inputs, first_inputs, pieces
 from pytest_amp.lab.watch.losses import LossCurves
 from pytest_amp.lab.watch.memory import peak_memory
+from pytest_amp.lab.watch.state import MadeModules
 from pytest_amp.lab.watch.tensors import dtype_name, floating
 from pytest_amp.observations import Floor, Losses, Parameter, ParityRun, Start
 
@@ -42,6 +43,7 @@ def run(
         The record, and the skips that another arm has to repeat.
     """
     bench.progress.at("parity", name)
+    modules = MadeModules()
     with peak_memory(bench.device) as memory:
         with bench.built(name) as resident:
             watch, clock = StepWatch(replay), _Stopwatch()
@@ -75,6 +77,7 @@ def run(
                 flags=flags,
                 scaler=watch.use(),
                 fastest_step_s=clock.fastest_s,
+                nonfinite_state=modules.nonfinite_state(),
             )
             skips = watch.replay()
             del watch  # it keeps alive what the arm trained
@@ -94,6 +97,14 @@ class _Stopwatch:
 
     def step_ends(self) -> None:
         self.fastest_s = min(self.fastest_s, perf_counter() - self._began)
+
+
+def at_last_scale(bench: Workbench, run: ParityRun, steps: int) -> Losses:
+    """Run the amp arm's first `steps` steps again, from the loss scale that `run` ended with."""
+    bench.progress.at("parity", "amp")
+    with starting_at(run.scales[-1]), bench.built("amp") as resident:
+        losses, _ = _steps(bench, resident, StepWatch(), steps)
+    return losses
 
 
 def floor(bench: Workbench, steps: int, replay: Replay | None, other_stream: bool) -> Floor:

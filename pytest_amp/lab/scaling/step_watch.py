@@ -268,3 +268,16 @@ def _without_parameters(optimizer: Optimizer) -> Callable[[], None]:
     for group, _ in groups:
         group["params"] = []
     return give_back
+
+
+@contextmanager
+def starting_at(scale: float) -> Iterator[None]:
+    """Let new GradScalers start at the scale that the parity run found, with no search for it."""
+
+    def around(original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
+        if scaler._scale is None:
+            scaler._init_scale = scale
+        return original(scaler, *args, **kwargs)
+
+    with subscribed(scale=around):
+        yield
