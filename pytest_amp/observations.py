@@ -190,6 +190,8 @@ class ScalerStep:
 class ScalerUse:
     """What enabled GradScalers, and the schedulers beside them, did in a run.
 
+    Scalers that are off take part by `scale_calls_when_off` alone.
+
     Attributes:
         optimizers: the optimizers' class names. Their order, that of their first steps, numbers
             them.
@@ -202,6 +204,7 @@ class ScalerUse:
         steps: the scalers' steps, in order.
         moves: each `step()` of a scheduler without arguments, as the experiment's step and the
             optimizer's number; -1 if that optimizer never stepped.
+        scale_calls_when_off: how often the step handed a loss to a scaler that is off.
     """
 
     optimizers: tuple[str, ...] = ()
@@ -212,6 +215,7 @@ class ScalerUse:
     made_in_steps: int = 0
     steps: tuple[ScalerStep, ...] = ()
     moves: tuple[tuple[int, int], ...] = ()
+    scale_calls_when_off: int = 0
 
     @property
     def live(self) -> bool:

@@ -35,6 +35,13 @@ from pytest_amp.settings.resolved import Settings
 __tracebackhide__ = unless_our_bug
 
 
+_SCALER_OFF = (
+    "the GradScaler is off, because {dtype}, which is the default on {device}, needs none: the "
+    "drills did not run, and AMP203 to AMP211 did not speak; where the training runs in float16, "
+    "as it does on CUDA by default, ask them with --amp-dtype=float16"
+)
+
+
 def run(job: Job, progress: Progress) -> AmpReport:
     """Measure both arms, judge them, and return the report.
 
@@ -119,6 +126,8 @@ def _observe(bench: Workbench, settings: Settings, limits: Limits) -> Observatio
         bench.notes.append(bench.progress.why_slow)
     if seen.amp.scaler.live:
         seen = _drilled(bench, settings, seen)
+    elif seen.amp.scaler.scale_calls_when_off and settings.dtype is None:
+        bench.notes.append(_SCALER_OFF.format(device=bench.device.type, dtype=seen.dtype))
     _require_the_device(bench, settings, seen.amp.start.devices)
     bad = parity.first_nonfinite(parity.once_scaled(seen.amp), seen.fp32.losses)
     if bad is not None:

@@ -131,7 +131,8 @@ def setup_of_body(body: Callable[..., Any], fixtures: CopiedFixtures) -> Setup:
                 returned = body(*instance, **values)
             total = _differentiable(returned)
             try:
-                torch.autograd.backward(arm.scaler.scale(total))
+                scaled = arm.scaler.scale(total) if arm.scaler.is_enabled() else total
+                torch.autograd.backward(scaled)
             except RuntimeError as error:
                 if "backward through the graph a second time" not in str(error):
                     raise

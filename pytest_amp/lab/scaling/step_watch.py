@@ -70,6 +70,7 @@ class StepWatch:
         self._making_schedule = False
         self._schedules: list[int] = [0]
         self._scaled = 0
+        self._scale_calls_when_off = 0
         self._accumulation = Accumulation()
         self._stepped: list[tuple[int, torch.Tensor | float]] = []
         self._moves: list[tuple[int, Any]] = []
@@ -99,6 +100,7 @@ class StepWatch:
             ),
             updates_before_step=self._accumulation.updates_before_step,
             made_in_steps=self._made,
+            scale_calls_when_off=self._scale_calls_when_off,
             moves=tuple((step, self._number_of(scheduler)) for step, scheduler in self._moves),
         )
 
@@ -132,7 +134,9 @@ class StepWatch:
         self._made += bool(scaler.is_enabled())
 
     def _around_scale(self, original: Around, scaler: Any, *args: Any, **kw: Any) -> Any:
-        self._scaled += bool(scaler.is_enabled())
+        on = bool(scaler.is_enabled())
+        self._scaled += on
+        self._scale_calls_when_off += not on
         return original(scaler, *args, **kw)
 
     def _around_scaler_step(self, original: Around, scaler: Any, *args: Any, **kw: Any) -> Any:

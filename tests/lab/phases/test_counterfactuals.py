@@ -159,7 +159,9 @@ def test_a_layout_that_makes_slow_convolutions_faster_is_confirmed() -> None:
 
 def test_a_layout_is_not_tried_where_speed_is_as_wanted() -> None:
     device = Layouts()
-    report = measure(device.convolving, device, static=False, min_speedup=0.9, max_time=30)
+    report = measure(
+        device.convolving, device, static=False, min_speedup=0.9, max_time=30, dtype="bfloat16"
+    )
     assert report.gate("speedup").verdict == "pass"
     assert report.notes == ()
 
@@ -176,7 +178,7 @@ def test_a_layout_that_changes_nothing_is_not_told() -> None:
 
         return timed
 
-    report = measure(setup, device, static=False, min_speedup=1.5, max_time=30)
+    report = measure(setup, device, static=False, min_speedup=1.5, max_time=30, dtype="bfloat16")
     assert report.gate("speedup").verdict == "fail"
     assert report.notes == ()
 

@@ -729,6 +729,32 @@ def test_what_raises_before_the_overflow_is_no_answer_to_it() -> None:
     assert codes(report) == []
 
 
+def test_a_scaler_that_is_off_by_default_is_told_of_and_one_that_is_off_by_choice_is_not() -> None:
+    [note] = measure(training()).notes
+    assert "the GradScaler is off, because bfloat16" in note
+    assert "--amp-dtype=float16" in note
+    assert measure(training(), dtype="bfloat16").notes == ()
+    assert measure(training(), dtype="float16").notes == ()
+
+
+def test_a_step_that_uses_no_scaler_misses_none() -> None:
+    def setup(_):
+        model, x = mlp(), torch.randn(16, 8)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+        def step():
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(x).float().square().mean()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return step
+
+    assert not any("GradScaler" in note for note in measure(setup).notes)
+
+
 def builds(dtype):
     arms = []
 
