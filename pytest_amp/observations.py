@@ -489,3 +489,4 @@ class Observations:
     numerics: Numerics = Numerics()
     overflow: OverflowDrill | None = None
     two_scales: TwoScales | None = None
+    rounded: Losses | None = None

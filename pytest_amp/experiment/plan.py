@@ -84,6 +84,7 @@ def limits_of(settings: Settings, names: DeviceNames) -> Limits:
         min_memory_reduction=on(settings.min_memory_reduction),
         max_loss_diff=on(settings.max_loss_diff),
         loss_atol=settings.loss_atol,
+        loss_atol_is_chosen=settings.sources["loss_atol"] != "default",
         min_coverage=on(settings.min_coverage),
         max_skipped_steps=on(settings.max_skipped_steps),
         error_rate=settings.error_rate,

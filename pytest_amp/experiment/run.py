@@ -120,7 +120,7 @@ def _refuse_several_ranks() -> None:
 
 def _observe(bench: Workbench, settings: Settings, limits: Limits) -> Observations:
     """Run the phases in order, and return what they saw."""
-    seen = _both_arms(bench, settings)
+    seen = _both_arms(bench, settings, limits)
     bench.progress.why_slow = kernels.without_fast_ones(seen)
     if bench.progress.why_slow is not None:
         bench.notes.append(bench.progress.why_slow)
@@ -135,7 +135,7 @@ def _observe(bench: Workbench, settings: Settings, limits: Limits) -> Observatio
     return seen if settings.static else replace(seen, timing=_timed(bench, settings, limits))
 
 
-def _both_arms(bench: Workbench, settings: Settings) -> Observations:
+def _both_arms(bench: Workbench, settings: Settings, limits: Limits) -> Observations:
     """Run the parity steps of each arm, inspect each, and measure the noise floor.
 
     Each of these builds the arm anew.
@@ -150,7 +150,7 @@ def _both_arms(bench: Workbench, settings: Settings) -> Observations:
     if lost := parity.overflowed_while_looking(amp):
         amp = replace(amp, losses_at_last_scale=parity_run.at_last_scale(bench, amp, lost))
     fp32, amp, numerics = inspect(bench, fp32, amp, settings.steps)
-    return Observations(
+    seen = Observations(
         device=bench.device.name(),
         dtype=dtype_name(bench.dtype),
         native_support=bench.device.native_support(bench.dtype),
@@ -160,6 +160,9 @@ def _both_arms(bench: Workbench, settings: Settings) -> Observations:
         amp=amp,
         floor=parity_run.floor(bench, settings.steps, skipped, gates.draws_differ(fp32, amp)),
     )
+    if gates.rests_on_loss_atol(seen, limits):
+        seen = replace(seen, rounded=parity_run.rounded(bench, settings.steps, skipped))
+    return seen
 
 
 def _drilled(bench: Workbench, settings: Settings, seen: Observations) -> Observations:

@@ -14,7 +14,8 @@ class Limits:
     """The thresholds in force on the test's device; None if a metric is not gated.
 
     `elsewhere` has the gates whose threshold names devices, none of which is this one, with these
-    devices.
+    devices. `loss_atol_is_chosen` says whether somebody chose `loss_atol`; the default is held
+    against what rounding does.
     """
 
     min_speedup: float | None = None
@@ -27,6 +28,7 @@ class Limits:
     max_time: float = 30.0
     static: bool = False
     elsewhere: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    loss_atol_is_chosen: bool = True
 
 
 @dataclass(frozen=True)

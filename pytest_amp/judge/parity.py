@@ -104,7 +104,20 @@ def drift(fp32: Losses, floor: Floor, key: str) -> float:
     """
     plain, nudged = fp32[key], floor.losses[key]
     half = max(floor.before_nudge, len(plain) // 2)
-    differences = [abs(a - b) for a, b in zip(plain[half:], nudged[half:], strict=True)]
+    return _largest_difference(plain[half:], nudged[half:])
+
+
+def rounding(fp32: Losses, rounded: Losses, key: str) -> float:
+    """Return how far rounding every product to the amp dtype moves the loss, in its units.
+
+    Like `drift`, it is the largest difference at any step of the second half.
+    """
+    half = len(fp32[key]) // 2
+    return _largest_difference(fp32[key][half:], rounded[key][half:])
+
+
+def _largest_difference(ones: Sequence[float], others: Sequence[float]) -> float:
+    differences = [abs(a - b) for a, b in zip(ones, others, strict=True)]
     return max(differences, default=0.0) if all(map(math.isfinite, differences)) else math.inf
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from pytest_amp.judge import gates
 from pytest_amp.judge.case import Limits
 from pytest_amp.judge.gates import coverage, draws_differ, estimate, judge
-from pytest_amp.observations import Operators
+from pytest_amp.observations import Observations, Operators
 from tests.helpers.observations import (
     AMP,
     CURVE,
@@ -525,3 +527,62 @@ def test_a_loss_exactly_as_far_off_as_rounding_moves_it_is_no_answer() -> None:
     assert gate("loss_diff", observed, max_loss_diff=0.02).verdict == "inconclusive"
     less = seen(fp32=flat, amp={"losses": losses(*(2.51,) * 8)}, floor=half)
     assert gate("loss_diff", less, max_loss_diff=0.02).verdict == "fail"
+
+
+# Losses near zero: the default loss_atol reaches no further than rounding does.
+
+SMALL = losses(*(1e-4 / step for step in range(1, 9)))
+DEFAULT = {"loss_atol_is_chosen": False}
+
+
+def small(times: float, rounding: float | None = 1e-5, **other: Any) -> Observations:
+    """An amp loss that is `times` that of fp32, and what rounding adds to that."""
+    curve = SMALL["loss"]
+    rounded = None if rounding is None else losses(*(loss + rounding for loss in curve))
+    return seen(
+        fp32={"losses": SMALL},
+        amp={"losses": losses(*(times * loss for loss in curve))},
+        floor={"losses": SMALL},
+        rounded=rounded,
+        **other,
+    )
+
+
+@pytest.mark.parametrize(
+    ("times", "verdict"),
+    [(1.01, "pass"), (2.0, "pass"), (3.0, "pass"), (3.5, "fail"), (99, "fail")],
+)
+def test_a_small_loss_may_differ_by_three_times_what_rounding_does(times, verdict) -> None:
+    judged = gate("loss_diff", small(times), **DEFAULT)
+    assert judged.verdict == verdict
+    if times > 1.1:
+        assert "3 times what rounding every product to bfloat16 does" in judged.reason
+
+
+def test_a_loss_atol_that_was_chosen_is_what_it_says() -> None:
+    judged = gate("loss_diff", small(30.0), loss_atol=0.005)
+    assert judged.verdict == "pass"
+    assert "within loss_atol=0.005" in judged.reason
+
+
+def test_rounding_that_does_more_than_loss_atol_raises_no_allowance() -> None:
+    assert gate("loss_diff", small(30.0, rounding=1.0), **DEFAULT).verdict == "pass"
+    bounded = gate("loss_diff", small(30.0, rounding=1.0), loss_atol=1e-5, **DEFAULT)
+    assert bounded.verdict == "fail"
+
+
+@pytest.mark.parametrize(
+    ("times", "limits", "rests"),
+    [
+        (3.0, DEFAULT, True),
+        (1.01, DEFAULT, False),  # passes without it
+        (1e6, DEFAULT, False),  # fails all the same
+        (3.0, {}, False),  # chosen
+        (3.0, {**DEFAULT, "max_loss_diff": None}, False),
+    ],
+)
+def test_what_rounding_does_is_measured_only_if_the_verdict_rests_on_it(
+    times, limits, rests
+) -> None:
+    observed = small(times, rounding=None)
+    assert gates.rests_on_loss_atol(observed, Limits(**limits)) is rests

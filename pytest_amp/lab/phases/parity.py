@@ -17,6 +17,7 @@ from pytest_amp.lab.scaling.step_watch import Replay, StepWatch, starting_at
 from pytest_amp.lab.watch.fingerprint import Inputs, first_inputs, pieces
 from pytest_amp.lab.watch.losses import LossCurves
 from pytest_amp.lab.watch.memory import peak_memory
+from pytest_amp.lab.watch.rounding import RoundedProducts
 from pytest_amp.lab.watch.state import MadeModules
 from pytest_amp.lab.watch.tensors import dtype_name, floating
 from pytest_amp.observations import Floor, Losses, Parameter, ParityRun, Start
@@ -104,6 +105,18 @@ def at_last_scale(bench: Workbench, run: ParityRun, steps: int) -> Losses:
     bench.progress.at("parity", "amp")
     with starting_at(run.scales[-1]), bench.built("amp") as resident:
         losses, _ = _steps(bench, resident, StepWatch(), steps)
+    return losses
+
+
+def rounded(bench: Workbench, steps: int, replay: Replay | None) -> Losses:
+    """Run fp32 with the products of every step rounded to the amp dtype: what that can reach."""
+    bench.progress.at("noise floor", "fp32")
+    with (
+        torch.compiler.set_stance("force_eager"),
+        bench.built("fp32") as resident,
+        RoundedProducts(bench.dtype),
+    ):
+        losses, _ = _steps(bench, resident, StepWatch(replay), steps, "noise floor")
     return losses
 
 

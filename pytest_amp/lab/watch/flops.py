@@ -108,6 +108,12 @@ def flops(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
     return None if more is None else more(*args, **kwargs)
 
 
+def is_product(func: Any) -> bool:
+    """Return whether `flops` has a formula for an operator."""
+    packet = getattr(func, "_overloadpacket", func)
+    return packet in flop_registry or operator_name(func) in _MORE
+
+
 def is_heavy(name: str) -> bool:
     """Return whether an operator without a formula may hide such FLOPs, judging by its name."""
     namespace, _, op = name.partition("::")

@@ -316,3 +316,37 @@ def test_keyword_inputs_and_nested_ones_are_seen_too() -> None:
     with first_inputs(seen):
         Model()({"x": x}, scale=2.0)
     assert [each.digests for each in seen] == [digest([x, 2.0])]
+
+
+# Small losses.
+
+
+def regression(slow):
+    """Targets of 0.05; `slow`: what the amp arm's learning rate is multiplied by."""
+
+    def setup(arm):
+        model, x = nn.Linear(16, 1), torch.randn(64, 16)
+        y = 0.05 * torch.tanh(x.mean(1, keepdim=True))
+        lr = 0.2 * (slow if arm.enabled else 1.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+        return train(arm, optimizer, lambda: nn.functional.mse_loss(model(x).float(), y))
+
+    return setup
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("slow", "verdict"), [(1.0, "pass"), (0.3, "fail")])
+def test_a_small_loss_is_held_to_what_the_dtype_can_reach(slow, verdict, dtype) -> None:
+    report = measure(regression(slow), dtype=dtype, steps=60)
+    gate = report.gate("loss_diff")
+    assert report.fp32.losses[-1] < 0.005
+    assert gate.verdict == verdict, gate.reason
+
+
+def test_the_rounded_run_is_made_for_a_default_that_decides_alone() -> None:
+    def builds(**given):
+        setup, story = told(regression(0.3))
+        measure(setup, dtype="bfloat16", steps=60, **given)
+        return story.count("build fp32")
+
+    assert builds() == builds(loss_atol=0.005) + 1
