@@ -25,6 +25,7 @@ CODES = {
     "AMP004": Code("fp32-arm-not-fp32", "error"),
     "AMP005": Code("baseline-flags", "warning"),
     "AMP006": Code("noisy-machine", "warning"),
+    "AMP007": Code("recipes-differ", "error", ("loss_diff", "memory_reduction", "speedup")),
     "AMP101": Code("amp-no-op", "error", ("speedup", "memory_reduction", "coverage")),
     "AMP102": Code("half-parameters", "error", ("loss_diff",)),
     "AMP103": Code("stale-autocast-cache", "error", ("loss_diff",)),

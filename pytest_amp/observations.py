@@ -107,6 +107,7 @@ class Operators:
         hidden_reduced: whether anything unknown or hidden may have computed in reduced precision.
         random_dtypes: the dtypes in which random numbers were drawn.
         draws: a digest of each draw, in order; None if draws were not looked at.
+        dropout_rates: the probabilities with which elements were dropped, each once.
         autocast_entered: how often an enabled autocast region was entered.
         autocast_devices: the device types that regions were for, whether switched on or off.
         framework: the package whose training loop ran the step, if it is a known one.
@@ -125,6 +126,7 @@ class Operators:
     hidden_reduced: bool = False
     random_dtypes: frozenset[str] = frozenset()
     draws: tuple[str, ...] | None = None
+    dropout_rates: tuple[float, ...] = ()
     autocast_entered: int = 0
     autocast_devices: tuple[str, ...] = ()
     framework: str | None = None
@@ -229,6 +231,24 @@ class ScalerUse:
 
 
 @dataclass(frozen=True)
+class OptimizerUse:
+    """How an optimizer trained.
+
+    Attributes:
+        name: its class name.
+        settings: its hyperparameters at its first step, as text, by name.
+        location: the user's line of that step.
+        rates: the first group's learning rate at each step, taken or skipped; None if it is not a
+            plain number.
+    """
+
+    name: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+    location: str | None = None
+    rates: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True)
 class ParityRun:
     """One arm, run alone in memory, and one inspected step of it.
 
@@ -251,6 +271,8 @@ class ParityRun:
         scaler: what scalers and schedulers did.
         fastest_step_s: seconds of the fastest step, as the host sees it.
         nonfinite_state: the parameters and buffers that are not finite at the end.
+        optimizers: how each optimizer trained, in the order of their numbers.
+        modules: what each module says of itself, by its path: its class, its settings, its mode.
         losses_at_last_scale: the losses of the first steps again, from the scale that was found, if
             they were not finite while it was looked for; empty otherwise.
     """
@@ -273,6 +295,8 @@ class ParityRun:
     fastest_step_s: float = 0.0
     nonfinite_state: tuple[str, ...] = ()
     losses_at_last_scale: Losses = field(default_factory=dict)
+    optimizers: tuple[OptimizerUse, ...] = ()
+    modules: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

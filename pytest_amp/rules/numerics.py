@@ -12,6 +12,7 @@ from pytest_amp.judge.parity import first_nonfinite, noise_floor, once_scaled
 from pytest_amp.observations import Gradient
 from pytest_amp.rules.base import Word, rule
 from pytest_amp.rules.measurement import differing_starts, first_losses_differ
+from pytest_amp.rules.recipes import differing_recipes
 from pytest_amp.rules.scale_drill import first_differing
 
 # A tenth of a gradient's elements. ReLUs that flip because of rounding zero far fewer.
@@ -146,6 +147,8 @@ def overflow_risk(case: Case) -> Iterator[Word]:
 def _gradients(case: Case) -> Sequence[Gradient]:
     """Return the gradients that can be compared: from equal weights, data and random numbers."""
     if draws_differ(case.seen.fp32, case.seen.amp) or any(differing_starts(case)):
+        return ()
+    if any(differing_recipes(case)):
         return ()
     if first_losses_differ(case) or first_differing(case):  # AMP203 and AMP208 say why
         return ()

@@ -79,6 +79,8 @@ def run(
                 scaler=watch.use(),
                 fastest_step_s=clock.fastest_s,
                 nonfinite_state=modules.nonfinite_state(),
+                optimizers=watch.recipe.read(),
+                modules=modules.described(),
             )
             skips = watch.replay()
             del watch  # it keeps alive what the arm trained

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.scaling.accumulation import Accumulation
 from pytest_amp.lab.scaling.optimizers import Trained
+from pytest_amp.lab.scaling.recipe import RecipeNotes
 from pytest_amp.lab.scaling.scaler import ScalerLog
 from pytest_amp.lab.watch.events import Closure, OptimizerSteps, subscribed
 from pytest_amp.observations import ScalerStep, ScalerUse
@@ -60,6 +61,7 @@ class StepWatch:
     def __init__(self, replay: Replay | None = None) -> None:
         self.log = ScalerLog()
         self.trained = Trained()
+        self.recipe = RecipeNotes()
         self._replay = replay
         self._steps: Counter[int] = Counter()
         self._attempts: list[Attempt] = []
@@ -126,6 +128,7 @@ class StepWatch:
 
     def _attempt(self, optimizer: Optimizer) -> Attempt:
         number = self.trained.number(optimizer)
+        self.recipe.step(optimizer, number)
         self._steps[number] += 1
         return number, self._steps[number] - 1
 

@@ -58,6 +58,7 @@ class OpRecord(DispatchMode):
         self._hidden_reduced = False
         self._random: set[str] = set()
         self._draws: list[str] = []
+        self._dropout_rates: set[float] = set()
         self._weights = {storage(tensor): tensor for tensor in trained}
         self._made: set[int] = set()
         # Weak references keep storages' addresses from being reused for tensors that kernels make
@@ -101,6 +102,7 @@ class OpRecord(DispatchMode):
             hidden_reduced=self._hidden_reduced,
             random_dtypes=frozenset(self._random),
             draws=tuple(self._draws),
+            dropout_rates=tuple(sorted(self._dropout_rates)),
             autocast_entered=self._autocast_entered,
             autocast_devices=tuple(self._autocast_devices),
             framework=self._framework,
@@ -172,6 +174,7 @@ class OpRecord(DispatchMode):
         if _draws(func, args, kwargs) and not is_update:
             self._random.update(dtype_name(t.dtype) for t in (*outputs, *inputs))
             self._draws.append(_drawn(out))
+            self._dropout_rates.update(_dropout_rate(func, args, kwargs))
         if not inputs and not outputs:
             return
         name = operator_name(func)
@@ -388,6 +391,20 @@ def _draws(func: Any, args: Any, kwargs: Any) -> bool:
             given = args[index] if index < len(args) else kwargs.get(argument.name)
             return bool(argument.default_value if given is None else given)
     return True
+
+
+def _dropout_rate(func: Any, args: Any, kwargs: Any) -> Iterator[float]:
+    """Yield the probability with which the call drops elements, if it draws a mask of them.
+
+    torch leaves an argument out that is its default.
+    """
+    for index, argument in enumerate(func._schema.arguments):
+        if argument.name in ("dropout_p", "dropout", "p"):
+            named = kwargs.get(argument.name, argument.default_value)
+            given = args[index] if index < len(args) else named
+            if isinstance(given, float):
+                keeps = "bernoulli" in func._schema.name
+                yield round(1 - given if keeps else given, 6)
 
 
 def _drawn(out: Any) -> str:

@@ -1,8 +1,9 @@
-"""Find what an arm leaves behind in its modules that is not finite any more."""
+"""Look at the modules that an arm made: their settings, and whether their state is finite."""
 
 from __future__ import annotations
 
 import gc
+from collections import defaultdict
 from collections.abc import Iterator
 from weakref import WeakSet
 
@@ -32,6 +33,19 @@ class MadeModules:
             for name, tensor in (*root.named_parameters(), *root.named_buffers())
             if not all(map(is_finite, floating(tensor)))
         )
+
+    def described(self) -> dict[str, str]:
+        """Return what each module says of itself, by its path: ``Dropout(p=0.1) in training``.
+
+        A path begins with the class of the outermost module. It is left out if several modules of
+        that path say different things, as a teacher and its student may.
+        """
+        found: defaultdict[str, set[str]] = defaultdict(set)
+        for root in self._outermost():
+            for path, module in root.named_modules(prefix=type(root).__name__):
+                mode = "training" if module.training else "evaluation"
+                found[path].add(f"{type(module).__name__}({module.extra_repr()}) in {mode}")
+        return {path: text for path, (text, *others) in found.items() if not others}
 
     def _outermost(self) -> Iterator[torch.nn.Module]:
         made = [module for module in _modules() if module not in self._older]
