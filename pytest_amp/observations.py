@@ -206,6 +206,8 @@ class ScalerUse:
         steps: the scalers' steps, in order.
         moves: each `step()` of a scheduler without arguments, as the experiment's step and the
             optimizer's number; -1 if that optimizer never stepped.
+        moved_at: the user's line on which a scheduler moved, by its optimizer's number.
+        updated_at: the user's line of the first update that was in the midst or too early.
         scale_calls_when_off: how often the step handed a loss to a scaler that is off.
     """
 
@@ -218,6 +220,8 @@ class ScalerUse:
     steps: tuple[ScalerStep, ...] = ()
     moves: tuple[tuple[int, int], ...] = ()
     scale_calls_when_off: int = 0
+    moved_at: Mapping[int, str] = field(default_factory=dict)
+    updated_at: str | None = None
 
     @property
     def live(self) -> bool:
@@ -297,6 +301,10 @@ class ParityRun:
     losses_at_last_scale: Losses = field(default_factory=dict)
     optimizers: tuple[OptimizerUse, ...] = ()
     modules: Mapping[str, str] = field(default_factory=dict)
+
+    def stepped_at(self, number: int) -> str | None:
+        """Return the user's line on which an optimizer stepped, if it is known."""
+        return self.optimizers[number].location if number < len(self.optimizers) else None
 
 
 @dataclass(frozen=True)
@@ -487,6 +495,9 @@ class TwoScales:
         backwards: how many backward passes there were.
         unscaled: how many of them began at a loss that was the same at both scales.
         in_half: whether gradients flowed in float16 nevertheless, where they may have underflowed.
+        loss_differs: whether the loss itself, as the step returns it, depends on the scale.
+        edited_at: by optimizer, the user's line that changed its gradients while they were scaled.
+        derived_at: the user's line that computed gradients for its own use.
     """
 
     scales: tuple[float, float]
@@ -495,6 +506,9 @@ class TwoScales:
     backwards: int = 0
     unscaled: int = 0
     in_half: bool = False
+    loss_differs: bool = False
+    edited_at: Mapping[int, str] = field(default_factory=dict)
+    derived_at: str | None = None
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,23 @@ def modified_before_unscale(case: Case) -> Iterator[Word]:
     worst = max(differing, key=lambda each: each.difference)
     everything = [each for each in drill.gradients if each.optimizer == worst.optimizer]
     optimizer = optimizer_name(drill.optimizers, worst.optimizer)
+    line = drill.edited_at.get(worst.optimizer)
+    if drill.loss_differs and drill.derived_at:
+        why = (
+            "the loss itself depends on the loss scale, as a penalty does that is made of scaled "
+            "gradients: divide what torch.autograd.grad returns by scaler.get_scale() first"
+        )
+        line = drill.derived_at
+    else:
+        what = "this line" if line else "something"
+        why = (
+            f"{what} changes them while they are still scaled, as clipping does: call "
+            "scaler.unscale_(optimizer) before it, once per step"
+        )
     yield Word(
         f"what {optimizer} sees depends on the loss scale: between "
         f"{drill.scales[1]:g} and {drill.scales[0]:g}, {len(differing)} of {len(everything)} "
-        f"gradients differ, that of {worst.parameter} by "
-        f"{units.share(worst.difference)}; something changes them while they are still scaled, as "
-        "clipping does: call scaler.unscale_(optimizer) before it, once per step",
+        f"gradients differ, that of {worst.parameter} by {units.share(worst.difference)}; {why}",
         {
             "optimizer": kind_of(drill.optimizers, worst.optimizer),
             "parameter": worst.parameter,
@@ -46,6 +57,7 @@ def modified_before_unscale(case: Case) -> Iterator[Word]:
             "differing": len(differing),
         },
         module=worst.parameter.rpartition(".")[0] or None,
+        location=line,
     )
 
 
@@ -67,6 +79,7 @@ def scaler_bypassed(case: Case) -> Iterator[Word]:
             f"{optimizer_name(use.optimizers, 0)} stepped on what it was given, overflows and all; "
             "call scaler.step(optimizer) in place of optimizer.step()",
             {"scaled": use.scaled},
+            location=case.seen.amp.stepped_at(0),
         )
 
 
@@ -101,6 +114,7 @@ def past_the_scaler(case: Case) -> tuple[int, Word] | None:
             f"that of {first.parameter} is {times:g} times as large; {remedy}",
             evidence,
             module=module,
+            location=case.seen.amp.stepped_at(number),
         )
     if drill.unscaled:
         return number, Word(
@@ -111,6 +125,7 @@ def past_the_scaler(case: Case) -> tuple[int, Word] | None:
             ".backward() for every loss",
             evidence,
             module=module,
+            location=case.seen.amp.stepped_at(number),
         )
     return None
 

@@ -119,7 +119,10 @@ def scheduler_on_skipped_step(case: Case) -> Iterator[Word]:
         number, step = skipped[0]
         where = f"in step {step + 1}" + (f" and {len(skipped) - 1} more" if skipped[1:] else "")
         yield _moved_on(
-            optimizer_name(kinds, number), where, {"step": step + 1, "steps": len(skipped)}
+            optimizer_name(kinds, number),
+            where,
+            {"step": step + 1, "steps": len(skipped)},
+            case.seen.amp.scaler.moved_at.get(number),
         )
         return
     drill = case.seen.overflow
@@ -128,17 +131,19 @@ def scheduler_on_skipped_step(case: Case) -> Iterator[Word]:
         for number in each.skipped:
             if usual[number] and moves[number] >= usual[number]:
                 which = optimizer_name(kinds, number)
-                yield _moved_on(which, "in the overflow drill", {"moves": moves[number]})
+                line = case.seen.amp.scaler.moved_at.get(number)
+                yield _moved_on(which, "in the overflow drill", {"moves": moves[number]}, line)
                 return
 
 
-def _moved_on(which: str, where: str, evidence: Mapping[str, object]) -> Word:
+def _moved_on(which: str, where: str, evidence: Mapping[str, object], line: str | None) -> Word:
     return Word(
         f"the learning-rate scheduler of {which} moved on a step that the GradScaler skipped "
         f"({where}): warm-up and decay run ahead of the training; call scheduler.step() only if "
         "the scale did not go down (before = scaler.get_scale(); scaler.update(); "
         "if scaler.get_scale() >= before)",
         evidence,
+        location=line,
     )
 
 
@@ -161,6 +166,7 @@ def stepped_on_overflow(case: Case) -> Iterator[Word]:
                 "scaler.step(optimizer) decide, and respect found_inf in an optimizer or a scaler "
                 "of your own",
                 {"changed": list(changed), "next_loss_finite": each.next_loss_finite},
+                location=case.seen.amp.stepped_at(number),
             )
             return
         if each.ruined_later and not each.changed:
@@ -170,6 +176,7 @@ def stepped_on_overflow(case: Case) -> Iterator[Word]:
                 "keeps (an average of gradients or of their norm, a buffer) took the inf in; "
                 "leave it as it was where gradients are not finite",
                 {"ruined": list(each.ruined_later)},
+                location=case.seen.amp.stepped_at(0),
             )
             return
         if each.ruined and not each.changed:
@@ -344,6 +351,7 @@ def scale_changed_mid_accumulation(case: Case) -> Iterator[Word]:
             "to the same gradients: what was added before and after may be scaled differently; "
             "call update() once, after the last optimizer has stepped on all of them",
             {"updates": times},
+            location=case.seen.amp.scaler.updated_at,
         )
     early = case.seen.amp.scaler.updates_before_step
     if early:
@@ -352,4 +360,5 @@ def scale_changed_mid_accumulation(case: Case) -> Iterator[Word]:
             "scaler.step() on its gradients, which divides them by the new scale where they were "
             "multiplied by the old one; call update() once, after the last optimizer has stepped",
             {"updates": early},
+            location=case.seen.amp.scaler.updated_at,
         )

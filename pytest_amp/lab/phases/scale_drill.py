@@ -15,6 +15,8 @@ from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.phases.drill import DrilledArm, NothingShown
 from pytest_amp.lab.watch.events import OptimizerSteps, subscribed
+from pytest_amp.lab.watch.gradient_edits import GradientEdits
+from pytest_amp.lab.watch.source import location
 from pytest_amp.lab.watch.tensors import values
 from pytest_amp.observations import GradientAtTwoScales, TwoScales
 
@@ -25,6 +27,8 @@ __tracebackhide__ = unless_our_bug
 HIGH, LOW = 2.0**14, 2.0**10
 # Above this difference, a third build shows by how much two builds at one scale differ.
 SUSPICIOUS = 1e-6
+# Losses of one step at two scales are equal, unless they are made of scaled gradients.
+SAME_LOSS = 1e-3
 
 Key = tuple[int, str]  # the optimizer's number, the parameter's name
 
@@ -72,6 +76,12 @@ def two_scales(bench: Workbench, steps: int, optimizers: int) -> TwoScales:
         backwards=len(same),
         unscaled=sum(same),
         in_half=high.in_half or low.in_half,
+        loss_differs=not all(
+            math.isclose(a, b, rel_tol=SAME_LOSS)
+            for a, b in zip(high.returned, low.returned, strict=False)
+        ),
+        edited_at={number: line for number, line in high.edited_at.items() if line},
+        derived_at=high.derived_at,
     )
 
 
@@ -81,12 +91,19 @@ class _AtScale:
     Attributes:
         losses: the magnitude of what each backward pass began at.
         in_half: whether any of these passes goes through float16.
+        returned: the losses that the steps returned.
+        edited_at: by optimizer, the user's line that changed its gradients before they were
+            unscaled.
+        derived_at: the user's line that computed gradients of a scaled loss for its own use.
         kinds: the optimizers' class names, in the order of their numbers.
     """
 
     def __init__(self, bench: Workbench, steps: int, scale: float) -> None:
         self.losses: list[float] = []
         self.in_half = False
+        self.returned: list[float] = []
+        self.edited_at: dict[int, str | None] = {}
+        self.derived_at: str | None = None
         self.kinds: tuple[str, ...] = ()
         self._steps = steps
         self._scale = scale
@@ -100,20 +117,38 @@ class _AtScale:
             self._bench, "scale drill", self._steps
         )  # a local, since it keeps the arm alive
 
+        edits = GradientEdits()
+
+        def note_edit(optimizer: Optimizer) -> None:
+            """Look for what changed the gradients up to the first time that they are unscaled."""
+            number = run.watch.trained.number(optimizer)
+            line = edits.line_of(param for _, param in run.parameters(optimizer))
+            self.edited_at.setdefault(number, line)
+
+        def before_unscale(original: Any, scaler: Any, optimizer: Optimizer) -> Any:
+            note_edit(optimizer)
+            return original(scaler, optimizer)
+
         def before_step(optimizer: Optimizer, kwargs: Any) -> None:
             number = run.watch.trained.number(optimizer)
             if number in self._stepped:
                 return
             self._stepped.add(number)
+            note_edit(optimizer)
             scale = _still_scaled_by(optimizer, kwargs)
             for name, param in run.parameters(optimizer):
                 gradient = _gradient(param, scale)
                 if gradient is not None:
                     look((number, name), gradient)
 
-        with run.built(self._installed(before_step)):
+        def before_backward(original: Any, *args: Any, **kwargs: Any) -> Any:
+            edits.forget()
+            return original(*args, **kwargs)
+
+        subscribers = self._installed(before_step, before_unscale, before_backward)
+        with edits, run.built(subscribers):
             for _ in range(self._steps):
-                run.step()
+                self.returned += run.step()
                 if len(self._stepped) >= optimizers:
                     break
             use = run.watch.use()
@@ -122,15 +157,22 @@ class _AtScale:
         self.kinds = use.optimizers
 
     @contextmanager
-    def _installed(self, before_step: Callable[..., None]) -> Iterator[None]:
+    def _installed(
+        self,
+        before_step: Callable[..., None],
+        before_unscale: Callable[..., Any],
+        before_backward: Callable[..., Any],
+    ) -> Iterator[None]:
         with (
             subscribed(
                 scaler_made=self._around_making,
                 scaler_loaded=self._around_making,
                 scale=self._around_scale,
+                unscale=before_unscale,
                 autocast_enter=_in_float32,
                 backward=self._around_backward,
             ),
+            subscribed(backward=before_backward),
             OptimizerSteps(before_step),
         ):
             yield
@@ -159,6 +201,8 @@ class _AtScale:
             roots, gradients = args[:2]
             self.losses.append(sum(map(_size, roots, gradients)))
             self.in_half |= any(_flows_in_half(root.grad_fn) for root in roots)
+        elif not within_another and self.derived_at is None:
+            self.derived_at = location()
         return original(*args, **kwargs)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from pytest_amp.errors import unless_our_bug
+from pytest_amp.lab.watch.source import location
 from pytest_amp.lab.watch.tensors import floating
 
 __tracebackhide__ = unless_our_bug
@@ -22,11 +23,14 @@ class Accumulation:
     Attributes:
         updates_in_midst: how many updates were in the midst of gradients.
         updates_before_step: how many updates were too early.
+        updated_at: the user's line of the first of either.
     """
 
     def __init__(self) -> None:
         self.updates_in_midst = 0
         self.updates_before_step = 0
+        self.updated_at: str | None = None
+        self._line: str | None = None
         self._waiting: set[Optimizer] = set()
         self._updated: set[Optimizer] = set()
 
@@ -34,19 +38,29 @@ class Accumulation:
         """Note that a backward pass begins; `known` are the optimizers that may get gradients."""
         for optimizer in list(self._updated):
             self._updated.discard(optimizer)
-            self.updates_in_midst += _holds_gradients(optimizer)
+            found = _holds_gradients(optimizer)
+            self.updates_in_midst += found
+            self._place(found)
         self._waiting.update(known)
 
     def update(self) -> None:
         """Note an update of a scaler."""
         self._updated.update(filter(_holds_gradients, self._waiting))
+        if self._updated and self.updated_at is None:
+            self._line = location()
 
     def step(self, optimizer: Optimizer, by_scaler: bool) -> None:
         """Note an optimizer's step, whether taken or skipped."""
         if by_scaler and optimizer in self._updated:
-            self.updates_before_step += _holds_gradients(optimizer)
+            found = _holds_gradients(optimizer)
+            self.updates_before_step += found
+            self._place(found)
         self._waiting.discard(optimizer)
         self._updated.discard(optimizer)
+
+    def _place(self, found: bool) -> None:
+        if found and self.updated_at is None:
+            self.updated_at = self._line
 
 
 def _holds_gradients(optimizer: Any) -> bool:

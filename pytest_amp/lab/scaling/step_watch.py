@@ -21,6 +21,7 @@ from pytest_amp.lab.scaling.optimizers import Trained
 from pytest_amp.lab.scaling.recipe import RecipeNotes
 from pytest_amp.lab.scaling.scaler import ScalerLog
 from pytest_amp.lab.watch.events import Closure, OptimizerSteps, subscribed
+from pytest_amp.lab.watch.source import location
 from pytest_amp.observations import ScalerStep, ScalerUse
 
 __tracebackhide__ = unless_our_bug
@@ -76,6 +77,7 @@ class StepWatch:
         self._accumulation = Accumulation()
         self._stepped: list[tuple[int, torch.Tensor | float]] = []
         self._moves: list[tuple[int, Any]] = []
+        self._moved_at: list[tuple[Any, str | None]] = []
         self._made = 0
 
     def next_step(self) -> None:
@@ -103,6 +105,8 @@ class StepWatch:
             updates_before_step=self._accumulation.updates_before_step,
             made_in_steps=self._made,
             scale_calls_when_off=self._scale_calls_when_off,
+            moved_at={self._number_of(each): line for each, line in self._moved_at if line},
+            updated_at=self._accumulation.updated_at,
             moves=tuple((step, self._number_of(scheduler)) for step, scheduler in self._moves),
         )
 
@@ -196,6 +200,8 @@ class StepWatch:
         self._schedules[-1] += 1
         if not args and not kw:  # a step with an explicit epoch may move on a skipped step
             self._moves.append((len(self._schedules) - 1, scheduler))
+            if all(known is not scheduler for known, _ in self._moved_at):
+                self._moved_at.append((scheduler, location()))
         step, count = len(self._schedules) - 1, self._schedules[-1]
         if self._last_was_withheld and self._replay and not self._replay.may_schedule(step, count):
             return None
