@@ -12,13 +12,14 @@ from pytest_amp.rules import (
     measurement,
     memory,
     numerics,
+    one_arm,
     scale_drill,
     scaler,
     speed,
 )
 from pytest_amp.rules.base import Compared, Rule, Subject
 
-GROUPS = (measurement, autocast, scaler, scale_drill, numerics, speed, memory)
+GROUPS = (measurement, autocast, one_arm, scaler, scale_drill, numerics, speed, memory)
 RULES: tuple[Rule, ...] = tuple(
     sorted(
         (each for group in GROUPS for each in vars(group).values() if isinstance(each, Rule)),

@@ -38,6 +38,20 @@ def location_of(error: BaseException) -> str | None:
     return _first(reversed(way))
 
 
+def library_below(error: BaseException) -> str | None:
+    """Return the installed library's line that raised; None if the user's own code called torch."""
+    for frame, line in reversed(list(walk_tb(error.__traceback__))):
+        kind = _kind(frame.f_code.co_filename)
+        if kind != "skipped":
+            return f"{_shown(frame.f_code.co_filename)}:{line}" if kind == "library" else None
+    return None
+
+
+def is_the_users(file: str) -> bool:
+    """Return whether a source file is not torch's, Python's, ours or an installed library's."""
+    return _kind(file) == "user"
+
+
 def framework(known: Container[str]) -> str | None:
     """Return the outermost known package whose code is running: the one that the user called."""
     found: str | None = None
