@@ -24,12 +24,15 @@ _OURS_AND_TORCHS = tuple(
 _SITE_PACKAGES = os.path.join(sysconfig.get_path("purelib"), "")  # noqa: PTH118
 
 
-def location() -> str | None:
+def location(sent_from: str | None = None) -> str | None:
     """Return the innermost caller outside of torch, Python and this package: ``models/net.py:42``.
 
     A line of the user's own is preferred to one of an installed library.
+
+    Args:
+        sent_from: in a thread without a line of the user's own, the line that gave it its work.
     """
-    return _first(_callers())
+    return _first(_callers(), sent_from)
 
 
 def location_of(error: BaseException) -> str | None:
@@ -70,8 +73,7 @@ def _callers() -> Iterator[tuple[str, int]]:
         frame = frame.f_back
 
 
-def _first(lines: Iterable[tuple[str, int]]) -> str | None:
-    library = None
+def _first(lines: Iterable[tuple[str, int]], library: str | None = None) -> str | None:
     for file, line in lines:
         kind = _kind(file)
         if kind == "user":
