@@ -154,10 +154,8 @@ def test_amp107_compares_a_function_with_itself_only(ahead, behind) -> None:
 
 
 def elsewhere(flops=300, **more):
-    return replace(
-        FLOPS, dtype="float32", module="tower", flops=flops, location="net.py:7",
-        **{"lacks_autocast": True, **more},
-    )  # fmt: skip
+    given = {"dtype": "float32", "module": "tower", "location": "net.py:7", **more}
+    return replace(FLOPS, flops=flops, **{"lacks_autocast": True, **given})
 
 
 def test_amp110_names_what_other_threads_ran_without_the_region() -> None:
