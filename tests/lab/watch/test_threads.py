@@ -133,11 +133,12 @@ def test_a_module_that_a_waiting_thread_calls_is_counted() -> None:
 
 
 def test_the_mode_is_left_when_the_work_is_done(pool) -> None:
-    with recorded():
-        assert len(pool.submit(modes).result()) == 1
-        with ThreadPoolExecutor(1) as fresh:  # its thread is started by what is submitted
+    with ThreadPoolExecutor(1) as fresh:  # its thread is started by what is submitted
+        with recorded():
+            assert len(pool.submit(modes).result()) == 1
             assert len(fresh.submit(modes).result()) == 1
-    assert pool.submit(modes).result() == []
+        assert pool.submit(modes).result() == []
+        assert fresh.submit(modes).result() == []
 
 
 def test_a_thread_that_outlives_the_step_is_no_longer_recorded() -> None:
