@@ -34,6 +34,10 @@ CODES = {
     "AMP106": Code("recompute-dtype", "error", ("loss_diff",)),
     "AMP107": Code("custom-function-dtype", "error", ("loss_diff",)),
     "AMP108": Code("dtype-substituted", "warning"),
+    "AMP109": Code("raises-in-one-arm", "error"),
+    "AMP110": Code(
+        "autocast-not-inherited", "warning", ("speedup", "coverage", "memory_reduction")
+    ),
     "AMP201": Code("fp16-without-scaler", "error", ("loss_diff",)),
     "AMP202": Code("scaler-with-bf16", "warning"),
     "AMP203": Code("modified-before-unscale", "error", ("loss_diff",)),

@@ -65,6 +65,8 @@ class OpRow:
         chosen: whether the step itself asked for float32. It did if the call is in a region that is
             switched off inside one that is on, if it is an explicit cast up, or if it works outside
             of any region on values that were cast up, and on no weight.
+        lacks_autocast: whether another thread made the call, outside of any region, although
+            autocast was in force where the thread got its work from.
         seconds: the host's time until the calls returned. It measures the work only on a device
             that is done by then, as a CPU is.
     """
@@ -84,6 +86,7 @@ class OpRow:
     dims: tuple[int, ...] = ()
     location: str | None = None
     chosen: bool = False
+    lacks_autocast: bool = False
     seconds: float = field(default=0.0, compare=False)
 
     @property

@@ -26,6 +26,8 @@ class Progress:
         why_slow: what is known about a step that takes long.
         seconds: what each phase has taken so far.
         began: when the experiment began, by the same clock as `seconds`.
+        raised_alone: what is known of the exception that ended the experiment, if only one of the
+            arms raises it; for the rules.
     """
 
     show: Callable[[Progress], None] = _nothing
@@ -38,6 +40,7 @@ class Progress:
     why_slow: str | None = None
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     began: float = field(default_factory=time.perf_counter)
+    raised_alone: object = None
     _since: float = field(default_factory=time.perf_counter)
     _steps_since: float = field(default_factory=time.perf_counter)
 

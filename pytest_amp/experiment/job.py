@@ -20,7 +20,7 @@ from pytest_amp.provenance import now
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import PHASES, ArmRun, Environment, Failure, Finding
 from pytest_amp.rules import registry
-from pytest_amp.rules.base import NeverCalled, Raised
+from pytest_amp.rules.base import NeverCalled, Raised, RaisedAlone
 from pytest_amp.settings.resolved import Settings
 
 _PHASES = {
@@ -75,8 +75,10 @@ def failed(job: Job, progress: Progress, error: BaseException) -> AmpReport:
     progress.count()
     failure = Failure(progress.arm, progress.phase, progress.step, type(error).__name__, str(error))
     found: tuple[Finding, ...] = ()
+    raised: object = progress.raised_alone
     if raised_by_scaler(error):
         raised = Raised(str(error), location_of(error))
+    if isinstance(raised, Raised | RaisedAlone):
         found = registry.findings(raised, job.settings.select, job.settings.ignore)
     for finding in found:
         add_note(error, str(finding))

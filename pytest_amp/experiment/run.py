@@ -11,6 +11,7 @@ import torch
 
 from pytest_amp import units
 from pytest_amp.errors import AmpError, unless_our_bug
+from pytest_amp.experiment import one_arm
 from pytest_amp.experiment.confirm import confirmed, look_for_idling, try_remedies
 from pytest_amp.experiment.job import Job, arms_of, blank_report, environment_of, phases_of
 from pytest_amp.experiment.plan import limits_of, plan_of
@@ -140,8 +141,10 @@ def _both_arms(bench: Workbench, settings: Settings, limits: Limits) -> Observat
 
     Each of these builds the arm anew.
     """
-    amp, skipped = parity_run.run(bench, "amp", settings.steps)
-    fp32, _ = parity_run.run(bench, "fp32", settings.steps, skipped)
+    with one_arm.explained(bench, "amp"):
+        amp, skipped = parity_run.run(bench, "amp", settings.steps)
+    with one_arm.explained(bench, "fp32"):
+        fp32, _ = parity_run.run(bench, "fp32", settings.steps, skipped)
     if set(fp32.losses) != set(amp.losses):
         raise AmpError(
             f"the fp32 arm's step returned the losses {sorted(fp32.losses)}, the amp arm's "

@@ -30,7 +30,10 @@ def amp_no_op(case: Case) -> Iterator[Word]:
             return
         what = "byte of activations"
     elsewhere = [d for d in operators.autocast_devices if d != case.seen.device_type]
-    if operators.autocast_entered and not elsewhere:
+    if any(row.lacks_autocast for row in operators.rows):
+        why = "autocast was entered, but the work ran in other threads, which do not inherit it"
+        cure = "enter arm.autocast() inside the function that the thread runs"
+    elif operators.autocast_entered and not elsewhere:
         why = "autocast was entered, but around nothing that it casts"
         cure = "see that arm.autocast() covers the forward pass, on the device that the model is on"
     else:
@@ -236,6 +239,27 @@ def custom_function_dtype(case: Case) -> Iterator[Word]:
                 "that both see the same autocast state",
                 {"function": function, "forward": sorted(ahead), "backward": sorted(back)},
             )
+
+
+@rule("AMP110")
+def autocast_not_inherited(case: Case) -> Iterator[Word]:
+    """Look for matrix products that other threads ran in float32, on behalf of a region."""
+    operators = case.seen.amp.operators
+    rows = [row for row in operators.rows if row.flops] if operators else []
+    lost = [row for row in rows if row.lacks_autocast and row.dtype == "float32"]
+    if not lost:
+        return
+    forward = sum(row.flops for row in rows if row.phase == "forward")
+    share = sum(row.flops for row in lost) / forward
+    most = max(lost, key=lambda row: row.flops)
+    yield Word(
+        f"{units.share(share)} of the forward FLOPs ran in float32 in other threads: autocast was "
+        "in force where they got the work, but holds only for the thread that enters it; enter "
+        "torch.autocast (arm.autocast()) inside the function that the thread runs",
+        {"share": share, "op": most.op},
+        module=most.module,
+        location=most.location,
+    )
 
 
 def _products(case: Case, phase: str, key: str) -> dict[str, set[str]]:

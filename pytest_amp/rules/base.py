@@ -1,7 +1,8 @@
 """Define what a rule is: a stable code, and a function from a subject to what it says about it.
 
 Most rules look at a `Case`, the experiment of one test. A few look at less: at what a GradScaler
-raised, at the environments of two results, or at a test that never measured.
+raised, at an exception that only one arm raises, at the environments of two results, or at a test
+that never measured.
 """
 
 from __future__ import annotations
@@ -29,6 +30,31 @@ class Raised:
 
 
 @dataclass(frozen=True)
+class RaisedAlone:
+    """An exception that one arm raises, each time, where the other arm runs.
+
+    Attributes:
+        arm: the arm that raises.
+        kind: the exception's class name.
+        message: its message.
+        location: the user's line, if there is one.
+        library: an installed library's line that the user's line led to.
+        op: the operator or function of torch that raised.
+        dtypes: the dtypes that it was given, in the order of its arguments, each once.
+        function: the custom autograd function in which it raised.
+    """
+
+    arm: str
+    kind: str
+    message: str
+    location: str | None = None
+    library: str | None = None
+    op: str | None = None
+    dtypes: tuple[str, ...] = ()
+    function: str | None = None
+
+
+@dataclass(frozen=True)
 class Compared:
     """The environments of a stored result and of the result that is compared with it."""
 
@@ -41,7 +67,7 @@ class NeverCalled:
     """A test that requested amp_benchmark, passed, and never called it."""
 
 
-Subject = Case | Raised | Compared | NeverCalled
+Subject = Case | Raised | RaisedAlone | Compared | NeverCalled
 
 
 @dataclass(frozen=True)

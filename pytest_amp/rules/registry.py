@@ -12,6 +12,7 @@ from pytest_amp.rules import (
     measurement,
     memory,
     numerics,
+    one_arm,
     recipes,
     scale_drill,
     scaler,
@@ -19,7 +20,17 @@ from pytest_amp.rules import (
 )
 from pytest_amp.rules.base import Compared, Rule, Subject
 
-GROUPS = (measurement, recipes, autocast, scaler, scale_drill, numerics, speed, memory)
+GROUPS = (
+    measurement,
+    recipes,
+    autocast,
+    one_arm,
+    scaler,
+    scale_drill,
+    numerics,
+    speed,
+    memory,
+)
 RULES: tuple[Rule, ...] = tuple(
     sorted(
         (each for group in GROUPS for each in vars(group).values() if isinstance(each, Rule)),

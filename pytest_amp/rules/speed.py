@@ -51,7 +51,7 @@ def fp32_fallback(case: Case) -> Iterator[Word]:
     rows = [row for row in _rows(case, "forward") if row.flops]
     total = sum(row.flops for row in rows)
     outside = [row for row in rows if row.dtype == "float32" and not row.autocast]
-    kept = [row for row in outside if not row.chosen]
+    kept = [row for row in outside if not (row.chosen or row.lacks_autocast)]  # see AMP110
     share = sum(row.flops for row in kept) / total if total else 0.0
     if share < FALLBACK or len(outside) == len(rows):  # all of it is AMP101
         return

@@ -150,6 +150,41 @@ def test_amp107_compares_a_function_with_itself_only(ahead, behind) -> None:
     assert heard(rows(replace(FLOPS, function=ahead), backward)) == (None, "")
 
 
+# AMP110 autocast-not-inherited
+
+
+def elsewhere(flops=300, **more):
+    given = {"dtype": "float32", "module": "tower", "location": "net.py:7", **more}
+    return replace(FLOPS, flops=flops, **{"lacks_autocast": True, **given})
+
+
+def test_amp110_names_what_other_threads_ran_without_the_region() -> None:
+    less = elsewhere(20, location="net.py:3")
+    [finding] = findings(rows(FLOPS, less, elsewhere(280)))
+    assert (finding.code, finding.severity) == ("AMP110", "warning")
+    assert (finding.module, finding.location) == ("tower", "net.py:7")
+    assert "75% of the forward FLOPs ran in float32 in other threads" in finding.message
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        elsewhere(dtype="bfloat16"),  # the inputs were cast by hand
+        elsewhere(0),
+        elsewhere(lacks_autocast=False, chosen=True),
+    ],
+)
+def test_amp110_leaves_alone(row) -> None:
+    assert heard(rows(FLOPS, row)) == (None, "")
+
+
+def test_amp101_says_where_all_the_work_went() -> None:
+    found = findings(rows(elsewhere(), flops_by_dtype={"float32": 300}))
+    assert [each.code for each in found] == ["AMP101", "AMP110"]
+    assert "the work ran in other threads" in found[0].message
+    assert "inside the function that the thread runs" in found[0].message
+
+
 # AMP201 fp16-without-scaler and AMP209 scale-changed-mid-accumulation
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
 from pytest_amp.errors import unless_our_bug
 
@@ -26,6 +28,19 @@ class DispatchMode(TorchDispatchMode):
             for operator in vars(torch._ops)["_higher_order_ops"].values():
                 operator.python_key_table.setdefault(type(self), _given_to_the_mode(operator))
         return super().__enter__()  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def in_this_thread(self) -> Iterator[None]:
+        """Enter the mode in one more thread, while another thread is in it.
+
+        To enter it there as usual would set flags of torch's that all threads share, and put them
+        back to what they were in the midst of the other thread's work.
+        """
+        _push_mode(self)
+        try:
+            yield
+        finally:
+            _pop_mode()
 
 
 def _given_to_the_mode(operator: Any) -> Any:

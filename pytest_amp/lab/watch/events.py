@@ -7,7 +7,9 @@ original itself, or leaves it out.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -46,6 +48,8 @@ _EVENTS: Mapping[str, tuple[Callable[[Any, str, Around], Any], Any, tuple[str, .
     "autocast_exit": (patched, autocast, ("__exit__",)),
     "module_call": (patched, torch.nn.Module, ("__call__",)),
     "cast": (patched, torch.Tensor, ("to", "float", "double", "type", "type_as")),
+    "thread_started": (patched, threading.Thread, ("start",)),
+    "submitted": (patched, ThreadPoolExecutor, ("submit",)),
     "profiler_prepared": (patched, autograd_profiler, ("_prepare_profiler",)),
     "profiler_enabled": (patched, autograd_profiler, ("_enable_profiler",)),
 }
@@ -64,8 +68,8 @@ def subscribed(**around: Around) -> Iterator[None]:
     The events are ``scaler_made``, ``scaler_loaded``, ``scale``, ``unscale``, ``scaler_step``
     and ``update`` of GradScalers, ``schedule_made`` and ``schedule_step`` of learning rate
     schedulers, ``backward``, ``autocast_enter`` and ``autocast_exit``, ``module_call``, a tensor's
-    ``cast``, and ``profiler_prepared`` and ``profiler_enabled``. For an optimizer's steps see
-    `OptimizerSteps`.
+    ``cast``, ``thread_started``, work that is ``submitted`` to a pool of threads, and
+    ``profiler_prepared`` and ``profiler_enabled``. For an optimizer's steps see `OptimizerSteps`.
     """
     with ExitStack() as stack:
         for event, subscriber in around.items():

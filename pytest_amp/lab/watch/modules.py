@@ -5,6 +5,7 @@ Compiled code is left to run as it was compiled, so set the stance "force_eager"
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, NamedTuple
@@ -32,6 +33,11 @@ class Call(NamedTuple):
     again: bool
 
 
+class _EachThreads(threading.local):
+    def __init__(self) -> None:
+        self.stack: list[Call] = []
+
+
 class ModuleStack:
     """Tracks the modules that are being called, for as long as it is entered.
 
@@ -47,7 +53,8 @@ class ModuleStack:
     ) -> None:
         self._entered = entered
         self._left = left
-        self._stack: list[Call] = []
+        self._each = _EachThreads()
+        self._naming = threading.Lock()
         self._paths: WeakKeyDictionary[torch.nn.Module, str] = WeakKeyDictionary()
         self._roots: set[str] = set()
         self._watch = ExitStack()
@@ -63,19 +70,21 @@ class ModuleStack:
         self, original: Any, module: torch.nn.Module, *args: Any, **kwargs: Any
     ) -> Any:
         again = torch._C._current_graph_task_id() != -1
-        self._stack.append(Call(module, self.path_of(module), again))
+        stack = self._each.stack
+        stack.append(Call(module, self.path_of(module), again))
         try:
             self._entered(module)
             output = original(module, *args, **kwargs)
-            self._left(self._stack[-1], output)
+            self._left(stack[-1], output)
             return output
         finally:
-            self._stack.pop()
+            stack.pop()
 
     @property
     def top(self) -> Call | None:
-        """The innermost call; None outside of modules."""
-        return self._stack[-1] if self._stack else None
+        """The innermost call of this thread; None outside of modules."""
+        stack = self._each.stack
+        return stack[-1] if stack else None
 
     def path(self) -> str | None:
         """Return the innermost module's path, such as ``layers.3.mlp``; None outside of modules.
@@ -83,7 +92,7 @@ class ModuleStack:
         An outermost module's path is its class name. Paths below the first such module start below
         it; paths below any further one start with its own path.
         """
-        return self._stack[-1].path if self._stack else None
+        return self.top.path if self.top else None
 
     def calls(self) -> list[Call]:
         """Return all modules that were seen, with their paths."""
@@ -99,11 +108,10 @@ class ModuleStack:
 
     def path_of(self, module: torch.nn.Module) -> str:
         """Return the path of a module that is being called or is about to be."""
-        known = self._paths.get(module)
-        if known is None:
-            self._name_all(module)
-            known = self._paths[module]
-        return known
+        with self._naming:
+            if module not in self._paths:
+                self._name_all(module)
+            return self._paths[module]
 
     def _name_all(self, root: torch.nn.Module) -> None:
         """Name a module that was called from outside of any, and all modules below it."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from threading import RLock
 from time import perf_counter
 from typing import Any
 from weakref import ref
@@ -33,6 +34,7 @@ from pytest_amp.lab.watch.tensors import (
     stretch,
     values,
 )
+from pytest_amp.lab.watch.threads import Threads
 from pytest_amp.observations import FRAMEWORKS, REDUCED, Operators, OpRow, Phase
 
 __tracebackhide__ = unless_our_bug
@@ -52,6 +54,9 @@ class OpRecord(DispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.modules = ModuleStack(self._note_weights)
         self._recording = True
+        self._over = False
+        self._lock = RLock()  # several threads may be at work
+        self._threads = Threads(self)
         self._rows: dict[tuple[Any, ...], _Tally] = {}
         self._unknown: dict[str, None] = {}
         self._hidden: dict[str, None] = {}
@@ -65,11 +70,7 @@ class OpRecord(DispatchMode):
         # and no dispatch mode sees.
         self._casts: dict[int, tuple[StorageWeakRef, ref[torch.Tensor], int]] = {}
         self._stale: dict[str, None] = {}
-        self._autocast = False
-        self._regions: list[tuple[bool, bool]] = []
-        self._island = False  # in a region that is switched off inside one that is on
         self._widened: set[int] = set()
-        self._casting = 0
         self._autocast_entered = 0
         self._autocast_devices: dict[str, None] = {}
         self._framework: str | None = None
@@ -77,7 +78,6 @@ class OpRecord(DispatchMode):
         self._roots: list[torch.Tensor] = []
         self._reduced_weights = False
         self._optimizers = OptimizerSteps()
-        self._functions: list[str] = []
         self._function_nodes: dict[str, str] = {}
         self._callers: dict[int, tuple[str | None, bool]] = {}
         self._last_node = -1
@@ -116,7 +116,6 @@ class OpRecord(DispatchMode):
     @contextmanager
     def watching(self) -> Iterator[OpRecord]:
         """Record what runs inside."""
-        self._autocast = torch._C._is_any_autocast_enabled()
         torch.clear_autocast_cache()  # a region that is never left holds earlier casts
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -132,16 +131,28 @@ class OpRecord(DispatchMode):
             stack.enter_context(self._optimizers)
             stack.enter_context(launches(self._note_hidden))
             stack.enter_context(self.modules)
+            stack.enter_context(self._threads.followed())
             stack.enter_context(self)
+            stack.callback(setattr, self, "_over", True)  # a thread may go on
             yield self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._over:
+            return func(*args, **kwargs)
         inputs = floats((args, kwargs))
-        self._look_for_stale(inputs)
+        with self._lock:
+            self._look_for_stale(inputs)
         began = perf_counter()
         out = func(*args, **kwargs)
         seconds = perf_counter() - began
+        with self._lock:
+            self._look_at(func, args, kwargs, inputs, out, seconds)
+        return out
+
+    def _look_at(
+        self, func: Any, args: Any, kwargs: Any, inputs: Tensors, out: Any, seconds: float
+    ) -> None:
         outputs = floats(out)
         if self._recording:
             self._record(func, args, kwargs, inputs, outputs, out, seconds)
@@ -158,7 +169,6 @@ class OpRecord(DispatchMode):
                 if held is not None:
                     cast = StorageWeakRef(held)
                     self._casts[storage(outputs[0])] = cast, ref(weight), weight._version
-        return out
 
     def _record(
         self,
@@ -170,8 +180,10 @@ class OpRecord(DispatchMode):
         out: Any,
         seconds: float,
     ) -> None:
+        here = self._threads.here
         is_update = self._optimizers.at_work  # an optimizer's own work is not the step's
-        if _draws(func, args, kwargs) and not is_update:
+        # What several threads draw comes in no order.
+        if here.sender is None and _draws(func, args, kwargs) and not is_update:
             self._random.update(dtype_name(t.dtype) for t in (*outputs, *inputs))
             self._draws.append(_drawn(out))
             self._dropout_rates.update(_dropout_rate(func, args, kwargs))
@@ -188,19 +200,21 @@ class OpRecord(DispatchMode):
         sizes = [size(each) for each in outputs if storage(each) not in known]
         module, phase, in_autocast, function = self._caller()
         chosen = phase == "forward" and (
-            self._island or self._is_wide(inputs)
+            here.island or self._is_wide(inputs)
             if not in_autocast
-            else self._casting > 0 and _casts_up(func, inputs, outputs)
+            else here.casting > 0 and _casts_up(func, inputs, outputs)
         )
         dtype = dtype_name((inputs or outputs)[0].dtype)
         made = dtype_name(outputs[0].dtype) if outputs else None
-        key = (name, dtype, made, module, phase, in_autocast, function, chosen)
+        lacking = phase == "forward" and here.lacks_autocast
+        key = (name, dtype, made, module, phase, in_autocast, function, chosen, lacking)
         tally = self._rows.get(key)
         if tally is None:
-            where = location() if phase in ("forward", "recompute") else None
+            sent_from = here.sender.location if here.sender else None
+            where = location(sent_from) if phase in ("forward", "recompute") else None
             row = OpRow(
                 name, dtype, made, module, phase, in_autocast, function,
-                location=where, chosen=chosen,
+                location=where, chosen=chosen, lacks_autocast=lacking,
             )  # fmt: skip
             tally = self._rows[key] = _Tally(row)
         tally.count += 1
@@ -215,15 +229,17 @@ class OpRecord(DispatchMode):
 
     def _caller(self) -> tuple[str | None, Phase, bool, str | None]:
         """Return the module, the phase, whether autocast is in force, and the custom function."""
-        inside = self._functions[-1] if self._functions else None
+        here = self._threads.here
+        inside = here.functions[-1] if here.functions else None
         call = self.modules.top
         if self._optimizers.at_work:
             return None, "update", False, inside
         if torch._C._current_graph_task_id() == -1 or (call is not None and call.again):
             path = call.path if call is not None else None
-            caller = path, self._autocast
+            caller = path, here.autocast
             node_made = _next_node()
-            if node_made != self._last_node:  # the first call to see a new node made it
+            # Each thread numbers its own nodes. The first call to see a new node made it.
+            if here.sender is None and node_made != self._last_node:
                 self._last_node = node_made
                 self._callers[node_made - 1] = caller
             return (
@@ -287,28 +303,31 @@ class OpRecord(DispatchMode):
             self._autocast_entered += in_force
             self._autocast_devices[region.device] = None
             self._note_framework()
-        self._regions.append((self._autocast, self._island))
-        self._island = not in_force and (self._autocast or self._island)
-        self._autocast = in_force
+        here = self._threads.here
+        here.regions.append((here.autocast, here.island))
+        here.island = not in_force and (here.autocast or here.island)
+        here.autocast = in_force
         return original(region, *args)
 
     def _note_framework(self) -> None:
         self._framework = self._framework or framework(FRAMEWORKS)
 
     def _around_exit(self, original: Any, region: Any, *args: Any) -> Any:
-        self._autocast, self._island = self._regions.pop() if self._regions else (False, False)
+        here = self._threads.here
+        here.autocast, here.island = here.regions.pop() if here.regions else (False, False)
         return original(region, *args)
 
     def _around_cast(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        self._casting += 1
+        here = self._threads.here
+        here.casting += 1
         try:
             return original(*args, **kwargs)
         finally:
-            self._casting -= 1
+            here.casting -= 1
 
     def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         if self._recording:
-            self._backward_under_autocast += self._autocast
+            self._backward_under_autocast += self._threads.here.autocast
             self._note_framework()
             roots = args[0] if args else ()
             self._roots += [root.detach().clone() for root in roots if root.numel() == 1]
@@ -318,11 +337,12 @@ class OpRecord(DispatchMode):
     def _around_function(self, cls: type) -> Iterator[None]:
         name = cls.__name__
         self._function_nodes[f"{name}Backward"] = name
-        self._functions.append(name)
+        functions = self._threads.here.functions
+        functions.append(name)
         try:
             yield
         finally:
-            self._functions.pop()
+            functions.pop()
 
     def _note_hidden(self, what: str) -> None:
         """Note work that bypassed the dispatcher."""

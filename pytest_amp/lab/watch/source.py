@@ -24,18 +24,35 @@ _OURS_AND_TORCHS = tuple(
 _SITE_PACKAGES = os.path.join(sysconfig.get_path("purelib"), "")  # noqa: PTH118
 
 
-def location() -> str | None:
+def location(sent_from: str | None = None) -> str | None:
     """Return the innermost caller outside of torch, Python and this package: ``models/net.py:42``.
 
     A line of the user's own is preferred to one of an installed library.
+
+    Args:
+        sent_from: in a thread without a line of the user's own, the line that gave it its work.
     """
-    return _first(_callers())
+    return _first(_callers(), sent_from)
 
 
 def location_of(error: BaseException) -> str | None:
     """Return the same for an exception, from the frames that it passed through."""
     way = [(frame.f_code.co_filename, line) for frame, line in walk_tb(error.__traceback__)]
     return _first(reversed(way))
+
+
+def library_below(error: BaseException) -> str | None:
+    """Return the installed library's line that raised; None if the user's own code called torch."""
+    for frame, line in reversed(list(walk_tb(error.__traceback__))):
+        kind = _kind(frame.f_code.co_filename)
+        if kind != "skipped":
+            return f"{_shown(frame.f_code.co_filename)}:{line}" if kind == "library" else None
+    return None
+
+
+def is_the_users(file: str) -> bool:
+    """Return whether a source file is not torch's, Python's, ours or an installed library's."""
+    return _kind(file) == "user"
 
 
 def framework(known: Container[str]) -> str | None:
@@ -56,8 +73,7 @@ def _callers() -> Iterator[tuple[str, int]]:
         frame = frame.f_back
 
 
-def _first(lines: Iterable[tuple[str, int]]) -> str | None:
-    library = None
+def _first(lines: Iterable[tuple[str, int]], library: str | None = None) -> str | None:
     for file, line in lines:
         kind = _kind(file)
         if kind == "user":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -30,6 +31,8 @@ def step() -> None:
     scaler.step(optimizer)
     scaler.update()
     schedule.step()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int)
 
 
 def profiled() -> None:
