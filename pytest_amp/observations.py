@@ -25,6 +25,7 @@ class Start:
         shared: whether the arm trained with an optimizer of an earlier arm.
         parameter_samples: the norm of each parameter, followed by signed sums of its elements.
         input_samples: the same of each input.
+        inputs_at: the user's line that called the first module.
     """
 
     parameters: tuple[str, ...] | None = None
@@ -33,6 +34,7 @@ class Start:
     shared: bool = False
     parameter_samples: tuple[tuple[float, ...], ...] = ()
     input_samples: tuple[tuple[float, ...], ...] = ()
+    inputs_at: str | None = None
 
 
 Phase = Literal["forward", "backward", "recompute", "update"]

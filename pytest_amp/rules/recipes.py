@@ -25,7 +25,7 @@ def differing_recipes(case: Case) -> Iterator[Word]:
     fp32, amp = case.seen.fp32, case.seen.amp
     shapes = _shapes(fp32.start.inputs), _shapes(amp.start.inputs)
     if all(shapes) and shapes[0] != shapes[1]:
-        yield _word("first inputs", f"the shapes {shapes[0]}", shapes[1])
+        yield _word("first inputs", f"the shapes {shapes[0]}", shapes[1], amp.start.inputs_at)
     for ours, theirs in zip(fp32.optimizers, amp.optimizers, strict=False):
         yield from _optimizers(ours, theirs)
     for path, module in fp32.modules.items():

@@ -176,7 +176,13 @@ def _steps(
     devices = tuple(sorted({str(param.device) for param in trained.parameters}))
     first = inputs[0] if inputs else Inputs(None, ())
     return losses, Start(
-        trained.start, first.digests, devices, shared, trained.samples, first.samples
+        trained.start,
+        first.digests,
+        devices,
+        shared,
+        trained.samples,
+        first.samples,
+        first.location,
     )
 
 

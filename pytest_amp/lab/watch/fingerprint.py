@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.events import subscribed
+from pytest_amp.lab.watch.source import location
 from pytest_amp.lab.watch.tensors import plain_parts, real
 
 __tracebackhide__ = unless_our_bug
@@ -94,10 +95,12 @@ class Inputs(NamedTuple):
     Attributes:
         digests: a digest of each; None if no module was called.
         samples: what `sample` returns for each.
+        location: the user's line that called the module.
     """
 
     digests: tuple[str, ...] | None
     samples: tuple[tuple[float, ...], ...]
+    location: str | None = None
 
 
 @torch.no_grad()
@@ -143,7 +146,7 @@ def first_inputs(seen: list[Inputs]) -> Iterator[None]:
             watch.close()
             inputs = pytree.tree_leaves((args, kwargs))
             if all(getattr(each, "grad_fn", None) is None for each in inputs):
-                seen.append(Inputs(digest(inputs), tuple(map(sample, inputs))))
+                seen.append(Inputs(digest(inputs), tuple(map(sample, inputs)), location()))
         return original(module, *args, **kwargs)
 
     with ExitStack() as watch:
