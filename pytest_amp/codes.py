@@ -48,6 +48,7 @@ CODES = {
     "AMP303": Code("overflow-risk", "warning", ("loss_diff", "skipped_steps")),
     "AMP304": Code("gradient-mismatch", "warning", ("loss_diff",)),
     "AMP305": Code("below-noise-floor", "warning"),
+    "AMP307": Code("lost-updates", "warning"),
     "AMP401": Code("no-native-support", "warning", ("speedup",)),
     "AMP402": Code("fp32-fallback", "warning", ("speedup", "coverage", "memory_reduction")),
     "AMP403": Code("cast-bound", "warning", ("speedup", "memory_reduction")),

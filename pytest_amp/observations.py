@@ -93,6 +93,25 @@ class OpRow:
 
 
 @dataclass(frozen=True)
+class StateUpdate:
+    """What one line of the user's did to reduced tensors that are older than the step.
+
+    Attributes:
+        dtype: the tensors' dtype.
+        location: the line of the update.
+        elements: their elements.
+        wanted: those that the update would have changed if it had not been rounded.
+        lost: those of these that are what they were.
+    """
+
+    dtype: str
+    location: str | None = None
+    elements: int = 0
+    wanted: int = 0
+    lost: int = 0
+
+
+@dataclass(frozen=True)
 class Operators:
     """One inspected step, with totals by the names of dtypes.
 
@@ -116,6 +135,8 @@ class Operators:
         backward_under_autocast: how many backward passes began inside an autocast region.
         backward_scale: how many times larger the loss was when backward was called on it than when
             the step returned it; None if that can't be told.
+        updates: what the step, rather than an optimizer, did to reduced tensors that it found
+            there.
     """
 
     flops_by_dtype: Mapping[str, int] = field(default_factory=dict)
@@ -133,6 +154,7 @@ class Operators:
     stale: tuple[str, ...] = ()
     backward_under_autocast: int = 0
     backward_scale: float | None = None
+    updates: tuple[StateUpdate, ...] = ()
 
     @property
     def flops(self) -> int:

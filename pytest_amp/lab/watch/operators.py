@@ -33,6 +33,7 @@ from pytest_amp.lab.watch.tensors import (
     stretch,
     values,
 )
+from pytest_amp.lab.watch.updates import Updates
 from pytest_amp.observations import FRAMEWORKS, REDUCED, Operators, OpRow, Phase
 
 __tracebackhide__ = unless_our_bug
@@ -80,10 +81,12 @@ class OpRecord(DispatchMode):
         self._function_nodes: dict[str, str] = {}
         self._callers: dict[int, tuple[str | None, bool]] = {}
         self._last_node = -1
+        self._updates = Updates(self._made.__contains__, self._optimizers)
 
     def next_step(self) -> None:
         """Stop recording; from here on only look for stale casts."""
         self._recording = False
+        self._updates.end()
 
     def operators(self, returned: Sequence[float] = ()) -> Operators:
         """Return what was seen.
@@ -91,6 +94,7 @@ class OpRecord(DispatchMode):
         Args:
             returned: the losses that the recorded step returned.
         """
+        self._updates.end()
         rows = tuple(tally.row() for tally in self._rows.values())
         steps_own = [row for row in rows if row.phase != "update"]
         return Operators(
@@ -109,6 +113,7 @@ class OpRecord(DispatchMode):
             stale=tuple(self._stale),
             backward_under_autocast=self._backward_under_autocast,
             backward_scale=_scale_of(self._roots, returned),
+            updates=self._updates.seen(),
         )
 
     @contextmanager
@@ -137,6 +142,7 @@ class OpRecord(DispatchMode):
         kwargs = kwargs or {}
         inputs = floats((args, kwargs))
         self._look_for_stale(inputs)
+        repeated = self._updates.before(func, args, kwargs) if self._recording else None
         began = perf_counter()
         out = func(*args, **kwargs)
         seconds = perf_counter() - began
@@ -149,6 +155,8 @@ class OpRecord(DispatchMode):
             place = storage(tensor)
             if place not in known:
                 self._made.add(place)
+        if repeated is not None:
+            self._updates.after(repeated, out)
         if func is torch.ops.aten._to_copy.default and outputs and is_reduced(outputs[0]):
             weight = self._weights.get(storage(inputs[0])) if inputs else None
             if weight is not None:
