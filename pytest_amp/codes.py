@@ -54,6 +54,7 @@ CODES = {
     "AMP403": Code("cast-bound", "warning", ("speedup", "memory_reduction")),
     "AMP404": Code("host-bound", "warning", ("speedup",)),
     "AMP405": Code("slow-shapes", "warning", ("speedup",)),
+    "AMP406": Code("wasted-casts", "warning", ("speedup", "memory_reduction")),
     "AMP501": Code("memory-not-reduced", "warning", ("memory_reduction",)),
     "AMP502": Code("memory-growth", "error", ("memory_reduction",)),
     "AMP503": Code("cast-materialised", "warning", ("memory_reduction",)),

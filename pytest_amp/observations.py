@@ -112,6 +112,26 @@ class StateUpdate:
 
 
 @dataclass(frozen=True)
+class RoundTrip:
+    """The casts up of one line of the user's whose results were only cast down again.
+
+    Attributes:
+        location: the line.
+        module: the module of the first of them.
+        count: how many there were.
+        bytes: the bytes of what they and the casts down made.
+        held: the bytes of these that were alive when a backward pass began, beside what would have
+            been there without them.
+    """
+
+    location: str | None = None
+    module: str | None = None
+    count: int = 0
+    bytes: int = 0
+    held: int = 0
+
+
+@dataclass(frozen=True)
 class Operators:
     """One inspected step, with totals by the names of dtypes.
 
@@ -137,6 +157,7 @@ class Operators:
             the step returned it; None if that can't be told.
         updates: what the step, rather than an optimizer, did to reduced tensors that it found
             there.
+        round_trips: what was cast up, and used for nothing but to be cast down again.
     """
 
     flops_by_dtype: Mapping[str, int] = field(default_factory=dict)
@@ -155,6 +176,7 @@ class Operators:
     backward_under_autocast: int = 0
     backward_scale: float | None = None
     updates: tuple[StateUpdate, ...] = ()
+    round_trips: tuple[RoundTrip, ...] = ()
 
     @property
     def flops(self) -> int:

@@ -20,6 +20,7 @@ from pytest_amp.lab.watch.events import OptimizerSteps, custom_functions, launch
 from pytest_amp.lab.watch.fingerprint import digest_in_any_dtype
 from pytest_amp.lab.watch.flops import flops, is_heavy, operator_name
 from pytest_amp.lab.watch.modules import ModuleStack
+from pytest_amp.lab.watch.round_trips import RoundTrips
 from pytest_amp.lab.watch.source import framework, location
 from pytest_amp.lab.watch.tensors import (
     dtype_name,
@@ -81,6 +82,7 @@ class OpRecord(DispatchMode):
         self._function_nodes: dict[str, str] = {}
         self._callers: dict[int, tuple[str | None, bool]] = {}
         self._last_node = -1
+        self._round_trips = RoundTrips()
         self._updates = Updates(self._made.__contains__, self._optimizers)
 
     def next_step(self) -> None:
@@ -114,6 +116,7 @@ class OpRecord(DispatchMode):
             backward_under_autocast=self._backward_under_autocast,
             backward_scale=_scale_of(self._roots, returned),
             updates=self._updates.seen(),
+            round_trips=self._round_trips.found(),
         )
 
     @contextmanager
@@ -192,6 +195,8 @@ class OpRecord(DispatchMode):
         known = {storage(tensor) for tensor in inputs}
         sizes = [size(each) for each in outputs if storage(each) not in known]
         module, phase, in_autocast, function = self._caller()
+        if phase == "forward":
+            self._round_trips.note(func, inputs, outputs, module)
         chosen = phase == "forward" and (
             self._island or self._is_wide(inputs)
             if not in_autocast
@@ -313,6 +318,7 @@ class OpRecord(DispatchMode):
 
     def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         if self._recording:
+            self._round_trips.backward_begins()
             self._backward_under_autocast += self._autocast
             self._note_framework()
             roots = args[0] if args else ()
