@@ -20,7 +20,9 @@ LEAST_BYTES = 8 * 2**20
 # FLOPs per byte that is cast, above which matrix products are nearly all of a step's work.
 PRODUCTS = 128
 # The shares from which round trips through float32 matter: of the peak, and of the bytes made.
+# A model of which they hold less is a test's.
 HELD = 0.05
+LEAST_HELD = 16 * 2**10
 MOVED = 0.2
 TILE = 8
 
@@ -152,8 +154,9 @@ def slow_shapes(case: Case) -> Iterator[Word]:
 def wasted_casts(case: Case) -> Iterator[Word]:
     """Look for casts up to float32 whose results are only cast down again.
 
-    They have to hold 5% of the amp arm's peak when its backward pass begins, or to be a fifth of
-    the bytes that it makes without being measurably faster. What works out of sight may need them.
+    They have to hold 5% of the amp arm's peak (and 16 KiB) when its backward pass begins, or to be
+    a fifth of the bytes that it makes without being measurably faster. What works out of sight may
+    need them.
     """
     operators, peak = case.seen.amp.operators, case.seen.amp.peak_bytes
     if operators is None or operators.hidden or not operators.round_trips:
@@ -163,7 +166,7 @@ def wasted_casts(case: Case) -> Iterator[Word]:
     moved, total = sum(trip.bytes for trip in trips), sum(operators.bytes_by_dtype.values())
     low = case.gates["speedup"].low
     is_slow = total >= LEAST_BYTES and moved >= MOVED * total and not (low is not None and low > 1)
-    if not (is_slow or (peak and held >= HELD * peak)):
+    if not (is_slow or (peak and held >= max(HELD * peak, LEAST_HELD))):
         return
     most = max(trips, key=lambda trip: (trip.held, trip.bytes))
     count = sum(trip.count for trip in trips)

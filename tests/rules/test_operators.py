@@ -410,6 +410,8 @@ def test_amp406_names_the_line_that_holds_most() -> None:
     [
         (trips(trip(5 * MIB)), True),
         (trips(trip(5 * MIB - 1)), False),
+        (trips(trip(16 * 2**10), peak_bytes=MIB // 10), True),
+        (trips(trip(16 * 2**10 - 1), peak_bytes=MIB // 10), False),
         (trips(trip(5 * MIB), low=1.5), True),  # memory is lost in a fast step, too
         (trips(trip(5 * MIB), hidden=("a Triton kernel",)), False),  # which may need it
         (trips(trip(0, 8 * MIB)), True),

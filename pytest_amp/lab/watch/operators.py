@@ -196,7 +196,10 @@ class OpRecord(DispatchMode):
         sizes = [size(each) for each in outputs if storage(each) not in known]
         module, phase, in_autocast, function = self._caller()
         if phase == "forward":
-            self._round_trips.note(func, inputs, outputs, module)
+            if self._casting and _casts_up(func, inputs, outputs):
+                self._round_trips.begin(inputs, outputs, module)
+            else:
+                self._round_trips.note(func, inputs, outputs)
         chosen = phase == "forward" and (
             self._island or self._is_wide(inputs)
             if not in_autocast

@@ -21,7 +21,7 @@ DIFFERENCES = frozenset(("add", "rsub", "sub"))
 SCATTERED = frozenset(("index_add", "scatter_add"))
 _REPEATED = _POINTWISE | _COPIES | SCATTERED
 # Tensors up to this size are followed as a whole; of larger ones about as much as the sample.
-WHOLE, SAMPLE = 2**16, 2**14
+WHOLE, SAMPLE = 2**15, 2**12
 
 
 class Operator(NamedTuple):

@@ -75,12 +75,20 @@ class RoundTrips:
         self._wide: dict[int, tuple[_Trip, ...]] = {}
         self._masks: dict[int, StorageWeakRef] = {}
 
-    def note(self, func: Any, inputs: Tensors, outputs: Tensors, module: str | None) -> None:
-        """Take note of an operator, with its floating point inputs and outputs."""
+    def begin(self, inputs: Tensors, outputs: Tensors, module: str | None) -> None:
+        """Follow a cast up that the step asks for. Autocast casts up for what needs it."""
+        held = memory(inputs[0])
+        if held is not None and outputs and outputs[0].dtype is torch.float32:
+            place = storage(outputs[0])
+            trip = _Trip(StorageWeakRef(held), place, location(), module, _held(outputs))
+            trip.bytes = size(outputs[0])
+            self._trips.append(trip)
+            self._wide[place] = (trip,)
+
+    def note(self, func: Any, inputs: Tensors, outputs: Tensors) -> None:
+        """Take note of any other operator, with its floating point inputs and outputs."""
         is_cast = func is torch.ops.aten._to_copy.default and bool(inputs and outputs)
-        if is_cast and is_reduced(inputs[0]) and outputs[0].dtype is torch.float32:
-            self._begin(inputs[0], outputs[0], module)
-        elif self._wide and (trips := self._trips_of(inputs)):
+        if self._wide and (trips := self._trips_of(inputs)):
             if is_cast and is_reduced(outputs[0]):
                 self._end(trips, inputs[0], outputs)
             elif self._only_moves(func, inputs, outputs):
@@ -112,14 +120,6 @@ class RoundTrips:
                 row, count=row.count + 1, bytes=row.bytes + trip.bytes, held=row.held + trip.held
             )
         return tuple(rows.values())
-
-    def _begin(self, source: torch.Tensor, wide: torch.Tensor, module: str | None) -> None:
-        held = memory(source)
-        if held is not None:
-            trip = _Trip(StorageWeakRef(held), storage(wide), location(), module, _held([wide]))
-            trip.bytes = size(wide)
-            self._trips.append(trip)
-            self._wide[storage(wide)] = (trip,)
 
     def _end(self, trips: tuple[_Trip, ...], wide: torch.Tensor, narrow: Tensors) -> None:
         for trip in trips:

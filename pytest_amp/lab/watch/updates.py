@@ -127,7 +127,7 @@ class Updates:
             (tensor.dtype in HALVES and not self._is_new(storage(tensor)))
             or (self._values and place_of(tensor) in self._values)
             for tensor in tensors_in(args, kwargs)
-            if not self._is_an_optimizers(tensor)
+            if (self._values or tensor.dtype in HALVES) and not self._is_an_optimizers(tensor)
         )
 
     def _is_an_optimizers(self, tensor: torch.Tensor) -> bool:
