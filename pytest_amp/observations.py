@@ -98,6 +98,45 @@ class OpRow:
 
 
 @dataclass(frozen=True)
+class StateUpdate:
+    """What one line of the user's did to reduced tensors that are older than the step.
+
+    Attributes:
+        dtype: the tensors' dtype.
+        location: the line of the update.
+        elements: their elements.
+        wanted: those that the update would have changed if it had not been rounded.
+        lost: those of these that are what they were.
+    """
+
+    dtype: str
+    location: str | None = None
+    elements: int = 0
+    wanted: int = 0
+    lost: int = 0
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """The casts up of one line of the user's whose results were only cast down again.
+
+    Attributes:
+        location: the line.
+        module: the module of the first of them.
+        count: how many there were.
+        bytes: the bytes of what they and the casts down made.
+        held: the bytes of these that were alive when a backward pass began, beside what would have
+            been there without them.
+    """
+
+    location: str | None = None
+    module: str | None = None
+    count: int = 0
+    bytes: int = 0
+    held: int = 0
+
+
+@dataclass(frozen=True)
 class Operators:
     """One inspected step, with totals by the names of dtypes.
 
@@ -122,6 +161,9 @@ class Operators:
         backward_under_autocast: how many backward passes began inside an autocast region.
         backward_scale: how many times larger the loss was when backward was called on it than when
             the step returned it; None if that can't be told.
+        updates: what the step, rather than an optimizer, did to reduced tensors that it found
+            there.
+        round_trips: what was cast up, and used for nothing but to be cast down again.
     """
 
     flops_by_dtype: Mapping[str, int] = field(default_factory=dict)
@@ -140,6 +182,8 @@ class Operators:
     stale: tuple[str, ...] = ()
     backward_under_autocast: int = 0
     backward_scale: float | None = None
+    updates: tuple[StateUpdate, ...] = ()
+    round_trips: tuple[RoundTrip, ...] = ()
 
     @property
     def flops(self) -> int:

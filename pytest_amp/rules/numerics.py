@@ -26,6 +26,10 @@ RATIOS = {"float16": 1.15, "bfloat16": 1.3}
 EPSILONS = {"float16": 2**-10, "bfloat16": 2**-7}
 OUTPUT_ULPS = 16
 LARGEST_FLOAT16 = 65504.0
+# The share of the elements that an update should change, from which on it is lost if they do not;
+# and the share of all elements that it has to be about.
+LOST = 0.5
+CONCERNED = 0.01
 
 
 @rule("AMP301")
@@ -141,6 +145,24 @@ def overflow_risk(case: Case) -> Iterator[Word]:
             "(torch.autocast(..., enabled=False)), normalise before it, or use bfloat16",
             {"largest": worst.largest, "modules": [each.module for each in beyond]},
             module=worst.module,
+        )
+
+
+@rule("AMP307")
+def lost_updates(case: Case) -> Iterator[Word]:
+    """Look for updates of reduced tensors that leave most of what they should change as it was."""
+    operators = case.seen.amp.operators
+    for update in operators.updates if operators else ():
+        lost = update.lost / max(1, update.wanted)
+        if lost <= LOST or update.wanted < CONCERNED * update.elements:
+            continue
+        yield Word(
+            f"{units.share(lost)} of the elements that this update should change stay as they "
+            f"were: what it adds is smaller than {update.dtype} resolves beside what is there, so "
+            "it is lost in each step; keep the average or sum in float32, and cast it where it is "
+            "used",
+            {"lost": lost, "wanted": update.wanted, "elements": update.elements},
+            location=update.location,
         )
 
 

@@ -19,6 +19,11 @@ SLOW = 0.2
 LEAST_BYTES = 8 * 2**20
 # FLOPs per byte that is cast, above which matrix products are nearly all of a step's work.
 PRODUCTS = 128
+# The shares from which round trips through float32 matter: of the peak, and of the bytes made.
+# A model of which they hold less is a test's.
+HELD = 0.05
+LEAST_HELD = 16 * 2**10
+MOVED = 0.2
 TILE = 8
 
 
@@ -140,6 +145,38 @@ def slow_shapes(case: Case) -> Iterator[Word]:
         f"{TILE} ({', '.join(map(str, sizes[:3]))} in {_place(most)}), which tensor cores run at a "
         f"fraction of their speed: pad them, for example to {-(-sizes[0] // TILE) * TILE}",
         {"share": share, "dims": sizes},
+        module=most.module,
+        location=most.location,
+    )
+
+
+@rule("AMP406")
+def wasted_casts(case: Case) -> Iterator[Word]:
+    """Look for casts up to float32 whose results are only cast down again.
+
+    They have to hold 5% of the amp arm's peak (and 16 KiB) when its backward pass begins, or to be
+    a fifth of the bytes that it makes without being measurably faster. What works out of sight may
+    need them.
+    """
+    operators, peak = case.seen.amp.operators, case.seen.amp.peak_bytes
+    if operators is None or operators.hidden or not operators.round_trips:
+        return
+    trips = operators.round_trips
+    held = sum(trip.held for trip in trips)
+    moved, total = sum(trip.bytes for trip in trips), sum(operators.bytes_by_dtype.values())
+    low = case.gates["speedup"].low
+    is_slow = total >= LEAST_BYTES and moved >= MOVED * total and not (low is not None and low > 1)
+    if not (is_slow or (peak and held >= max(HELD * peak, LEAST_HELD))):
+        return
+    most = max(trips, key=lambda trip: (trip.held, trip.bytes))
+    count = sum(trip.count for trip in trips)
+    share = f" ({units.share(held / peak)} of the amp arm's peak)" if peak else ""
+    yield Word(
+        "values are cast to float32 and only cast down again before they are used "
+        f"({units.plural(count, 'cast')}): the copies take {units.size(moved)} in each step, and "
+        f"{units.size(held)}{share} of them are kept for the backward pass; leave that cast out, "
+        "since autocast casts what needs it",
+        {"casts": count, "bytes": moved, "held": held},
         module=most.module,
         location=most.location,
     )

@@ -1,4 +1,4 @@
-"""AMP302 to AMP305 on records at their limits."""
+"""AMP302 to AMP307 on records at their limits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_amp.observations import Gradient, ModuleOutput, Numerics
+from pytest_amp.observations import Gradient, ModuleOutput, Numerics, StateUpdate
 from tests.helpers.observations import CURVE, FLOOR, IN_BF16, START, findings, losses, scaled, seen
 
 OTHER = replace(START, parameters=("torch.float32[4]:8",))
@@ -176,3 +176,35 @@ def test_amp305_speaks_where_the_threshold_is_below_the_models_own_noise() -> No
 )
 def test_amp305_is_silent_where_the_gate_can_tell(observed, wanted) -> None:
     assert heard(observed, max_loss_diff=wanted, loss_atol=0.0) is None
+
+
+# AMP307 lost-updates
+
+
+def updated(*updates):
+    return seen(amp={"operators": replace(IN_BF16, updates=updates)})
+
+
+def update(wanted, lost, elements=1000):
+    return StateUpdate("bfloat16", "train.py:7", elements, wanted, lost)
+
+
+def test_amp307_speaks_of_an_update_of_which_most_is_lost() -> None:
+    found = heard(updated(update(900, 0), update(1000, 970)))
+    assert (found.code, found.severity, found.location) == ("AMP307", "warning", "train.py:7")
+    assert "97% of the elements that this update should change stay as they were" in found.message
+    assert "smaller than bfloat16 resolves" in found.message
+
+
+@pytest.mark.parametrize(
+    ("wanted", "lost", "speaks"),
+    [
+        (1000, 501, True),
+        (1000, 500, False),
+        (10, 10, True),  # few elements should change, and none does
+        (9, 9, False),
+        (0, 0, False),
+    ],
+)
+def test_amp307_needs_a_majority_of_what_is_more_than_a_rest(wanted, lost, speaks) -> None:
+    assert (heard(updated(update(wanted, lost))) is not None) is speaks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 
 import pytest
@@ -822,3 +823,69 @@ def test_training_that_dies_half_way_is_no_parity() -> None:
     assert report.amp.skipped_steps >= 8
     assert report.gate("loss_diff").verdict == "inconclusive"
     assert "training stands still" in report.gate("loss_diff").reason
+
+
+# AMP307: an average of weights in reduced precision. AMP406: casts up for nothing.
+
+
+def line_of(function, text):
+    """Where in this file the function has that text."""
+    lines, first = inspect.getsourcelines(function)
+    number = next(index for index, line in enumerate(lines) if text in line)
+    return f"tests/rules/test_on_real_steps.py:{first + number}"
+
+
+def average_of_weights(average, weight):
+    kept = average.mul_(0.999)
+    kept.add_(weight.to(average.dtype), alpha=0.001)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_amp307_names_the_line_of_an_average_that_stays_where_it_began(dtype) -> None:
+    def setup(arm):
+        model, (x, y) = net(), batch()
+        average = copy.deepcopy(model).requires_grad_(False).to(arm.dtype)
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        inner = train(arm, optimizer, lambda: F.cross_entropy(model(x).float(), y))
+
+        def step():
+            loss = inner()
+            with torch.no_grad():
+                for mine, weight in zip(average.parameters(), model.parameters(), strict=True):
+                    average_of_weights(mine, weight)
+            return loss
+
+        return step
+
+    report = measure(setup, dtype=dtype)
+    assert (codes(report), report.verdict) == (["AMP307"], "pass")
+    found = finding(report, "AMP307")
+    assert found.location == line_of(average_of_weights, "kept.add_")
+    assert found.evidence["lost"] > 0.8
+
+
+class Adapter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Linear(64, 64).requires_grad_(False)
+        self.down, self.up = nn.Linear(64, 4, bias=False), nn.Linear(4, 64, bias=False)
+
+    def forward(self, x):
+        own = x.to(self.down.weight.dtype)
+        return self.base(x) + self.up(self.down(own))
+
+
+def test_amp406_names_the_line_of_a_cast_that_only_makes_a_second_copy() -> None:
+    def setup(arm):
+        model = nn.Sequential(*(layer for _ in range(4) for layer in (Adapter(), nn.ReLU())))
+        trained = [each for each in model.parameters() if each.requires_grad]
+        x = torch.randn(512, 64)
+        optimizer = torch.optim.SGD(trained, lr=0.01)
+        return train(arm, optimizer, lambda: model(x).float().square().mean())
+
+    report = measure(setup)
+    assert (codes(report), report.verdict) == (["AMP406"], "pass")
+    found = finding(report, "AMP406")
+    assert found.location == line_of(Adapter.forward, "own =")
+    copies = 3 * 2 * 512 * 64  # of three activations in bfloat16; the first input is float32
+    assert found.evidence["held"] == copies

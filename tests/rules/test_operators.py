@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_amp.observations import OpRow, Parameter, ScalerUse
+from pytest_amp.observations import OpRow, Parameter, RoundTrip, ScalerUse
 from tests.helpers.observations import IN_BF16, findings, scaled, seen, timing
 
 MIB = 2**20
@@ -414,6 +414,51 @@ def test_amp502_speaks_of_growth_and_calls_it_an_error_where_fp32_does_not_grow(
 )
 def test_amp502_leaves_caches_and_accidents_alone(amp_) -> None:
     assert heard(levels(amp_)) == (None, "")
+
+
+# AMP406 wasted-casts
+
+
+def trips(*given, low=0.9, peak_bytes=100 * MIB, made_bytes=40 * MIB, **more):
+    """What was seen where these values went up to float32 and back for nothing."""
+    made = {"bytes_by_dtype": {"bfloat16": made_bytes}, "round_trips": given, **more}
+    operators = replace(IN_BF16, **made)
+    arms = {"fp32": {"peak_bytes": peak_bytes}, "amp": {"peak_bytes": peak_bytes}}
+    arms["amp"]["operators"] = operators
+    return seen(timing=timing(*(low,) * 12), **arms)
+
+
+def trip(held, moved=MIB, line=8, **more):
+    return RoundTrip(f"lora.py:{line}", "layers.0", count=1, bytes=moved, held=held, **more)
+
+
+def test_amp406_names_the_line_that_holds_most() -> None:
+    [finding] = findings(trips(trip(2 * MIB, line=3), trip(3 * MIB)))
+    assert (finding.code, finding.severity) == ("AMP406", "warning")
+    assert (finding.module, finding.location) == ("layers.0", "lora.py:8")
+    assert "5.00 MiB (5.0% of the amp arm's peak)" in finding.message
+    assert finding.evidence == {"casts": 2, "bytes": 2 * MIB, "held": 5 * MIB}
+
+
+@pytest.mark.parametrize(
+    ("observed", "speaks"),
+    [
+        (trips(trip(5 * MIB)), True),
+        (trips(trip(5 * MIB - 1)), False),
+        (trips(trip(16 * 2**10), peak_bytes=MIB // 10), True),
+        (trips(trip(16 * 2**10 - 1), peak_bytes=MIB // 10), False),
+        (trips(trip(5 * MIB), low=1.5), True),  # memory is lost in a fast step, too
+        (trips(trip(5 * MIB), hidden=("a Triton kernel",)), False),  # which may need it
+        (trips(trip(0, 8 * MIB)), True),
+        (trips(trip(0, 8 * MIB), peak_bytes=None), True),
+        (trips(trip(0, 8 * MIB - 1)), False),
+        (trips(trip(0, 8 * MIB), low=1.5), False),
+        (trips(trip(0, 7 * MIB), made_bytes=8 * MIB - 1), False),
+        (trips(), False),
+    ],
+)
+def test_amp406_speaks_of_what_matters_for_memory_or_time(observed, speaks) -> None:
+    assert heard(observed)[0] == ("AMP406" if speaks else None)
 
 
 # AMP503 cast-materialised

@@ -171,7 +171,14 @@ class OptimizerSteps:
     @property
     def at_work(self) -> bool:
         """Whether an optimizer is doing its own work, rather than running its closure."""
-        return bool(self._running) and not next(reversed(self._running.values())).in_closure
+        return self.working is not None
+
+    @property
+    def working(self) -> Optimizer | None:
+        """The optimizer that is doing its own work; None if there is none."""
+        optimizer = next(reversed(self._running), None)
+        in_closure = optimizer is not None and self._running[optimizer].in_closure
+        return None if in_closure else optimizer
 
     def _enter_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
         if _is_part_of_its_own_step(optimizer):

@@ -21,6 +21,7 @@ from pytest_amp.lab.watch.events import OptimizerSteps, custom_functions, launch
 from pytest_amp.lab.watch.fingerprint import digest_in_any_dtype
 from pytest_amp.lab.watch.flops import flops, is_heavy, operator_name
 from pytest_amp.lab.watch.modules import ModuleStack
+from pytest_amp.lab.watch.round_trips import RoundTrips
 from pytest_amp.lab.watch.source import framework, location
 from pytest_amp.lab.watch.tensors import (
     dtype_name,
@@ -35,6 +36,7 @@ from pytest_amp.lab.watch.tensors import (
     values,
 )
 from pytest_amp.lab.watch.threads import Threads
+from pytest_amp.lab.watch.updates import Updates
 from pytest_amp.observations import FRAMEWORKS, REDUCED, Operators, OpRow, Phase
 
 __tracebackhide__ = unless_our_bug
@@ -81,10 +83,13 @@ class OpRecord(DispatchMode):
         self._function_nodes: dict[str, str] = {}
         self._callers: dict[int, tuple[str | None, bool]] = {}
         self._last_node = -1
+        self._round_trips = RoundTrips()
+        self._updates = Updates(self._made.__contains__, self._optimizers)
 
     def next_step(self) -> None:
         """Stop recording; from here on only look for stale casts."""
         self._recording = False
+        self._updates.end()
 
     def operators(self, returned: Sequence[float] = ()) -> Operators:
         """Return what was seen.
@@ -92,6 +97,7 @@ class OpRecord(DispatchMode):
         Args:
             returned: the losses that the recorded step returned.
         """
+        self._updates.end()
         rows = tuple(tally.row() for tally in self._rows.values())
         steps_own = [row for row in rows if row.phase != "update"]
         return Operators(
@@ -111,6 +117,8 @@ class OpRecord(DispatchMode):
             stale=tuple(self._stale),
             backward_under_autocast=self._backward_under_autocast,
             backward_scale=_scale_of(self._roots, returned),
+            updates=self._updates.seen(),
+            round_trips=self._round_trips.found(),
         )
 
     @contextmanager
@@ -143,11 +151,14 @@ class OpRecord(DispatchMode):
         inputs = floats((args, kwargs))
         with self._lock:
             self._look_for_stale(inputs)
+            repeated = self._updates.before(func, args, kwargs) if self._recording else None
         began = perf_counter()
         out = func(*args, **kwargs)
         seconds = perf_counter() - began
         with self._lock:
             self._look_at(func, args, kwargs, inputs, out, seconds)
+            if repeated is not None:
+                self._updates.after(repeated, out)
         return out
 
     def _look_at(
@@ -199,6 +210,11 @@ class OpRecord(DispatchMode):
         known = {storage(tensor) for tensor in inputs}
         sizes = [size(each) for each in outputs if storage(each) not in known]
         module, phase, in_autocast, function = self._caller()
+        if phase == "forward":
+            if here.casting and _casts_up(func, inputs, outputs):
+                self._round_trips.begin(inputs, outputs, module)
+            else:
+                self._round_trips.note(func, inputs, outputs)
         chosen = phase == "forward" and (
             here.island or self._is_wide(inputs)
             if not in_autocast
@@ -327,6 +343,7 @@ class OpRecord(DispatchMode):
 
     def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         if self._recording:
+            self._round_trips.backward_begins()
             self._backward_under_autocast += self._threads.here.autocast
             self._note_framework()
             roots = args[0] if args else ()

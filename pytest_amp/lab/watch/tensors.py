@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from pytest_amp.observations import REDUCED
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 def plain_parts(tensor: torch.Tensor) -> list[torch.Tensor] | None:
@@ -52,7 +52,7 @@ def _viewed(tensor: torch.Tensor) -> list[torch.Tensor] | None:
             return None
         with no_dispatch():
             tensor = tensor.as_subclass(torch.Tensor)
-    elif type(tensor) not in _PLAIN:
+    elif type(tensor) not in PLAIN:
         tensor = tensor.as_subclass(torch.Tensor)
     tensor = tensor.detach()
     if tensor.layout is torch.sparse_coo:
@@ -105,7 +105,7 @@ def storage(tensor: torch.Tensor) -> int:
 
 def memory(tensor: torch.Tensor) -> torch.UntypedStorage | None:
     """Return the storage that holds the tensor's values; None if that can't be told."""
-    parts = [tensor] if type(tensor) in _PLAIN else floating(tensor) or plain_parts(tensor)
+    parts = [tensor] if type(tensor) in PLAIN else floating(tensor) or plain_parts(tensor)
     try:
         return parts[0].untyped_storage() if parts else None
     except (NotImplementedError, RuntimeError):  # sparse and nested tensors have no storage
@@ -114,7 +114,7 @@ def memory(tensor: torch.Tensor) -> torch.UntypedStorage | None:
 
 def size(tensor: torch.Tensor) -> int:
     """Return the bytes of the tensor's values."""
-    parts = [tensor] if type(tensor) in _PLAIN else plain_parts(tensor) or [tensor]
+    parts = [tensor] if type(tensor) in PLAIN else plain_parts(tensor) or [tensor]
     return sum(part.numel() * part.element_size() for part in parts)
 
 
