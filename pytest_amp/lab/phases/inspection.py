@@ -95,10 +95,10 @@ class _Look:
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             if self._scale and math.isfinite(self._scale):
-                stack.enter_context(_starting_at(self._scale))
+                stack.enter_context(starting_at(self._scale))
             resident = stack.enter_context(bench.built(self._name))
             stack.enter_context(resident.active())
-            modules = ModuleStack(left=witness.module_left)
+            modules, record = ModuleStack(left=witness.module_left), OpRecord()
             try:
                 with modules, witness.watching():
                     for _ in range(self._steps):
@@ -106,7 +106,8 @@ class _Look:
                         witness.steps += 1
                         if len(witness.parameters) >= len(run.parameters):
                             break
-                operators = self._recorded(resident, witness.parameters)
+                record = OpRecord(witness.parameters)
+                operators = self._recorded(resident, record)
                 bench.device.synchronize()
             except Exception as error:
                 # Compiled code may need more memory when it runs eagerly.
@@ -116,12 +117,12 @@ class _Look:
                     hidden=("memory ran out in the inspected step",), hidden_reduced=True
                 )
             names = modules.parameter_names()
-            found = [names.get(id(each)) for each in witness.parameters]
+            found = [(names.get(id(each)), record.place_of(each)) for each in witness.parameters]
             witness.let_go()
-        return replace(run, operators=operators, parameters=_with_names(run.parameters, found))
+        return replace(run, operators=operators, parameters=_with_places(run.parameters, found))
 
-    def _recorded(self, resident: Any, parameters: list[torch.Tensor]) -> Operators:
-        record, losses = OpRecord(parameters), LossCurves()
+    def _recorded(self, resident: Any, record: OpRecord) -> Operators:
+        losses = LossCurves()
         with record.watching():
             losses.append(resident.step())
             record.next_step()
@@ -130,16 +131,19 @@ class _Look:
         return record.operators(returned)
 
 
-def _with_names(
-    parameters: tuple[Parameter, ...], names: list[str | None]
+def _with_places(
+    parameters: tuple[Parameter, ...], found: list[tuple[str | None, str | None]]
 ) -> tuple[Parameter, ...]:
-    if len(parameters) != len(names):
+    if len(parameters) != len(found):
         return parameters
-    return tuple(replace(each, name=name) for each, name in zip(parameters, names, strict=True))
+    return tuple(
+        replace(each, name=name, location=location)
+        for each, (name, location) in zip(parameters, found, strict=True)
+    )
 
 
 @contextmanager
-def _starting_at(scale: float) -> Iterator[None]:
+def starting_at(scale: float) -> Iterator[None]:
     """Let new GradScalers start at the scale that the parity run found, with no search for it."""
 
     def around(original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:

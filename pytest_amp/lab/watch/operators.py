@@ -59,6 +59,7 @@ class OpRecord(DispatchMode):
         self._random: set[str] = set()
         self._draws: list[str] = []
         self._weights = {storage(tensor): tensor for tensor in trained}
+        self._first_uses: dict[int, str | None] = {}
         self._made: set[int] = set()
         # Weak references keep storages' addresses from being reused for tensors that kernels make
         # and no dispatch mode sees.
@@ -110,6 +111,10 @@ class OpRecord(DispatchMode):
             backward_under_autocast=self._backward_under_autocast,
             backward_scale=_scale_of(self._roots, returned),
         )
+
+    def place_of(self, weight: torch.Tensor) -> str | None:
+        """Return the user's line of the first forward operator that used the weight."""
+        return self._first_uses.get(storage(weight))
 
     @contextmanager
     def watching(self) -> Iterator[OpRecord]:
@@ -184,6 +189,9 @@ class OpRecord(DispatchMode):
         known = {storage(tensor) for tensor in inputs}
         sizes = [size(each) for each in outputs if storage(each) not in known]
         module, phase, in_autocast, function = self._caller()
+        if phase == "forward":
+            for used in (known & self._weights.keys()) - self._first_uses.keys():
+                self._first_uses[used] = location()
         chosen = phase == "forward" and (
             self._island or self._is_wide(inputs)
             if not in_autocast
