@@ -122,7 +122,9 @@ def first_nonfinite(losses: Losses, baseline: Losses) -> int | None:
 def lost_finiteness_at(seen: Observations, step: int) -> bool:
     """Return whether the amp loss of a step is not finite, and AMP301 has begun to say so."""
     first = first_nonfinite(once_scaled(seen.amp), seen.fp32.losses)
-    finite = all(math.isfinite(curve[step]) for curve in seen.amp.losses.values())
+    finite = all(
+        math.isfinite(x) for curve in seen.amp.losses.values() for x in curve[step : step + 1]
+    )
     return first is not None and first <= step and not finite
 
 

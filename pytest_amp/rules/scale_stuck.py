@@ -72,6 +72,4 @@ def _shown(origin: Origin, dtype: str) -> str:
 def _why_it_stays(use: ScalerUse) -> str:
     if use.made_in_steps > 1 and use.made_in_steps >= len({step.step for step in use.steps}):
         return "a new GradScaler is made in each step, and forgets; make one before training"
-    if not use.updates:
-        return "update() is not called on this GradScaler; call it once at the end of each step"
-    return "it has a floor of its own, or update() is given a scale"
+    return "update() is not called on this GradScaler, or it has a floor of its own"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,24 +22,28 @@ __tracebackhide__ = unless_our_bug
 def locate(bench: Workbench, step: int, *, guarded: bool = True) -> Origin | None:
     """Find what made the loss of the amp arm's step `step`, from 0, infinite or NaN.
 
-    If nothing in that step did, its weights may have been ruined by the gradients of the step
-    before, unless a GradScaler looked at these.
+    If nothing in that step did, or only from what was not finite already, the step before is looked
+    at too: what it left behind, such as weights, may have been ruined there.
 
     Args:
         bench: builds the arm.
         step: the step.
-        guarded: whether a GradScaler skips steps whose gradients are not finite.
+        guarded: whether a GradScaler skips steps whose gradients are not finite, so that these ruin
+            nothing.
 
     Returns:
         The first operator that did; None if everything in these steps was finite.
     """
+    found = _made_at(bench, step, guarded)
+    if step and (found is None or found.largest == math.inf):
+        found = _made_at(bench, step - 1, guarded) or found
+    return found
+
+
+def _made_at(bench: Workbench, step: int, guarded: bool) -> Origin | None:
     with _run_up_to(bench, step) as resident:
-        found = _watched(resident, step).forward
-    if found is not None or not step:
-        return found
-    with _run_up_to(bench, step - 1) as resident:
-        before = _watched(resident, step - 1)
-    return before.forward if guarded else before.backward or before.forward
+        watch = _watched(resident, step)
+    return watch.forward if guarded else watch.first
 
 
 def locate_stuck(bench: Workbench, step: int, scale: float) -> Origin | None:

@@ -45,6 +45,7 @@ class FirstNonfinite(DispatchMode):
     Attributes:
         forward: the first one outside of backward passes.
         backward: the first one within a backward pass.
+        first: the first one of all.
         kept: the first operator that added to a gradient that was not finite.
         from_finite: whether all backward passes began at finite losses.
     """
@@ -60,6 +61,7 @@ class FirstNonfinite(DispatchMode):
         self.backward: Origin | None = None
         self.kept: Origin | None = None
         self.from_finite = True
+        self.first: Origin | None = None
 
     @contextmanager
     def watching(self) -> Iterator[FirstNonfinite]:
@@ -89,6 +91,7 @@ class FirstNonfinite(DispatchMode):
         made = _badness(out)
         if made > given:
             origin = self._origin(func, args, out, "NaN" if made == 2 else "inf")
+            self.first = self.first or origin
             if backward:
                 self.backward = origin
             else:
@@ -102,7 +105,7 @@ class FirstNonfinite(DispatchMode):
         node, op = current_node(), operator_name(func)
         where = Origin(
             self._step, op, self._modules.path(), location(), dtype_name(bad.dtype), made=made,
-            inputs=_at_the_same_place(func, args, bad), largest=_largest(args),
+            inputs=_at_the_same_place(func, args, bad), largest=_largest(func, args),
         )  # fmt: skip
         return where if node is None else self._going_backward(where, node)
 
@@ -174,7 +177,7 @@ def _at_the_same_place(func: Any, args: Any, out: torch.Tensor) -> tuple[float, 
     if not tagged and operator_name(func) not in _POINTWISE:
         return ()
     parts = floating(out)
-    if func._schema.is_mutable or len(parts) != 1 or parts[0].shape != out.shape:
+    if _is_mutable(func) or len(parts) != 1 or parts[0].shape != out.shape:
         return ()
     place = tuple(map(int, (~torch.isfinite(parts[0])).nonzero()[0]))
     return tuple(
@@ -196,7 +199,15 @@ def _element(leaf: Any, shape: torch.Size, place: tuple[int, ...]) -> float | No
         return None
 
 
-def _largest(args: Any) -> float | None:
+def _is_mutable(func: Any) -> bool:
+    schema = getattr(func, "_schema", None)  # higher-order operators have none
+    return schema is None or bool(schema.is_mutable)
+
+
+def _largest(func: Any, args: Any) -> float | None:
+    """Return the largest magnitude among the inputs, unless they have been changed."""
+    if _is_mutable(func):
+        return None
     parts = [
         part
         for leaf in pytree.tree_leaves(args)
