@@ -125,7 +125,7 @@ def _why_lost(dtype: str, place: Zeroed | None) -> str:
     known = (
         "bfloat16 has float32's range"
         if dtype == "bfloat16" or place is None
-        else f"float16 holds the {place.expected:.2g} that it is in fp32 at this loss scale"
+        else f"fp32's is {place.expected:.2g} there at this loss scale, which float16 does not lose"
     )
     return (
         f"{known}, so it does not underflow: something clamps it or rounds it away (a probability "

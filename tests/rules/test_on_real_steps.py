@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -822,3 +823,31 @@ def test_training_that_dies_half_way_is_no_parity() -> None:
     assert report.amp.skipped_steps >= 8
     assert report.gate("loss_diff").verdict == "inconclusive"
     assert "training stands still" in report.gate("loss_diff").reason
+
+
+# Gradients are placed at the line that uses their parameter.
+
+
+def test_a_gradient_is_placed_at_the_line_that_uses_its_parameter() -> None:
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.sign = -1 if x.dtype is BF16 else 1
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return ctx.sign * grad
+
+    def setup(arm):
+        model, (x, y) = net(), batch()
+
+        def loss_of():
+            hidden = model[0](x)  # the line
+            return F.cross_entropy(model[2](Wrong.apply(hidden).relu()).float(), y)
+
+        return train(arm, sgd(model), loss_of)
+
+    found = finding(measure(setup, dtype="bfloat16"), "AMP304")
+    source, number = found.location.rsplit(":", 1)
+    assert Path(source).read_text("utf-8").splitlines()[int(number) - 1].endswith("# the line")
