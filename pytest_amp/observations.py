@@ -201,6 +201,7 @@ class ScalerUse:
         updates_before_step: the updates between a backward pass and a scaler's step on its
             gradients.
         made_in_steps: how many enabled scalers were created while steps ran.
+        made_at: the user's line that created the last of them.
         steps: the scalers' steps, in order.
         moves: each `step()` of a scheduler without arguments, as the experiment's step and the
             optimizer's number; -1 if that optimizer never stepped.
@@ -212,6 +213,7 @@ class ScalerUse:
     updates_in_midst: int = 0
     updates_before_step: int = 0
     made_in_steps: int = 0
+    made_at: str | None = None
     steps: tuple[ScalerStep, ...] = ()
     moves: tuple[tuple[int, int], ...] = ()
 
@@ -432,6 +434,7 @@ class Overflow:
         skipped: the optimizers that took no step.
         left_out: whether the training step itself left the optimizers out, and the scale stayed.
         backward: whether a backward pass that adds to gradients began at the infinite loss.
+        backward_at: the user's line that called it.
         hidden: whether such a pass began, optimizers nevertheless stepped on finite gradients, and
             the scale stayed.
         moves: for each `step()` of a scheduler without arguments, its optimizer's number.
@@ -448,6 +451,7 @@ class Overflow:
     skipped: tuple[int, ...] = ()
     left_out: bool = False
     backward: bool = False
+    backward_at: str | None = None
     hidden: bool = False
     moves: tuple[int, ...] = ()
     scale: tuple[float, float | None] = (0.0, None)

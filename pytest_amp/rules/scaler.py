@@ -11,7 +11,7 @@ from pytest_amp.judge import skips
 from pytest_amp.judge.case import Case
 from pytest_amp.rules.base import Raised, Word, rule
 from pytest_amp.rules.scale_drill import first_differing, optimizer_name, past_the_scaler
-from pytest_amp.rules.scale_stuck import scale_that_is_stuck
+from pytest_amp.rules.scale_stuck import made_anew, scale_that_is_stuck
 
 # By the beginning of a message that torch's GradScaler raises: what it means, and the fix.
 PROTOCOL = {
@@ -203,6 +203,7 @@ def scale_stuck(case: Case) -> Iterator[Word]:
             "after one overflow, every step that followed was skipped as well: inf gradients stay "
             "and are added to; call zero_grad() after a skipped step too, and update() always",
             {"drill": "overflow"},
+            location=stuck[0].backward_at,
         )
 
     elif drill and any(each.left_out for each in drill.overflows):
@@ -212,13 +213,15 @@ def scale_stuck(case: Case) -> Iterator[Word]:
             "scaler.step(optimizer) and update(), which skip it and lower the scale",
             {"drill": "overflow"},
             severity="warning",
+            location=next(each.backward_at for each in drill.overflows if each.left_out),
         )
-    if use.made_in_steps > 1 and use.made_in_steps >= len({step.step for step in use.steps}):
+    if made_anew(use):
         yield Word(
             f"a new GradScaler was made {use.made_in_steps} times while steps ran: none lives long "
             "enough to lower its scale after an overflow, or to raise it; make one before training",
             {"made": use.made_in_steps},
             severity="warning",
+            location=use.made_at,
         )
 
 

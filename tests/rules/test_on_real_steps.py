@@ -825,7 +825,56 @@ def test_training_that_dies_half_way_is_no_parity() -> None:
     assert "training stands still" in report.gate("loss_diff").reason
 
 
-# Gradients are placed at the line that uses their parameter.
+# Findings are placed.
+
+
+def line_at(location):
+    """The text of the line that a finding is placed at."""
+    source, _, number = location.rpartition(":")
+    return Path(source).read_text("utf-8").splitlines()[int(number) - 1].strip()
+
+
+def test_a_new_scaler_in_each_step_is_placed_where_it_is_made() -> None:
+    def setup(arm):
+        model, (x, y) = net(), batch()
+        optimizer = sgd(model)
+
+        def step():
+            scaler = torch.amp.GradScaler("cpu", enabled=arm.enabled, init_scale=2.0**10)
+            optimizer.zero_grad()
+            with arm.autocast():
+                loss = F.cross_entropy(model(x).float(), y)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            return loss
+
+        return step
+
+    found = finding(measure(setup, dtype="float16"), "AMP207")
+    assert line_at(found.location).startswith("scaler = torch.amp.GradScaler")
+
+
+def test_an_overflow_that_stays_is_placed_at_the_backward_pass() -> None:
+    def setup(arm):
+        model, (x, y) = net(), batch()
+        optimizer = sgd(model)
+
+        def step():
+            with arm.autocast():
+                loss = F.cross_entropy(model(x).float(), y)
+            arm.scaler.scale(loss).backward()
+            before = arm.scaler.get_scale()
+            arm.scaler.step(optimizer)
+            arm.scaler.update()
+            if arm.scaler.get_scale() >= before:
+                optimizer.zero_grad()
+            return loss
+
+        return step
+
+    found = finding(measure(setup, dtype="float16"), "AMP207")
+    assert line_at(found.location) == "arm.scaler.scale(loss).backward()"
 
 
 def test_a_gradient_is_placed_at_the_line_that_uses_its_parameter() -> None:
@@ -849,5 +898,4 @@ def test_a_gradient_is_placed_at_the_line_that_uses_its_parameter() -> None:
         return train(arm, sgd(model), loss_of)
 
     found = finding(measure(setup, dtype="bfloat16"), "AMP304")
-    source, number = found.location.rsplit(":", 1)
-    assert Path(source).read_text("utf-8").splitlines()[int(number) - 1].endswith("# the line")
+    assert line_at(found.location).endswith("# the line")

@@ -306,13 +306,16 @@ def test_a_scale_that_does_not_go_down_any_more_is_at_its_floor() -> None:
 
 
 def test_a_scaler_that_is_made_in_each_step_is_told() -> None:
-    made = replace(USE, made_in_steps=8)
+    made = replace(USE, made_in_steps=8, made_at="train.py:3")
     assert "a new GradScaler was made 8 times" in said("AMP207", observed(made))
+    assert findings(observed(made))[0].location == "train.py:3"
     assert said("AMP207", observed(replace(USE, made_in_steps=1))) is None
 
 
 def test_a_step_that_leaves_an_overflow_out_by_itself_is_a_warning() -> None:
-    [finding] = findings(observed(overflow=overflowed(left_out=True)))
+    left_out = overflowed(left_out=True, backward_at="train.py:8")
+    [finding] = findings(observed(overflow=left_out))
+    assert finding.location == "train.py:8"
     assert (finding.code, finding.severity) == ("AMP207", "warning")
     assert "the GradScaler is not told" in finding.message
 
@@ -425,7 +428,9 @@ def test_a_loss_that_is_not_finite_before_backward_is_told() -> None:
 
 def test_a_new_scaler_in_each_step_is_why_the_scale_stays() -> None:
     floor = tuple(replace(each, scale=128.0) for each in steps("xxxx"))
-    made = stuck_at(None, replace(USE, steps=floor, made_in_steps=4))
+    use = replace(USE, steps=floor, made_in_steps=4, made_at="train.py:3")
+    made = stuck_at(replace(BACKWARD, at_one=False), use)
+    assert made.location == "train.py:3"
     assert "stays at 128 all the same: a new GradScaler is made in each step" in made.message
 
 

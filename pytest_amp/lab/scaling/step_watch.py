@@ -20,6 +20,7 @@ from pytest_amp.lab.scaling.accumulation import Accumulation
 from pytest_amp.lab.scaling.optimizers import Trained
 from pytest_amp.lab.scaling.scaler import ScalerLog
 from pytest_amp.lab.watch.events import Closure, OptimizerSteps, subscribed
+from pytest_amp.lab.watch.source import location
 from pytest_amp.observations import ScalerStep, ScalerUse
 
 __tracebackhide__ = unless_our_bug
@@ -74,6 +75,7 @@ class StepWatch:
         self._stepped: list[tuple[int, torch.Tensor | float]] = []
         self._moves: list[tuple[int, Any]] = []
         self._made = 0
+        self._made_at: str | None = None
 
     def next_step(self) -> None:
         """Begin another step of the experiment."""
@@ -99,6 +101,7 @@ class StepWatch:
             ),
             updates_before_step=self._accumulation.updates_before_step,
             made_in_steps=self._made,
+            made_at=self._made_at,
             moves=tuple((step, self._number_of(scheduler)) for step, scheduler in self._moves),
         )
 
@@ -129,7 +132,9 @@ class StepWatch:
 
     def _around_making(self, original: Around, scaler: Any, *args: Any, **kw: Any) -> None:
         original(scaler, *args, **kw)
-        self._made += bool(scaler.is_enabled())
+        if scaler.is_enabled():
+            self._made += 1
+            self._made_at = location()
 
     def _around_scale(self, original: Around, scaler: Any, *args: Any, **kw: Any) -> Any:
         self._scaled += bool(scaler.is_enabled())
