@@ -25,7 +25,6 @@ COSINES = {"float16": 0.98, "bfloat16": 0.9}
 RATIOS = {"float16": 1.15, "bfloat16": 1.3}
 EPSILONS = {"float16": 2**-10, "bfloat16": 2**-7}
 OUTPUT_ULPS = 16
-LARGEST_FLOAT16 = 65504.0
 SMALLEST_FLOAT16 = 2.0**-24
 
 
@@ -175,12 +174,12 @@ def overflow_risk(case: Case) -> Iterator[Word]:
         or first_nonfinite(once_scaled(seen.amp), seen.fp32.losses) is not None
     ):
         return
-    beyond = [each for each in case.seen.numerics.outputs if each.largest > LARGEST_FLOAT16]
+    beyond = [each for each in case.seen.numerics.outputs if each.largest > origins.LARGEST_FLOAT16]
     if beyond:
         worst = max(beyond, key=lambda each: each.largest)
         yield Word(
             f"the fp32 arm's activations reach {worst.largest:.3g} after {worst.module}, beyond "
-            f"float16's {LARGEST_FLOAT16:.0f}: keep that part in float32 "
+            f"float16's {origins.LARGEST_FLOAT16:.0f}: keep that part in float32 "
             "(torch.autocast(..., enabled=False)), normalise before it, or use bfloat16",
             {"largest": worst.largest, "modules": [each.module for each in beyond]},
             module=worst.module,

@@ -7,13 +7,15 @@ from typing import Any
 
 from pytest_amp.observations import REDUCED, Origin
 
-IN_FLOAT32 = "(torch.autocast(..., enabled=False), and .float() on its inputs)"
-# What to write instead of operators that have no value where their input has rounded.
+IN_FLOAT32 = "(torch.autocast(..., enabled=False), and .float() on what goes in)"
+LARGEST_FLOAT16 = 65504.0
+# What helps where an input has rounded to a value at which the operator has no finite one. float32
+# alone does not: what comes out is finite there, and its gradient is still beyond float16.
 _INSTEAD = {
     "aten::binary_cross_entropy": "use binary_cross_entropy_with_logits, since a probability that "
     "rounds to 0 or 1 has no logarithm",
     "aten::log": "use log_softmax or logsigmoid if it is a probability's, since one that rounds to "
-    "0 has no logarithm",
+    f"0 has no logarithm; else keep that part in float32 {IN_FLOAT32} and what goes in above 1e-4",
 }
 
 
@@ -60,11 +62,18 @@ def remedy(origin: Origin | None, dtype: str) -> str:
             "it is in float32 there, so look at what its inputs are computed from, and keep it "
             "away from the points at which it has no finite value"
         )
-    instead = _INSTEAD.get(origin.op) if origin else None
-    if instead is not None:
-        return f"{instead}, or keep that part in float32 {IN_FLOAT32}"
+    if origin is not None and origin.op in _INSTEAD:
+        return _INSTEAD[origin.op]
+    if origin is not None and _is_cast_back(origin):
+        return f"keep that part and what makes its inputs in float32 {IN_FLOAT32} or use bfloat16"
     beyond_range = dtype == "float16" and not (origin and 0 in origin.inputs)
     return f"keep that part in float32 {IN_FLOAT32}" + " or use bfloat16" * beyond_range
+
+
+def _is_cast_back(origin: Origin) -> bool:
+    """Return whether a gradient was finite in float32, and is not where it is cast to float16."""
+    cast = origin.phase == "backward" and origin.dtype == "float16" and len(origin.inputs) == 1
+    return cast and abs(origin.inputs[0]) > LARGEST_FLOAT16
 
 
 def evidence(origin: Origin | None) -> Mapping[str, Any]:

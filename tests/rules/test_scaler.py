@@ -403,13 +403,32 @@ def test_a_gradient_that_only_the_scale_makes_infinite_is_not_called_the_steps_o
     again = replace(USE, steps=steps("." + ".x" * 6))
     message = stuck_at(replace(BACKWARD, at_one=False), again).message
     assert "is inf at a scale of 65536 and finite at 1" in message
-    assert "keep that part in float32" not in message
+    assert "log_softmax" not in message
 
 
 def test_what_is_in_float32_there_is_not_advised_to_be_in_float32() -> None:
     message = stuck_at(replace(BACKWARD, dtype="float32")).message
     assert "it is in float32 there, so look at what its inputs are computed from" in message
     assert "keep that part in float32" not in message
+
+
+@pytest.mark.parametrize(
+    ("origin", "advice"),
+    [
+        (BACKWARD, "use log_softmax or logsigmoid"),
+        (
+            replace(BACKWARD, op="aten::binary_cross_entropy"),
+            "use binary_cross_entropy_with_logits",
+        ),
+        (
+            replace(BACKWARD, op="aten::div", inputs=(1e6,)),
+            "keep that part and what makes its inputs",
+        ),
+        (replace(BACKWARD, op="aten::div"), "keep that part in float32"),
+    ],
+)
+def test_the_advice_is_one_that_makes_the_gradient_finite(origin, advice) -> None:
+    assert f"; {advice}" in stuck_at(origin).message
 
 
 def test_gradients_that_kept_an_earlier_overflow_are_told() -> None:
