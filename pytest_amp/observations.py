@@ -213,11 +213,13 @@ class Parameter:
         dtype: the name of its dtype.
         has_gradient: whether it had a gradient at any step of its optimizer.
         name: its path, if a module that was called owns it.
+        location: the user's line of the forward operator that first used it, if one was seen.
     """
 
     dtype: str
     has_gradient: bool
     name: str | None = None
+    location: str | None = None
 
 
 @dataclass(frozen=True)
@@ -252,6 +254,7 @@ class ScalerUse:
         updates_before_step: the updates between a backward pass and a scaler's step on its
             gradients.
         made_in_steps: how many enabled scalers were created while steps ran.
+        made_at: the user's line that created the last of them.
         steps: the scalers' steps, in order.
         moves: each `step()` of a scheduler without arguments, as the experiment's step and the
             optimizer's number; -1 if that optimizer never stepped.
@@ -266,6 +269,7 @@ class ScalerUse:
     updates_in_midst: int = 0
     updates_before_step: int = 0
     made_in_steps: int = 0
+    made_at: str | None = None
     steps: tuple[ScalerStep, ...] = ()
     moves: tuple[tuple[int, int], ...] = ()
     scale_calls_when_off: int = 0
@@ -451,11 +455,60 @@ class Numerics:
 
 @dataclass(frozen=True)
 class Origin:
-    """The first operator whose output was not finite though its inputs were."""
+    """The first operator whose output was not finite though its inputs were.
+
+    Attributes:
+        step: the step of the experiment, from 0.
+        op: the operator's name. In a backward pass it is the forward operator whose gradient was
+            being computed.
+        module: the module that called it; None outside of modules.
+        location: the user's line that called it. In the backward pass of a custom function it is
+            the line there.
+        dtype: the dtype of what was not finite.
+        phase: "kept" says that the backward pass was finite, and what it was added to was not.
+        node: the name of the backward pass's node; None in a forward pass.
+        made: "inf" or "NaN".
+        inputs: the operator's inputs at the first element that was not finite, if it works element
+            by element.
+        largest: the largest magnitude among its inputs.
+        scale: the loss scale, where a scaler that is stuck was looked at.
+        at_one: whether it happens at a loss scale of 1 too, if that was tried.
+    """
 
     step: int
     op: str
     module: str | None
+    location: str | None = None
+    dtype: str | None = None
+    phase: Literal["forward", "backward", "kept"] = "forward"
+    node: str | None = None
+    made: Literal["inf", "NaN"] = "inf"
+    inputs: tuple[float, ...] = ()
+    largest: float | None = None
+    scale: float | None = None
+    at_one: bool | None = None
+
+
+@dataclass(frozen=True)
+class Zeroed:
+    """Where, on the way back, a gradient first turned to zero that does not in the fp32 arm.
+
+    Attributes:
+        op: the forward operator whose gradient it is.
+        module: the module that called it; None outside of modules.
+        location: the user's line that called it.
+        node: the name of the backward pass's node.
+        lost: the share that is zero, of what is not zero in the fp32 arm. A cast, which that arm
+            lacks, is compared with what it was given.
+        expected: the median magnitude that the gradient should have had, at amp's loss scale.
+    """
+
+    op: str | None
+    module: str | None
+    location: str | None
+    node: str
+    lost: float
+    expected: float
 
 
 @dataclass(frozen=True)
@@ -471,6 +524,7 @@ class Overflow:
         skipped: the optimizers that took no step.
         left_out: whether the training step itself left the optimizers out, and the scale stayed.
         backward: whether a backward pass that adds to gradients began at the infinite loss.
+        backward_at: the user's line that called it.
         hidden: whether such a pass began, optimizers nevertheless stepped on finite gradients, and
             the scale stayed.
         moves: for each `step()` of a scheduler without arguments, its optimizer's number.
@@ -489,6 +543,7 @@ class Overflow:
     skipped: tuple[int, ...] = ()
     left_out: bool = False
     backward: bool = False
+    backward_at: str | None = None
     hidden: bool = False
     moves: tuple[int, ...] = ()
     scale: tuple[float, float | None] = (0.0, None)
@@ -562,7 +617,13 @@ class TwoScales:
 
 @dataclass(frozen=True)
 class Observations:
-    """Everything that was seen of one test."""
+    """Everything that was seen of one test.
+
+    Attributes that are not plain figures:
+        nonfinite_origin: where the amp loss stopped being finite.
+        stuck_origin: where gradients stop being finite, if the GradScaler keeps skipping steps.
+        zeroed: where gradients turn to zero, if many do in the amp arm alone.
+    """
 
     device: str
     dtype: str
@@ -572,6 +633,8 @@ class Observations:
     floor: Floor
     timing: Timing | None = None
     nonfinite_origin: Origin | None = None
+    stuck_origin: Origin | None = None
+    zeroed: Zeroed | None = None
     device_type: str = "cpu"
     numerics: Numerics = Numerics()
     overflow: OverflowDrill | None = None

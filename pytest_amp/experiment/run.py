@@ -14,6 +14,7 @@ from pytest_amp.errors import AmpError, unless_our_bug
 from pytest_amp.experiment import one_arm
 from pytest_amp.experiment.confirm import confirmed, look_for_idling, try_remedies
 from pytest_amp.experiment.job import Job, arms_of, blank_report, environment_of, phases_of
+from pytest_amp.experiment.places import located
 from pytest_amp.experiment.plan import limits_of, plan_of
 from pytest_amp.judge import dtype_map, gates, kernels, parity
 from pytest_amp.judge.case import Case, Limits
@@ -21,7 +22,7 @@ from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.machine.device import Device, world_size
 from pytest_amp.lab.machine.garbage import older_objects_set_aside
 from pytest_amp.lab.machine.lock import turn
-from pytest_amp.lab.phases import drill, nonfinite, timing
+from pytest_amp.lab.phases import drill, timing
 from pytest_amp.lab.phases import parity as parity_run
 from pytest_amp.lab.phases.inspection import inspect
 from pytest_amp.lab.phases.overflow_drill import overflow
@@ -67,6 +68,7 @@ def run(job: Job, progress: Progress) -> AmpReport:
         if not settings.static:
             try_remedies(bench, settings, case)
             case = look_for_idling(bench, settings, case)
+        case = located(bench, case)
         found = registry.findings(case, settings.select, settings.ignore)
         found = confirmed(bench, settings, case, found)
     loss = case.gates["loss_diff"]
@@ -130,9 +132,6 @@ def _observe(bench: Workbench, settings: Settings, limits: Limits) -> Observatio
     elif seen.amp.scaler.scale_calls_when_off and settings.dtype is None:
         bench.notes.append(_SCALER_OFF.format(device=bench.device.type, dtype=seen.dtype))
     _require_the_device(bench, settings, seen.amp.start.devices)
-    bad = parity.first_nonfinite(parity.once_scaled(seen.amp), seen.fp32.losses)
-    if bad is not None:
-        seen = replace(seen, nonfinite_origin=nonfinite.locate(bench, bad))
     return seen if settings.static else replace(seen, timing=_timed(bench, settings, limits))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from pytest_amp.observations import Floor, Losses, ParityRun
+from pytest_amp.observations import Floor, Losses, Observations, ParityRun
 from pytest_amp.results.values import tail_start
 
 
@@ -138,6 +138,15 @@ def first_nonfinite(losses: Losses, baseline: Losses) -> int | None:
         if not math.isfinite(loss) and math.isfinite(base)
     ]
     return min(steps, default=None)
+
+
+def lost_finiteness_at(seen: Observations, step: int) -> bool:
+    """Return whether the amp loss of a step is not finite, and AMP301 has begun to say so."""
+    first = first_nonfinite(once_scaled(seen.amp), seen.fp32.losses)
+    finite = all(
+        math.isfinite(x) for curve in seen.amp.losses.values() for x in curve[step : step + 1]
+    )
+    return first is not None and first <= step and not finite
 
 
 def tail_mean(losses: Sequence[float]) -> float:

@@ -22,6 +22,8 @@ from pytest_amp.results.values import (
 )
 
 FULL_COVERAGE = 0.95
+# What these find is the consequence of what those find, and is told after it.
+CAUSES: Mapping[str, tuple[str, ...]] = {"AMP207": ("AMP301", "AMP211")}
 _WIDTH = 88
 _GATE_WIDTH = 100  # wide enough to keep most gates' figures on one line
 MOST_CHANGES = 80  # at most so many changed lines of a dtype map are shown
@@ -101,7 +103,7 @@ def explanation(report: Explained) -> Iterator[str]:
 
 def _headline(report: Explained, wrong: list[Gate]) -> str:
     said = [_brief(gate) for gate in wrong]
-    said += [f"{finding.code} {finding.name}" for finding in report.findings if finding.stands]
+    said += [f"{finding.code} {finding.name}" for finding in in_order(report) if finding.stands]
     return "; ".join(said) or f"verdict: {report.verdict}"
 
 
@@ -182,7 +184,7 @@ def in_order(report: Explained) -> list[Finding]:
 
     Confirmed causes come first. Errors come before warnings. Among equals, findings that explain a
     failed gate come first, those with the largest share of the cause before others; ties are
-    ordered by code.
+    ordered by code. A consequence comes after its cause whatever either is.
     """
     failed = _failed(report)
 
@@ -196,7 +198,15 @@ def in_order(report: Explained) -> list[Finding]:
             finding.code,
         )
 
-    return sorted((each for each in report.findings if each.suppressed is None), key=place)
+    spoken = sorted((each for each in report.findings if each.suppressed is None), key=place)
+    last = {each.code: index for index, each in enumerate(spoken)}
+
+    def after_its_causes(numbered: tuple[int, Finding]) -> tuple[int, bool]:
+        own, finding = numbered
+        causes = [last[code] for code in _causes(finding, spoken)]
+        return max([own, *causes]), bool(causes)
+
+    return [each for _, each in sorted(enumerate(spoken), key=after_its_causes)]
 
 
 def _failed(report: Explained) -> list[str]:
@@ -209,12 +219,20 @@ def _findings(report: Explained) -> Iterator[str]:
         gates = _explained(finding, failed)
         sure = "confirmed" if finding.confirmed else "suspected"
         cause = f", {sure} cause of {' and '.join(gates)}" if gates else ""
+        if behind := _causes(finding, spoken):
+            cause = f", a consequence of {' and '.join(behind)}"
         yield f"  {finding.severity} {finding.title}{cause}"
         yield from _wrapped(finding.message, "    ")
     for note in report.notes:
         yield from _wrapped(f"note: {note}", "  ")
     if spoken:
         yield f"  `pytest-amp explain {spoken[0].code}` says more"
+
+
+def _causes(finding: Finding, spoken: Sequence[Finding]) -> list[str]:
+    """Return the codes of the findings that this one is a consequence of."""
+    present = {each.code for each in spoken}
+    return [code for code in CAUSES.get(finding.code, ()) if code in present]
 
 
 def _wrapped(text: str, head: str, further: str | None = None, width: int = _WIDTH) -> list[str]:

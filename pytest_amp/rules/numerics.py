@@ -9,7 +9,8 @@ from pytest_amp import units
 from pytest_amp.judge.case import Case
 from pytest_amp.judge.gates import draws_differ
 from pytest_amp.judge.parity import first_nonfinite, noise_floor, once_scaled
-from pytest_amp.observations import Gradient
+from pytest_amp.observations import Gradient, Zeroed
+from pytest_amp.rules import origins
 from pytest_amp.rules.base import Word, rule
 from pytest_amp.rules.measurement import differing_starts, first_losses_differ
 from pytest_amp.rules.recipes import differing_recipes
@@ -25,11 +26,11 @@ COSINES = {"float16": 0.98, "bfloat16": 0.9}
 RATIOS = {"float16": 1.15, "bfloat16": 1.3}
 EPSILONS = {"float16": 2**-10, "bfloat16": 2**-7}
 OUTPUT_ULPS = 16
-LARGEST_FLOAT16 = 65504.0
 # The share of the elements that an update should change, from which on it is lost if they do not;
 # and the share of all elements that it has to be about.
 LOST = 0.5
 CONCERNED = 0.01
+SMALLEST_FLOAT16 = 2.0**-24
 
 
 @rule("AMP301")
@@ -45,18 +46,19 @@ def nonfinite_loss(case: Case) -> Iterator[Word]:
     origin = seen.nonfinite_origin
     if origin is None:
         place = "running that step again did not show where"
+    elif origin.phase == "backward":
+        place = f"{origins.gradient(origin)} in step {origin.step + 1}, which is not scaled"
     else:
-        module = f" in {origin.module}" if origin.module else ""
-        place = f"the first to leave the finite range was {origin.op}{module}"
-    remedy = (
-        "keep that part in float32 (torch.autocast(..., enabled=False)) or use bfloat16"
-        if seen.dtype == "float16"
-        else "keep that part in float32 (torch.autocast(..., enabled=False))"
-    )
+        place = (
+            f"the first to leave the finite range was {origins.place(origin)}"
+            f"{origins.made_of(origin)}"
+        )
     yield Word(
-        f"the amp loss is not finite at step {step + 1}, where fp32's is; {place}; {remedy}",
-        {"step": step + 1, "op": None if origin is None else origin.op},
+        f"the amp loss is not finite at step {step + 1}, where fp32's is; {place}; "
+        f"{origins.remedy(origin, seen.dtype)}",
+        {"step": step + 1, **origins.evidence(origin)},
         module=None if origin is None else origin.module,
+        location=None if origin is None else origin.location,
     )
 
 
@@ -83,16 +85,56 @@ def gradient_underflow(case: Case) -> Iterator[Word]:
 
     The rule is silent if a module's output has left fp32's, since that zeroes gradients by itself.
     """
-    lost = [each for each in _gradients(case) if each.zeroed >= UNDERFLOW]
-    if not lost or _first_to_leave(case):  # that alone makes gradients zero
+    lost, place = underflows(case), case.seen.zeroed
+    if not lost:
         return
     worst = max(lost, key=lambda each: (each.zeroed, each.share))
     yield Word(
         f"{units.share(worst.zeroed)} of the gradient of {worst.name or 'a parameter'} is zero "
-        f"under amp and not in fp32{_and_more(lost)}: it is smaller than {case.seen.dtype} holds; "
-        "scale the loss (arm.scaler), start from a larger scale, or use bfloat16",
-        {"zeroed": worst.zeroed, "parameters": [each.name for each in lost]},
+        f"under amp and not in fp32{_and_more(lost)}{_first_lost(place)}: "
+        f"{_why_lost(case.seen.dtype, place)}",
+        {
+            "zeroed": worst.zeroed,
+            "parameters": [each.name for each in lost],
+            "op": place.op if place else None,
+            "node": place.node if place else None,
+        },
         module=_module_of(worst),
+        location=(place.location if place else None) or _location_of(worst, case),
+    )
+
+
+def underflows(case: Case) -> list[Gradient]:
+    """Return the gradients of which AMP302 speaks."""
+    lost = [each for each in _gradients(case) if each.zeroed >= UNDERFLOW]
+    return [] if _first_to_leave(case) else lost  # that alone makes gradients zero
+
+
+def _first_lost(place: Zeroed | None) -> str:
+    if place is None:
+        return ""
+    at = f" at {place.location}" if place.location else ""
+    return (
+        f"; the first to lose it is the gradient of {place.op or 'an operator'}{at} "
+        f"({place.node}, {units.share(place.lost)})"
+    )
+
+
+def _why_lost(dtype: str, place: Zeroed | None) -> str:
+    if dtype == "float16" and (place is None or place.expected < SMALLEST_FLOAT16):
+        return (
+            "it is smaller than float16 holds; scale the loss (arm.scaler), start from a larger "
+            "scale, or use bfloat16"
+        )
+    known = (
+        "bfloat16 has float32's range"
+        if dtype == "bfloat16" or place is None
+        else f"fp32's is {place.expected:.2g} there at this loss scale, which float16 does not lose"
+    )
+    return (
+        f"{known}, so it does not underflow: something clamps it or rounds it away (a probability "
+        "that is clamped at the dtype's own epsilon, a difference that rounds to 0); keep that "
+        f"part in float32 {origins.IN_FLOAT32}"
     )
 
 
@@ -124,6 +166,7 @@ def gradient_mismatch(case: Case) -> Iterator[Word]:
             "parameters": [each.name for each in wrong],
         },
         module=_module_of(worst),
+        location=_location_of(worst, case),
     )
 
 
@@ -136,12 +179,12 @@ def overflow_risk(case: Case) -> Iterator[Word]:
         or first_nonfinite(once_scaled(seen.amp), seen.fp32.losses) is not None
     ):
         return
-    beyond = [each for each in case.seen.numerics.outputs if each.largest > LARGEST_FLOAT16]
+    beyond = [each for each in case.seen.numerics.outputs if each.largest > origins.LARGEST_FLOAT16]
     if beyond:
         worst = max(beyond, key=lambda each: each.largest)
         yield Word(
             f"the fp32 arm's activations reach {worst.largest:.3g} after {worst.module}, beyond "
-            f"float16's {LARGEST_FLOAT16:.0f}: keep that part in float32 "
+            f"float16's {origins.LARGEST_FLOAT16:.0f}: keep that part in float32 "
             "(torch.autocast(..., enabled=False)), normalise before it, or use bfloat16",
             {"largest": worst.largest, "modules": [each.module for each in beyond]},
             module=worst.module,
@@ -219,3 +262,10 @@ def nonfinite_state(case: Case) -> Iterator[Word]:
         module=module,
         location=line,
     )
+
+
+def _location_of(gradient: Gradient, case: Case) -> str | None:
+    """Return the user's line that uses the gradient's parameter, if it is known."""
+    parameters = case.seen.amp.parameters
+    known = gradient.parameter < len(parameters)
+    return parameters[gradient.parameter].location if known else None

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from pytest_amp import units
+from pytest_amp.judge import skips
 from pytest_amp.judge.case import Case
-from pytest_amp.observations import ScalerStep
 from pytest_amp.rules.base import Raised, Word, rule
 from pytest_amp.rules.scale_drill import first_differing, optimizer_name, past_the_scaler
-
-# After the scale has been found, one step in twenty may still overflow by itself.
-STRAY_SKIPS = 2
-STRAY_SHARE = 0.25
-FLOOR_AFTER = 3
-LEAST_SCALE = 1.0
+from pytest_amp.rules.scale_stuck import made_anew, scale_that_is_stuck
 
 # By the beginning of a message that torch's GradScaler raises: what it means, and the fix.
 PROTOCOL = {
@@ -201,41 +196,12 @@ def stepped_on_overflow(case: Case) -> Iterator[Word]:
 
 @rule("AMP207")
 def scale_stuck(case: Case) -> Iterator[Word]:
-    """Look for a loss scale that does not recover, in the parity run and in the overflow drill.
-
-    A few skips are normal, so it takes three or more at the end at a scale that does not help, or,
-    after the first step that was taken, more than two and more than a quarter of all.
-    """
+    """Look for a loss scale that does not recover, in the parity run and in the overflow drill."""
     use = case.seen.amp.scaler
-    for number in range(len(use.optimizers)):
-        steps = [step for step in use.steps if step.optimizer == number]
-        which = optimizer_name(use.optimizers, number)
-        if _at_the_floor(steps) and steps[-1].scale >= LEAST_SCALE:
-            yield Word(
-                f"the steps of {which} are skipped ({_skips(steps)} of {len(steps)}) and the loss "
-                f"scale stays at {steps[-1].scale:g} all the same: update() is not called on "
-                "this GradScaler, a new one is made in each step, or it has a floor of its own",
-                {"scale": steps[-1].scale, "skipped": _skips(steps), "steps": len(steps)},
-            )
-            return
-        if _at_the_floor(steps):
-            yield Word(
-                f"the loss scale is down at {steps[-1].scale:g}, and the steps of {which} are "
-                f"skipped all the same ({_skips(steps)} of {len(steps)}): no scale helps, since "
-                "gradients are inf or NaN for another reason; look for a division by zero, a sqrt "
-                "or log at 0, or float16 values beyond 65504",
-                {"scale": steps[-1].scale, "skipped": _skips(steps), "steps": len(steps)},
-            )
-            return
-        later = _after_the_first_taken(steps)
-        if _skips(later) > STRAY_SKIPS and _skips(later) > STRAY_SHARE * len(later):
-            yield Word(
-                f"the GradScaler skipped {_skips(later)} of {len(later)} steps of {which} after "
-                f"it had found a scale ({steps[-1].scale:g} at the end): see that zero_grad() "
-                "runs after a skipped step too, and that growth_interval is not a few steps",
-                {"scale": steps[-1].scale, "skipped": _skips(later), "steps": len(later)},
-            )
-            return
+    found = skips.stuck(use)
+    if found is not None:
+        yield scale_that_is_stuck(case, found)
+        return
     drill = case.seen.overflow
     # If the overflow got into something, AMP206 says so.
     stuck = [each for each in drill.overflows if not each.recovered] if drill else []
@@ -244,6 +210,7 @@ def scale_stuck(case: Case) -> Iterator[Word]:
             "after one overflow, every step that followed was skipped as well: inf gradients stay "
             "and are added to; call zero_grad() after a skipped step too, and update() always",
             {"drill": "overflow"},
+            location=stuck[0].backward_at,
         )
 
     elif drill and any(each.left_out for each in drill.overflows):
@@ -253,13 +220,15 @@ def scale_stuck(case: Case) -> Iterator[Word]:
             "scaler.step(optimizer) and update(), which skip it and lower the scale",
             {"drill": "overflow"},
             severity="warning",
+            location=next(each.backward_at for each in drill.overflows if each.left_out),
         )
-    if use.made_in_steps > 1 and use.made_in_steps >= len({step.step for step in use.steps}):
+    if made_anew(use):
         yield Word(
             f"a new GradScaler was made {use.made_in_steps} times while steps ran: none lives long "
             "enough to lower its scale after an overflow, or to raise it; make one before training",
             {"made": use.made_in_steps},
             severity="warning",
+            location=use.made_at,
         )
 
 
@@ -278,25 +247,8 @@ def _skips_with_a_move(case: Case) -> list[tuple[int, int]]:
     return sorted(each for each in skipped if moves[each] >= usual.get(each[0], 0) > 0)
 
 
-def _at_the_floor(steps: Sequence[ScalerStep]) -> bool:
-    """Return whether the last steps were all skipped, and no smaller scale would be tried."""
-    tail = steps[-max(FLOOR_AFTER, len(steps) // 4) :]
-    if len(tail) < FLOOR_AFTER or not all(step.skipped for step in tail):
-        return False
-    return tail[-1].scale < LEAST_SCALE or tail[-1].scale >= tail[0].scale
-
-
-def _after_the_first_taken(steps: Sequence[ScalerStep]) -> Sequence[ScalerStep]:
-    first = next((i for i, step in enumerate(steps) if not step.skipped), len(steps))
-    return steps[first + 1 :]
-
-
 def _and_more(names: Sequence[str]) -> str:
     return f" (and {len(names) - 1} more)" if names[1:] else ""
-
-
-def _skips(steps: Iterable[ScalerStep]) -> int:
-    return sum(step.skipped for step in steps)
 
 
 # A loss that is this many times larger when backward is called on it than when the step returns it

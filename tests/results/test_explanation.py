@@ -127,6 +127,20 @@ def test_causes_of_a_failing_gate_come_first_by_how_much_they_explain() -> None:
     assert "`pytest-amp explain AMP501` says more" in report.explain()
 
 
+@pytest.mark.parametrize("cause", ["AMP301", "AMP211"])
+def test_a_consequence_is_told_after_its_cause(cause) -> None:
+    failed = Gate("skipped_steps", 2, 20, None, None, "fail", "too many")
+    stuck = Finding("AMP207", "scale-stuck", "error", "skips")
+    found = Finding(cause, "cause", "error", "inf")
+    report = replace(REPORT, gates=(failed,), findings=(stuck, found))
+    lines = [line.strip() for line in report.explain().splitlines() if "  error AMP" in line]
+    assert lines[0].startswith(f"error {cause} cause")
+    assert lines[1] == f"error AMP207 scale-stuck, a consequence of {cause}"
+    assert f"{cause} cause; AMP207" in report.explain()
+    alone = replace(report, findings=(stuck,)).explain()
+    assert "error AMP207 scale-stuck, suspected cause of skipped_steps" in alone
+
+
 def test_a_long_message_is_wrapped_and_no_path_is_broken() -> None:
     path = "decoder.layers." + "0." * 60 + "attention"
     message = " ".join(["the share of gradients that are zero", path] + ["goes on"] * 30)

@@ -6,7 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_amp.observations import Gradient, ModuleOutput, Numerics, StateUpdate
+from pytest_amp.observations import (
+    Gradient,
+    ModuleOutput,
+    Numerics,
+    Parameter,
+    StateUpdate,
+    Zeroed,
+)
 from tests.helpers.observations import CURVE, FLOOR, IN_BF16, START, findings, losses, scaled, seen
 
 OTHER = replace(START, parameters=("torch.float32[4]:8",))
@@ -53,6 +60,39 @@ def test_amp302_names_the_gradient_that_lost_most() -> None:
 )
 def test_amp302_leaves_flipped_relus_alone(observed) -> None:
     assert heard(observed) is None
+
+
+ZEROED = Zeroed("aten::clamp", None, "loss.py:7", "ClampBackward1", 1.0, 0.25)
+PLACES = {"parameters": (Parameter("float32", True, "layers.0.weight", "net.py:3"),)}
+
+
+def test_amp302_names_the_line_at_which_the_gradient_turned_to_zero() -> None:
+    found = heard(first_step(gradient(zeroed=0.5), zeroed=ZEROED, amp=PLACES))
+    assert found.location == "loss.py:7"
+    assert "the gradient of aten::clamp at loss.py:7 (ClampBackward1, 100%)" in found.message
+
+
+@pytest.mark.parametrize(
+    ("dtype", "zeroed", "of_range"),
+    [
+        ("float16", None, True),
+        ("float16", replace(ZEROED, expected=2**-26), True),
+        ("float16", ZEROED, False),
+        ("bfloat16", None, False),
+        ("bfloat16", replace(ZEROED, expected=2**-26), False),
+    ],
+)
+def test_amp302_speaks_of_range_only_where_range_is_to_blame(dtype, zeroed, of_range) -> None:
+    message = heard(first_step(gradient(zeroed=0.5), zeroed=zeroed, dtype=dtype)).message
+    assert ("smaller than float16 holds; scale the loss" in message) is of_range
+    assert ("does not underflow: something clamps it or rounds it away" in message) is not of_range
+    assert "or use bfloat16" not in message or of_range
+
+
+def test_a_gradient_without_a_place_of_its_own_is_placed_where_its_parameter_is_used() -> None:
+    assert heard(first_step(gradient(zeroed=0.5), amp=PLACES)).location == "net.py:3"
+    assert heard(first_step(gradient(cosine=0.1), amp=PLACES)).location == "net.py:3"
+    assert heard(first_step(gradient(1, cosine=0.1), amp=PLACES)).location is None
 
 
 # AMP304 gradient-mismatch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -889,3 +890,79 @@ def test_amp406_names_the_line_of_a_cast_that_only_makes_a_second_copy() -> None
     assert found.location == line_of(Adapter.forward, "own =")
     copies = 3 * 2 * 512 * 64  # of three activations in bfloat16; the first input is float32
     assert found.evidence["held"] == copies
+
+
+# Findings are placed.
+
+
+def line_at(location):
+    """The text of the line that a finding is placed at."""
+    source, _, number = location.rpartition(":")
+    return Path(source).read_text("utf-8").splitlines()[int(number) - 1].strip()
+
+
+def test_a_new_scaler_in_each_step_is_placed_where_it_is_made() -> None:
+    def setup(arm):
+        model, (x, y) = net(), batch()
+        optimizer = sgd(model)
+
+        def step():
+            scaler = torch.amp.GradScaler("cpu", enabled=arm.enabled, init_scale=2.0**10)
+            optimizer.zero_grad()
+            with arm.autocast():
+                loss = F.cross_entropy(model(x).float(), y)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            return loss
+
+        return step
+
+    found = finding(measure(setup, dtype="float16"), "AMP207")
+    assert line_at(found.location).startswith("scaler = torch.amp.GradScaler")
+
+
+def test_an_overflow_that_stays_is_placed_at_the_backward_pass() -> None:
+    def setup(arm):
+        model, (x, y) = net(), batch()
+        optimizer = sgd(model)
+
+        def step():
+            with arm.autocast():
+                loss = F.cross_entropy(model(x).float(), y)
+            arm.scaler.scale(loss).backward()
+            before = arm.scaler.get_scale()
+            arm.scaler.step(optimizer)
+            arm.scaler.update()
+            if arm.scaler.get_scale() >= before:
+                optimizer.zero_grad()
+            return loss
+
+        return step
+
+    found = finding(measure(setup, dtype="float16"), "AMP207")
+    assert line_at(found.location) == "arm.scaler.scale(loss).backward()"
+
+
+def test_a_gradient_is_placed_at_the_line_that_uses_its_parameter() -> None:
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.sign = -1 if x.dtype is BF16 else 1
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return ctx.sign * grad
+
+    def setup(arm):
+        model, (x, y) = net(), batch()
+
+        def loss_of():
+            hidden = model[0](x)  # the line
+            return F.cross_entropy(model[2](Wrong.apply(hidden).relu()).float(), y)
+
+        return train(arm, sgd(model), loss_of)
+
+    found = finding(measure(setup, dtype="bfloat16"), "AMP304")
+    assert line_at(found.location).endswith("# the line")

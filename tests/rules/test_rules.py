@@ -593,6 +593,25 @@ def test_amp306_is_silent_if_the_loss_stays_so_which_amp301_explains() -> None:
     assert {each.code for each in findings(observed)} == {"AMP301"}
 
 
+def test_amp301_names_the_line_and_the_values() -> None:
+    origin = replace(
+        ORIGIN, location="loss.py:9", dtype="float16", inputs=(45000.0, 2.0), largest=45000.0
+    )
+    finding = said("AMP301", broken(3, nonfinite_origin=origin))
+    assert finding.location == "loss.py:9"
+    assert (
+        "aten::exp in decoder.attention at loss.py:9 (float16), made of 4.5e+04 and 2"
+        in finding.message
+    )
+
+
+def test_amp301_names_the_gradient_that_ruined_the_weights() -> None:
+    origin = replace(ORIGIN, step=2, phase="backward", node="ExpBackward0", made="NaN")
+    message = said("AMP301", broken(3, nonfinite_origin=origin)).message
+    assert "the gradient of aten::exp in decoder.attention (ExpBackward0) is NaN" in message
+    assert "in step 3, which is not scaled" in message
+
+
 # AMP401 no-native-support
 
 

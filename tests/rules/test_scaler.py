@@ -10,6 +10,7 @@ import pytest
 from pytest_amp.observations import (
     GradientAtTwoScales,
     Operators,
+    Origin,
     Overflow,
     OverflowDrill,
     ScalerStep,
@@ -305,13 +306,16 @@ def test_a_scale_that_does_not_go_down_any_more_is_at_its_floor() -> None:
 
 
 def test_a_scaler_that_is_made_in_each_step_is_told() -> None:
-    made = replace(USE, made_in_steps=8)
+    made = replace(USE, made_in_steps=8, made_at="train.py:3")
     assert "a new GradScaler was made 8 times" in said("AMP207", observed(made))
+    assert findings(observed(made))[0].location == "train.py:3"
     assert said("AMP207", observed(replace(USE, made_in_steps=1))) is None
 
 
 def test_a_step_that_leaves_an_overflow_out_by_itself_is_a_warning() -> None:
-    [finding] = findings(observed(overflow=overflowed(left_out=True)))
+    left_out = overflowed(left_out=True, backward_at="train.py:8")
+    [finding] = findings(observed(overflow=left_out))
+    assert finding.location == "train.py:8"
     assert (finding.code, finding.severity) == ("AMP207", "warning")
     assert "the GradScaler is not told" in finding.message
 
@@ -367,3 +371,94 @@ def test_a_scaler_that_scales_and_never_steps_is_told_unless_the_gradients_are_r
     assert findings(observed(use)) == ()
     by_hand = replace(use, optimizers=())
     assert findings(observed(by_hand, two_scales=None)) == ()
+
+
+# AMP207, where a watched step has shown what the GradScaler skips
+
+STUCK = replace(USE, steps=steps("x" * 20))
+BACKWARD = Origin(
+    0, "aten::log", "head", "train.py:12", "float16", "backward", "LogBackward0",
+    inputs=(0.5, 0.0), scale=2.0**16, at_one=True,
+)  # fmt: skip
+
+
+def stuck_at(origin, use=STUCK):
+    [finding] = findings(replace(observed(use), stuck_origin=origin))
+    assert (finding.code, finding.severity) == ("AMP207", "error")
+    return finding
+
+
+def test_a_gradient_that_no_scale_helps_is_placed() -> None:
+    finding = stuck_at(BACKWARD)
+    assert (finding.module, finding.location) == ("head", "train.py:12")
+    assert (
+        "no scale helps, since the gradient of aten::log in head at train.py:12 (LogBackward0, "
+        "float16) is inf at any scale, made of 0.5 and 0: float16 rounds what is below 6e-8 to 0"
+    ) in finding.message
+    assert finding.evidence["at_scale_1"] is True
+    assert "look for a division by zero" not in finding.message
+
+
+def test_a_gradient_that_only_the_scale_makes_infinite_is_not_called_the_steps_own() -> None:
+    again = replace(USE, steps=steps("." + ".x" * 6))
+    message = stuck_at(replace(BACKWARD, at_one=False), again).message
+    assert "is inf at a scale of 65536 and finite at 1" in message
+    assert "log_softmax" not in message
+
+
+def test_what_is_in_float32_there_is_not_advised_to_be_in_float32() -> None:
+    message = stuck_at(replace(BACKWARD, dtype="float32")).message
+    assert "it is in float32 there, so look at what its inputs are computed from" in message
+    assert "keep that part in float32" not in message
+
+
+@pytest.mark.parametrize(
+    ("origin", "advice"),
+    [
+        (BACKWARD, "use log_softmax or logsigmoid"),
+        (
+            replace(BACKWARD, op="aten::binary_cross_entropy"),
+            "use binary_cross_entropy_with_logits",
+        ),
+        (
+            replace(BACKWARD, op="aten::div", inputs=(1e6,)),
+            "keep that part and what makes its inputs",
+        ),
+        (replace(BACKWARD, op="aten::div"), "keep that part in float32"),
+    ],
+)
+def test_the_advice_is_one_that_makes_the_gradient_finite(origin, advice) -> None:
+    assert f"; {advice}" in stuck_at(origin).message
+
+
+def test_gradients_that_kept_an_earlier_overflow_are_told() -> None:
+    origin = Origin(4, "aten::add_", None, "train.py:20", phase="kept", at_one=False)
+    finding = stuck_at(origin)
+    assert "before the backward pass at train.py:20 added to them: call zero_grad()" in (
+        finding.message
+    )
+
+
+def test_a_loss_that_is_not_finite_before_backward_is_told() -> None:
+    forward = replace(BACKWARD, phase="forward", node=None)
+    message = stuck_at(forward).message
+    assert "the loss is not finite before backward: aten::log in head at train.py:12" in message
+
+
+def test_a_new_scaler_in_each_step_is_why_the_scale_stays() -> None:
+    floor = tuple(replace(each, scale=128.0) for each in steps("xxxx"))
+    use = replace(USE, steps=floor, made_in_steps=4, made_at="train.py:3")
+    made = stuck_at(replace(BACKWARD, at_one=False), use)
+    assert made.location == "train.py:3"
+    assert "stays at 128 all the same: a new GradScaler is made in each step" in made.message
+
+
+def test_what_amp301_explains_is_left_to_it() -> None:
+    nan = {"losses": losses(*(float("nan"),) * 8), "scaler": STUCK, "operators": IN_FP16}
+    case = seen(amp=nan, dtype="float16", nonfinite_origin=replace(BACKWARD, phase="forward"))
+    found = {each.code: each for each in findings(case)}
+    assert set(found) == {"AMP207", "AMP301"}
+    assert "the loss is inf or NaN before backward, and AMP301 says where" in (
+        found["AMP207"].message
+    )
+    assert found["AMP207"].location == found["AMP301"].location == "train.py:12"

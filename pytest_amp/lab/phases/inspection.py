@@ -97,7 +97,7 @@ class _Look:
                 stack.enter_context(starting_at(self._scale))
             resident = stack.enter_context(bench.built(self._name))
             stack.enter_context(resident.active())
-            modules = ModuleStack(left=witness.module_left)
+            modules, record = ModuleStack(left=witness.module_left), OpRecord()
             try:
                 with modules, witness.watching():
                     for _ in range(self._steps):
@@ -105,7 +105,8 @@ class _Look:
                         witness.steps += 1
                         if len(witness.parameters) >= len(run.parameters):
                             break
-                operators = self._recorded(resident, witness.parameters)
+                record = OpRecord(witness.parameters)
+                operators = self._recorded(resident, record)
                 bench.device.synchronize()
             except Exception as error:
                 # Compiled code may need more memory when it runs eagerly.
@@ -115,12 +116,12 @@ class _Look:
                     hidden=("memory ran out in the inspected step",), hidden_reduced=True
                 )
             names = modules.parameter_names()
-            found = [names.get(id(each)) for each in witness.parameters]
+            found = [(names.get(id(each)), record.place_of(each)) for each in witness.parameters]
             witness.let_go()
-        return replace(run, operators=operators, parameters=_with_names(run.parameters, found))
+        return replace(run, operators=operators, parameters=_with_places(run.parameters, found))
 
-    def _recorded(self, resident: Any, parameters: list[torch.Tensor]) -> Operators:
-        record, losses = OpRecord(parameters), LossCurves()
+    def _recorded(self, resident: Any, record: OpRecord) -> Operators:
+        losses = LossCurves()
         with record.watching():
             losses.append(resident.step())
             record.next_step()
@@ -129,9 +130,12 @@ class _Look:
         return record.operators(returned)
 
 
-def _with_names(
-    parameters: tuple[Parameter, ...], names: list[str | None]
+def _with_places(
+    parameters: tuple[Parameter, ...], found: list[tuple[str | None, str | None]]
 ) -> tuple[Parameter, ...]:
-    if len(parameters) != len(names):
+    if len(parameters) != len(found):
         return parameters
-    return tuple(replace(each, name=name) for each, name in zip(parameters, names, strict=True))
+    return tuple(
+        replace(each, name=name, location=location)
+        for each, (name, location) in zip(parameters, found, strict=True)
+    )

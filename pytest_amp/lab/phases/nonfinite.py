@@ -1,75 +1,100 @@
-"""Find where a loss stopped being finite, by rerunning the step under watch in a fresh build."""
+"""Find where numbers stop being finite, by running a step again under watch in a fresh build."""
 
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.arm import Workbench
-from pytest_amp.lab.watch.dispatch import DispatchMode
-from pytest_amp.lab.watch.flops import operator_name
-from pytest_amp.lab.watch.modules import ModuleStack
-from pytest_amp.lab.watch.tensors import floating, is_finite
+from pytest_amp.lab.arm import Resident, Workbench
+from pytest_amp.lab.watch.events import subscribed
+from pytest_amp.lab.watch.first_nonfinite import FirstNonfinite
 from pytest_amp.observations import Origin
 
 __tracebackhide__ = unless_our_bug
 
 
-class _FirstNonfinite(DispatchMode):
-    """Finds the first operator whose output is further from finite than its inputs.
+def locate(bench: Workbench, step: int, *, guarded: bool = True) -> Origin | None:
+    """Find what made the loss of the amp arm's step `step`, from 0, infinite or NaN.
 
-    NaN made from infinities counts, then, but a mask that is filled with a given -inf does not.
-    Backward passes are left out, since handling gradients that overflow is the GradScaler's job.
+    If nothing in that step did, or only from what was not finite already, the step before is looked
+    at too: what it left behind, such as weights, may have been ruined there.
+
+    Args:
+        bench: builds the arm.
+        step: the step.
+        guarded: whether a GradScaler skips steps whose gradients are not finite, so that these ruin
+            nothing.
+
+    Returns:
+        The first operator that did; None if everything in these steps was finite.
     """
-
-    def __init__(self, modules: ModuleStack) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._modules = modules
-        self.op: str | None = None
-        self.module: str | None = None
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        forward = torch._C._current_graph_task_id() == -1
-        looking = self.op is None and forward
-        given = _badness((args, kwargs)) if looking else 0  # the call may change its inputs
-        out = func(*args, **(kwargs or {}))
-        if looking and _badness(out) > given:
-            self.op = operator_name(func)
-            self.module = self._modules.path()
-        return out
+    found = _made_at(bench, step, guarded)
+    if step and (found is None or found.largest == math.inf):
+        found = _made_at(bench, step - 1, guarded) or found
+    return found
 
 
-def _badness(tree: Any) -> int:
-    """Return 0 if all numbers are finite, 1 if some are infinite, and 2 if some are NaN."""
-    return max(map(_badness_of, pytree.tree_leaves(tree)), default=0)
+def _made_at(bench: Workbench, step: int, guarded: bool) -> Origin | None:
+    with _run_up_to(bench, step) as resident:
+        watch = _watched(resident, step)
+    return watch.forward if guarded else watch.first
 
 
-def _badness_of(leaf: Any) -> int:
-    if isinstance(leaf, float):
-        return 2 * math.isnan(leaf) or int(math.isinf(leaf))
-    if not isinstance(leaf, torch.Tensor):
-        return 0
-    bad = [part for part in floating(leaf) if not is_finite(part)]
-    return (2 if any(part.isnan().any() for part in bad) else 1) if bad else 0
+def locate_stuck(bench: Workbench, step: int, scale: float) -> Origin | None:
+    """Find what keeps the GradScaler skipping from the amp arm's step `step` on.
 
+    That step is watched at its own loss scale, and the next one at a scale of 1, which tells what
+    the scale does from what the step itself does.
 
-def locate(bench: Workbench, step: int) -> Origin | None:
-    """Find the operator that left the finite range in the amp arm's step `step`, from 0.
-
-    The arm is built anew and run up to that step. Compiled code runs eagerly in it. The result is
-    None if everything in it was finite.
+    Args:
+        bench: builds the arm.
+        step: the step, from 0.
+        scale: its loss scale.
     """
+    with _run_up_to(bench, step) as resident:
+        own = _watched(resident, step).of_gradients
+        with _scaled_by_one():
+            at_one = _watched(resident, step + 1).of_gradients
+    if at_one is not None and at_one.phase != "kept":
+        return replace(at_one, scale=scale, at_one=True)
+    found = at_one or own
+    return None if found is None else replace(found, scale=scale, at_one=False)
+
+
+@contextmanager
+def _run_up_to(bench: Workbench, step: int) -> Iterator[Resident]:
+    """Build the amp arm and run the steps before that one, with the arm active."""
     with bench.built("amp") as resident, resident.active():
         for index in range(step):
             bench.progress.at("locating", "amp", index + 1, step + 1)
             resident.step()
         bench.progress.at("locating", "amp", step + 1, step + 1)
-        eager: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-        with eager, ModuleStack() as modules, _FirstNonfinite(modules) as watch:
-            resident.step()
-    return None if watch.op is None else Origin(step, watch.op, watch.module)
+        yield resident
+
+
+def _watched(resident: Resident, step: int) -> FirstNonfinite:
+    with FirstNonfinite(step).watching() as watch:
+        resident.step()
+    return watch
+
+
+@contextmanager
+def _scaled_by_one() -> Iterator[None]:
+    """Set the scale of each GradScaler to 1 before it scales a loss."""
+
+    def around(original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
+        if scaler._scale is None:
+            scaler._init_scale = 1.0
+        else:
+            with torch.no_grad():
+                scaler._scale.fill_(1.0)
+        return original(scaler, *args, **kwargs)
+
+    with subscribed(scale=around):
+        yield

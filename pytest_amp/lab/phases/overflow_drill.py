@@ -18,7 +18,7 @@ from pytest_amp.lab.phases.drill import Cycle, DrilledArm
 from pytest_amp.lab.scaling.scaler import infinite, raised_by_scaler
 from pytest_amp.lab.watch.events import OptimizerSteps, subscribed
 from pytest_amp.lab.watch.fingerprint import digest
-from pytest_amp.lab.watch.source import location_of
+from pytest_amp.lab.watch.source import location, location_of
 from pytest_amp.lab.watch.tensors import floating, is_finite, plain_parts
 from pytest_amp.observations import Overflow, OverflowDrill
 
@@ -109,6 +109,7 @@ def _one(
         ruined_later=tuple(ruined_later),
         skipped=tuple(sorted(idle | cycle.skipped)) if cycle else (),
         backward=seen.backward,
+        backward_at=seen.backward_at,
         left_out=seen.backward and not seen.reached and not seen.stepped_with and not lowered,
         hidden=seen.backward and not seen.reached and bool(seen.stepped_with) and not lowered,
         moves=cycle.moves if cycle else (),
@@ -148,6 +149,7 @@ class _Seen:
     stepped: set[int] = field(default_factory=set)
     stepped_with: set[int] = field(default_factory=set)
     backward: bool = False
+    backward_at: str | None = None
     scale: float = 0.0
     scale_after: float | None = None
 
@@ -164,6 +166,7 @@ class _Injection:
         self._looking = False
         self._inside = False
         self._accumulates = False
+        self._called: str | None = None
         self._scaler: Any = None
         self._step = -1
         self._before: dict[Optimizer, dict[str, str]] = {}
@@ -216,11 +219,12 @@ class _Injection:
 
         ``torch.autograd.grad`` returns gradients to the step instead, so no optimizer has them yet.
         """
-        self._accumulates = bool(kwargs.get("accumulate_grad"))
+        self._accumulates, self._called = bool(kwargs.get("accumulate_grad")), location()
         return original(*args, **kwargs)
 
     def _note_backward(self, _: torch.Tensor) -> None:
-        self._seen.backward |= self._accumulates
+        if self._accumulates:
+            self._seen.backward, self._seen.backward_at = True, self._called
 
     def _around_step(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
         optimizer = args[0] if args else kwargs["optimizer"]

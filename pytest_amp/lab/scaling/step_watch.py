@@ -79,6 +79,7 @@ class StepWatch:
         self._moves: list[tuple[int, Any]] = []
         self._moved_at: list[tuple[Any, str | None]] = []
         self._made = 0
+        self._made_at: str | None = None
 
     def next_step(self) -> None:
         """Begin another step of the experiment."""
@@ -107,6 +108,7 @@ class StepWatch:
             scale_calls_when_off=self._scale_calls_when_off,
             moved_at={self._number_of(each): line for each, line in self._moved_at if line},
             updated_at=self._accumulation.updated_at,
+            made_at=self._made_at,
             moves=tuple((step, self._number_of(scheduler)) for step, scheduler in self._moves),
         )
 
@@ -138,7 +140,9 @@ class StepWatch:
 
     def _around_making(self, original: Around, scaler: Any, *args: Any, **kw: Any) -> None:
         original(scaler, *args, **kw)
-        self._made += bool(scaler.is_enabled())
+        if scaler.is_enabled():
+            self._made += 1
+            self._made_at = location()
 
     def _around_scale(self, original: Around, scaler: Any, *args: Any, **kw: Any) -> Any:
         on = bool(scaler.is_enabled())

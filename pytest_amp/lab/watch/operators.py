@@ -67,6 +67,7 @@ class OpRecord(DispatchMode):
         self._draws: list[str] = []
         self._dropout_rates: set[float] = set()
         self._weights = {storage(tensor): tensor for tensor in trained}
+        self._first_uses: dict[int, str | None] = {}
         self._made: set[int] = set()
         # Weak references keep storages' addresses from being reused for tensors that kernels make
         # and no dispatch mode sees.
@@ -120,6 +121,10 @@ class OpRecord(DispatchMode):
             updates=self._updates.seen(),
             round_trips=self._round_trips.found(),
         )
+
+    def place_of(self, weight: torch.Tensor) -> str | None:
+        """Return the user's line of the first forward operator that used the weight."""
+        return self._first_uses.get(storage(weight))
 
     @contextmanager
     def watching(self) -> Iterator[OpRecord]:
@@ -215,6 +220,8 @@ class OpRecord(DispatchMode):
                 self._round_trips.begin(inputs, outputs, module)
             else:
                 self._round_trips.note(func, inputs, outputs)
+            for used in (known & self._weights.keys()) - self._first_uses.keys():
+                self._first_uses[used] = location()
         chosen = phase == "forward" and (
             here.island or self._is_wide(inputs)
             if not in_autocast

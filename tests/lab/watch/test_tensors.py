@@ -13,10 +13,10 @@ from torch.amp.grad_scaler import OptState
 from torch.func import functional_call, vmap
 from torch.optim import SGD
 
-from pytest_amp.lab.phases.nonfinite import _badness
 from pytest_amp.lab.phases.parity import _nudge
 from pytest_amp.lab.scaling.optimizers import Trained
 from pytest_amp.lab.watch.fingerprint import digest, digest_in_any_dtype, sample
+from pytest_amp.lab.watch.first_nonfinite import _badness
 from pytest_amp.lab.watch.numerics import seen_by
 from pytest_amp.lab.watch.tensors import floating, plain_parts, size, storage, values
 from tests.helpers.lab import TORCH, codes, measure, train

@@ -1,0 +1,113 @@
+"""Watch a backward pass node by node: how much of each gradient is not zero, and its size."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._mode_utils import no_dispatch
+
+from pytest_amp.errors import unless_our_bug
+from pytest_amp.lab.watch.dispatch import DispatchMode
+from pytest_amp.lab.watch.events import subscribed
+from pytest_amp.lab.watch.forward_lines import ForwardLines, Place
+from pytest_amp.lab.watch.modules import ModuleStack
+from pytest_amp.lab.watch.tensors import values
+
+__tracebackhide__ = unless_our_bug
+
+Key = tuple[str, str | None, int]
+
+
+class Seen(NamedTuple):
+    """A gradient.
+
+    Attributes:
+        alive: the share of its elements that are not zero.
+        size: the median magnitude of these; 0 if there are none.
+    """
+
+    alive: float
+    size: float
+
+
+class NodeGradients(DispatchMode):
+    """Records what each node of the first backward passes was given, and what it made.
+
+    Attributes:
+        places: where in the forward pass the nodes come from; None if that was not seen.
+        given: what each node was given, in the order in which they ran.
+        made: what each node made of it, None for an input that needs no gradient.
+        root: the magnitude of the first loss that a backward pass began at.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._modules = ModuleStack()
+        self._lines = ForwardLines(self._modules)
+        self._counts: Counter[tuple[str, str | None]] = Counter()
+        self.places: dict[Key, Place | None] = {}
+        self.given: dict[Key, list[Seen | None]] = {}
+        self.made: dict[Key, list[Seen | None]] = {}
+        self.root: float | None = None
+
+    @contextmanager
+    def watching(self) -> Iterator[NodeGradients]:
+        """Watch what runs inside; compiled code runs eagerly meanwhile."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(subscribed(backward=self._around_backward))
+            stack.enter_context(self._modules)
+            stack.enter_context(self)
+            yield self
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self._lines.note(func)
+        return func(*args, **(kwargs or {}))
+
+    def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        roots = [root for root in (args[0] if args else ()) if torch.is_tensor(root)]
+        if self.root is None and roots and roots[0].numel() == 1:
+            self.root = abs(float(roots[0].detach()))
+        hooks = [node.register_hook(self._hook(node)) for node in _nodes(roots)]
+        try:
+            return original(*args, **kwargs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _hook(self, node: Any) -> Any:
+        place, name = self._lines.of(node), node.name()
+
+        def after(made: Sequence[Any], given: Sequence[Any]) -> None:
+            where = name, place.location if place else None
+            self._counts[where] += 1
+            key = (*where, self._counts[where])
+            self.places[key] = place
+            with torch.no_grad(), no_dispatch():
+                self.given[key], self.made[key] = list(map(_seen, given)), list(map(_seen, made))
+
+        return after
+
+
+def _nodes(roots: Sequence[torch.Tensor]) -> list[Any]:
+    """Return the nodes of the roots' graph, without those that add to parameters' gradients."""
+    found: dict[Any, None] = {}
+    waiting = [root.grad_fn for root in roots]
+    while waiting:
+        node: Any = waiting.pop()
+        if node is not None and node not in found and not hasattr(node, "variable"):
+            found[node] = None
+            waiting.extend(each for each, _ in node.next_functions)
+    return list(found)
+
+
+def _seen(gradient: Any) -> Seen | None:
+    held = values(gradient) if torch.is_tensor(gradient) and not gradient.is_sparse else None
+    if held is None or not held.numel():
+        return None
+    alive = held[held != 0].float().abs()
+    return Seen(alive.numel() / held.numel(), float(alive.median()) if alive.numel() else 0.0)
