@@ -5,6 +5,7 @@ Nothing here imports torch. A record holds what happened, never what it means.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -189,6 +190,12 @@ class Operators:
     def flops(self) -> int:
         """The FLOPs of the step in all dtypes."""
         return sum(self.flops_by_dtype.values())
+
+    @property
+    def main_reduced_dtype(self) -> str | None:
+        """The reduced dtype that most FLOPs ran in; None if none did."""
+        amounts = {dtype: self.flops_by_dtype.get(dtype, 0) for dtype in REDUCED}
+        return max(amounts, key=amounts.__getitem__) if any(amounts.values()) else None
 
     def reduced_flops(self) -> int:
         """Return the FLOPs that ran in a reduced dtype."""
@@ -420,6 +427,9 @@ class Gradient:
         zeroed: the share of elements that are zero under amp, among those that are not in fp32.
         share: this gradient's fp32 norm / the norm of all fp32 gradients together.
         name: the parameter's path, if it is known.
+        rounding: the `error` of fp32's own gradient if every product is rounded to the dtype that
+            amp's ran in; None if that was not looked at.
+        zeroed_by_rounding: the same of `zeroed`.
     """
 
     parameter: int
@@ -428,6 +438,14 @@ class Gradient:
     zeroed: float
     share: float
     name: str | None = None
+    rounding: float | None = None
+    zeroed_by_rounding: float | None = None
+
+    @property
+    def error(self) -> float:
+        """The norm of the two gradients' difference / fp32's norm."""
+        square = 1 + self.ratio**2 - 2 * self.ratio * self.cosine
+        return math.sqrt(max(square, 0.0))
 
 
 @dataclass(frozen=True)

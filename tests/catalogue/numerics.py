@@ -352,6 +352,49 @@ def a_recurrent_network(arm):
     return train(arm, sgd(cell, head), loss_of)
 
 
+def probabilities(arm, loss_of):
+    """A confident classifier that is often wrong, whose loss is made of its probabilities."""
+    model, x = nn.Linear(8, 1), torch.randn(64, 8)
+    with torch.no_grad():
+        model.weight.mul_(12)
+    y = torch.randint(2, (64, 1)).float()
+    return train(arm, sgd(model, lr=1e-3), lambda: loss_of(model(x), y))
+
+
+@faulty("AMP304", gates=False)
+def cross_entropy_of_a_rounded_probability(arm):
+    def loss_of(out, y):
+        p = out.sigmoid()
+        return -(y * (p + 1e-6).log() + (1 - y) * (1 - p + 1e-6).log()).float().mean()
+
+    return probabilities(arm, loss_of)
+
+
+@faulty("AMP304", gates=False)
+def a_focal_loss_of_a_rounded_probability(arm):
+    def loss_of(out, y):
+        p = out.sigmoid()
+        right = y * p + (1 - y) * (1 - p)
+        return -((1 - right) ** 2 * (right + 1e-6).log()).float().mean()
+
+    return probabilities(arm, loss_of)
+
+
+@healthy("AMP304")
+def cross_entropy_of_logits(arm):
+    return probabilities(arm, lambda out, y: F.binary_cross_entropy_with_logits(out.float(), y))
+
+
+@healthy("AMP304")
+def batch_norm_between_convolutions(arm):
+    model = nn.Sequential(
+        nn.Unflatten(1, (1, 8)), nn.Conv1d(1, 16, 3, padding=1), nn.BatchNorm1d(16), nn.ReLU(),
+        nn.Conv1d(16, 16, 3, padding=1), nn.BatchNorm1d(16), nn.ReLU(), nn.Flatten(),
+        nn.Linear(128, 4),
+    )  # fmt: skip
+    return classifier(arm, model)
+
+
 # AMP305 below-noise-floor
 
 

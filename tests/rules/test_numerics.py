@@ -248,3 +248,36 @@ def test_amp307_speaks_of_an_update_of_which_most_is_lost() -> None:
 )
 def test_amp307_needs_a_majority_of_what_is_more_than_a_rest(wanted, lost, speaks) -> None:
     assert (heard(updated(update(wanted, lost))) is not None) is speaks
+
+
+# AMP304 beside what rounding alone does.
+
+
+@pytest.mark.parametrize(
+    ("error", "rounding", "speaks"),
+    [
+        (0.44, 0.40, False),  # a batch norm, whose gradients are differences of large numbers
+        (0.44, 0.10, True),
+        (0.20, 0.04, True),  # a cosine of 0.98, which a fixed limit of 0.9 admits
+        (0.20, 0.06, False),
+        (0.14, 0.00, False),  # too little to care
+    ],
+)
+def test_amp304_is_about_what_rounding_every_product_does_not_explain(
+    error, rounding, speaks
+) -> None:
+    cosine = 1 - error**2 / 2  # at a ratio of 1
+    known = replace(gradient(cosine=cosine), rounding=rounding)
+    found = heard(first_step(known, dtype="bfloat16"))
+    assert (found is not None) is speaks
+    if speaks:
+        assert "if fp32's products alone are rounded" in found.message
+        assert found.evidence["rounding"] == rounding
+        assert found.evidence["error"] == pytest.approx(error)
+
+
+def test_amp302_leaves_alone_what_rounding_zeroes_as_well() -> None:
+    flipped = replace(gradient(zeroed=0.12), rounding=0.0, zeroed_by_rounding=0.1)
+    assert heard(first_step(flipped, dtype="bfloat16")) is None
+    lost = replace(flipped, zeroed_by_rounding=0.01)
+    assert heard(first_step(lost, dtype="bfloat16")).code == "AMP302"

@@ -21,9 +21,14 @@ from pytest_amp.lab.watch.losses import LossCurves
 from pytest_amp.lab.watch.modules import Call, ModuleStack
 from pytest_amp.lab.watch.numerics import Witness
 from pytest_amp.lab.watch.operators import OpRecord
-from pytest_amp.observations import Numerics, Operators, Parameter, ParityRun
+from pytest_amp.lab.watch.rounding import RoundedProducts
+from pytest_amp.observations import Gradient, Numerics, Operators, Parameter, ParityRun
 
 __tracebackhide__ = unless_our_bug
+
+
+# Gradients that are this close need no explanation.
+EXPLAINED = {torch.float16: 0.05, torch.bfloat16: 0.15}
 
 
 def inspect(
@@ -37,16 +42,50 @@ def inspect(
     looked = _Look(bench, "amp", steps, scale)
     amp = looked.added_to(amp, witness)
     names = [parameter.name for parameter in amp.parameters]
+    gradients = witness.gradients_beside(baseline)
+    ran_in = amp.operators.main_reduced_dtype if amp.operators else None
+    dtype = getattr(torch, ran_in) if ran_in else bench.dtype
+    if any(each.error > EXPLAINED[dtype] for each in gradients):
+        gradients = _with_rounding(bench, dtype, gradients, baseline)
     return (
         fp32,
         amp,
         Numerics(
             gradients=tuple(
                 replace(each, name=names[each.parameter] if each.parameter < len(names) else None)
-                for each in witness.gradients_beside(baseline)
+                for each in gradients
             ),
             outputs=witness.outputs_beside(baseline),
         ),
+    )
+
+
+def _with_rounding(
+    bench: Workbench, dtype: torch.dtype, gradients: tuple[Gradient, ...], baseline: Witness
+) -> tuple[Gradient, ...]:
+    """Add what rounding alone does to each gradient: fp32's first steps again, with it."""
+    rounded = Witness()
+    with (
+        torch.compiler.set_stance("force_eager"),
+        bench.built("fp32") as resident,
+        resident.active(),
+        rounded.watching(),
+        RoundedProducts(dtype),
+    ):
+        while rounded.steps < baseline.steps:
+            resident.step()
+            rounded.steps += 1
+    found = {each.parameter: each for each in rounded.gradients_beside(baseline)}
+    rounded.let_go()
+    return tuple(
+        replace(
+            each,
+            rounding=found[each.parameter].error,
+            zeroed_by_rounding=found[each.parameter].zeroed,
+        )
+        if each.parameter in found
+        else each
+        for each in gradients
     )
 
 

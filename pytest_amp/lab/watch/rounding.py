@@ -38,4 +38,5 @@ class RoundedProducts(DispatchMode):
         if tensor.dtype is not torch.float32:
             return tensor
         nearest = tensor.to(self._dtype).to(tensor.dtype)
-        return torch.where(nearest.isfinite(), nearest, tensor)
+        in_range = nearest.isfinite() & (tensor.abs() >= torch.finfo(self._dtype).tiny)
+        return torch.where(in_range, nearest, tensor)

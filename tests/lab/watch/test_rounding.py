@@ -42,7 +42,8 @@ def test_what_is_no_product_and_what_is_no_float32_stay_as_they_are() -> None:
         assert (whole @ whole).dtype is torch.int64
 
 
-def test_a_value_beyond_float16_keeps_its_range() -> None:
-    large = torch.full((2, 2), 1e5)
+@pytest.mark.parametrize("value", [1e5, 1e-9])
+def test_values_beyond_float16_s_range_stay_as_they_are(value) -> None:
+    beyond = torch.full((2, 2), value)
     with RoundedProducts(torch.float16):
-        assert torch.equal(large @ torch.eye(2), large)
+        assert torch.equal(beyond @ torch.eye(2), beyond)
