@@ -85,7 +85,8 @@ def test_step(model, optimizer, batch):
     return F.cross_entropy(model(batch[0]), batch[1])
 
 def test_every_build_had_its_own():
-    assert len({id(model) for model in SEEN}) == 5  # parity, inspection, the noise floor
+    # Parity, inspection, the noise floor, and what rounding alone does to small gradients.
+    assert len({id(model) for model in SEEN}) in (5, 6)
 """,
     )
     assert losses(reports["test_step"])[0] == pytest.approx(
