@@ -416,6 +416,10 @@ class Timing:
         return tuple(f / a for f, a in zip(self.fp32_step_s, self.amp_step_s, strict=True))
 
 
+# By dtype, the `Gradient.error` from which on a gradient needs an explanation.
+UNEXPLAINED_FROM = {"float16": 0.05, "bfloat16": 0.15}
+
+
 @dataclass(frozen=True)
 class Gradient:
     """A parameter's gradient in the amp arm's first step, compared with the fp32 arm's.

@@ -120,10 +120,6 @@ def _printable(value: object) -> object:
     return "\n".join(map(units.printable, value.split("\n")))
 
 
-def _suppressed(report: AmpReport) -> list[Finding]:
-    return [finding for finding in report.findings if finding.suppressed is not None]
-
-
 def _section(number: int, result: Result) -> Section:
     report, trend = result.report, result.trend
     return Section(

@@ -9,7 +9,7 @@ from pytest_amp import units
 from pytest_amp.judge.case import Case
 from pytest_amp.judge.gates import draws_differ
 from pytest_amp.judge.parity import first_nonfinite, noise_floor, once_scaled
-from pytest_amp.observations import Gradient, Zeroed
+from pytest_amp.observations import UNEXPLAINED_FROM, Gradient, Zeroed
 from pytest_amp.rules import origins
 from pytest_amp.rules.base import Word, rule
 from pytest_amp.rules.measurement import differing_starts, first_losses_differ
@@ -27,7 +27,6 @@ RATIOS = {"float16": 1.15, "bfloat16": 1.3}
 # Of healthy steps the error is 1.0 times what rounding every product does, up to 2.4 times in small
 # transformers; of faulty ones 170 times and more (tests/catalogue).
 TIMES_ROUNDING = 4
-LEAST_ERROR = {"float16": 0.05, "bfloat16": 0.15}
 EPSILONS = {"float16": 2**-10, "bfloat16": 2**-7}
 OUTPUT_ULPS = 16
 # The share of the elements that an update should change, from which on it is lost if they do not;
@@ -191,7 +190,7 @@ def _is_unexplained(gradient: Gradient, case: Case) -> bool:
     if gradient.rounding is None:
         least, off = COSINES[case.seen.dtype], RATIOS[case.seen.dtype]
         return gradient.cosine < least or not 1 / off <= gradient.ratio <= off
-    return gradient.error > max(LEAST_ERROR[_ran_in(case)], TIMES_ROUNDING * gradient.rounding)
+    return gradient.error > max(UNEXPLAINED_FROM[_ran_in(case)], TIMES_ROUNDING * gradient.rounding)
 
 
 def _beside_rounding(gradient: Gradient) -> str:

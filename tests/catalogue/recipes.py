@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR, StepLR
 
 from tests.catalogue.registry import faulty, healthy
-from tests.catalogue.steps import batch, classifier, mlp, sgd
+from tests.catalogue.steps import batch, classifier, mlp, scaled, sgd
 from tests.helpers.lab import train
 
 LOOSE = {"gates": False}  # the losses part, of course
@@ -104,23 +104,18 @@ def another_implementation_of_the_same(arm):
 @healthy("AMP007", dtype="float16")
 def a_schedule_that_waits_for_skipped_steps(arm):
     model = mlp()
-    optimizer, (x, y) = sgd(model), batch()
+    optimizer = sgd(model)
     schedule = StepLR(optimizer, 2)
-    scaler = torch.amp.GradScaler("cpu", enabled=arm.enabled, init_scale=2.0**24)
+    own = torch.amp.GradScaler("cpu", enabled=arm.enabled, init_scale=2.0**24)
 
-    def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = F.cross_entropy(model(x).float(), y)
-        scaler.scale(loss).backward()
+    def end(scaler):
         scaler.step(optimizer)
         before = scaler.get_scale()
         scaler.update()
         if scaler.get_scale() >= before:
             schedule.step()
-        return loss
 
-    return step
+    return scaled(arm, model, optimizer, scaler=own, end=end)
 
 
 @healthy("AMP007")

@@ -15,6 +15,7 @@ from pytest_amp.lab.phases import parity
 from pytest_amp.lab.scaling.step_watch import Replay
 from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.modules import ModuleStack
+from pytest_amp.lab.watch.tensors import is_reduced
 from pytest_amp.observations import ParityRun
 
 __tracebackhide__ = unless_our_bug
@@ -110,6 +111,6 @@ def _kept_in_float32(device_type: str, paths: Collection[str]) -> Iterator[None]
 
 
 def _widened(leaf: Any) -> Any:
-    if isinstance(leaf, torch.Tensor) and leaf.dtype in (torch.float16, torch.bfloat16):
+    if isinstance(leaf, torch.Tensor) and is_reduced(leaf):
         return leaf.float()
     return leaf

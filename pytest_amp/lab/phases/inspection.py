@@ -22,13 +22,17 @@ from pytest_amp.lab.watch.modules import Call, ModuleStack
 from pytest_amp.lab.watch.numerics import Witness
 from pytest_amp.lab.watch.operators import OpRecord
 from pytest_amp.lab.watch.rounding import RoundedProducts
-from pytest_amp.observations import Gradient, Numerics, Operators, Parameter, ParityRun
+from pytest_amp.lab.watch.tensors import dtype_name
+from pytest_amp.observations import (
+    UNEXPLAINED_FROM,
+    Gradient,
+    Numerics,
+    Operators,
+    Parameter,
+    ParityRun,
+)
 
 __tracebackhide__ = unless_our_bug
-
-
-# Gradients that are this close need no explanation.
-EXPLAINED = {torch.float16: 0.05, torch.bfloat16: 0.15}
 
 
 def inspect(
@@ -44,9 +48,9 @@ def inspect(
     names = [parameter.name for parameter in amp.parameters]
     gradients = witness.gradients_beside(baseline)
     ran_in = amp.operators.main_reduced_dtype if amp.operators else None
-    dtype = getattr(torch, ran_in) if ran_in else bench.dtype
-    if any(each.error > EXPLAINED[dtype] for each in gradients):
-        gradients = _with_rounding(bench, dtype, gradients, baseline)
+    dtype = ran_in or dtype_name(bench.dtype)
+    if any(each.error > UNEXPLAINED_FROM[dtype] for each in gradients):
+        gradients = _with_rounding(bench, getattr(torch, dtype), gradients, baseline)
     return (
         fp32,
         amp,

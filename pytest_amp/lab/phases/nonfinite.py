@@ -8,10 +8,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import Resident, Workbench
+from pytest_amp.lab.scaling.scaler import set_scale
 from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.first_nonfinite import FirstNonfinite
 from pytest_amp.observations import Origin
@@ -89,11 +88,7 @@ def _scaled_by_one() -> Iterator[None]:
     """Set the scale of each GradScaler to 1 before it scales a loss."""
 
     def around(original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
-        if scaler._scale is None:
-            scaler._init_scale = 1.0
-        else:
-            with torch.no_grad():
-                scaler._scale.fill_(1.0)
+        set_scale(scaler, 1.0)
         return original(scaler, *args, **kwargs)
 
     with subscribed(scale=around):

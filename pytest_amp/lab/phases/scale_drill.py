@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.phases.drill import DrilledArm, NothingShown
+from pytest_amp.lab.scaling.scaler import set_scale
 from pytest_amp.lab.watch.events import OptimizerSteps, subscribed
 from pytest_amp.lab.watch.gradient_edits import GradientEdits
 from pytest_amp.lab.watch.source import location
@@ -145,8 +146,13 @@ class _AtScale:
             edits.forget()
             return original(*args, **kwargs)
 
-        subscribers = self._installed(before_step, before_unscale, before_backward)
-        with edits, run.built(subscribers):
+        with (
+            edits,
+            run.built(
+                self._installed(before_step),
+                subscribed(unscale=before_unscale, backward=before_backward),
+            ),
+        ):
             for _ in range(self._steps):
                 self.returned += run.step()
                 if len(self._stepped) >= optimizers:
@@ -157,22 +163,15 @@ class _AtScale:
         self.kinds = use.optimizers
 
     @contextmanager
-    def _installed(
-        self,
-        before_step: Callable[..., None],
-        before_unscale: Callable[..., Any],
-        before_backward: Callable[..., Any],
-    ) -> Iterator[None]:
+    def _installed(self, before_step: Callable[..., None]) -> Iterator[None]:
         with (
             subscribed(
                 scaler_made=self._around_making,
                 scaler_loaded=self._around_making,
                 scale=self._around_scale,
-                unscale=before_unscale,
                 autocast_enter=_in_float32,
                 backward=self._around_backward,
             ),
-            subscribed(backward=before_backward),
             OptimizerSteps(before_step),
         ):
             yield
@@ -189,11 +188,8 @@ class _AtScale:
 
     def _force(self, scaler: Any) -> None:
         self._forced.add(scaler)
-        if not scaler.is_enabled():
-            return
-        scaler._init_scale = self._scale
-        if scaler._scale is not None:
-            scaler._scale.fill_(self._scale)
+        if scaler.is_enabled():
+            set_scale(scaler, self._scale)
 
     def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         within_another = torch._C._current_graph_task_id() != -1

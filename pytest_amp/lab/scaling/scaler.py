@@ -156,6 +156,14 @@ class FixtureScaler(AmpScaler):
 _OWN = frozenset(("_stands_for", "standing_for", "__class__"))
 
 
+def set_scale(scaler: Any, scale: float) -> None:
+    """Give a GradScaler a loss scale, whether it has begun to scale or not."""
+    scaler._init_scale = scale
+    if scaler._scale is not None:
+        with torch.no_grad():
+            scaler._scale.fill_(scale)
+
+
 def infinite(scaled: Any) -> Any:
     """Return a scaled loss times infinity; if there are several, only the first is multiplied."""
     if isinstance(scaled, torch.Tensor):

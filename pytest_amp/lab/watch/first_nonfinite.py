@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.watch.dispatch import DispatchMode
-from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.flops import operator_name
-from pytest_amp.lab.watch.forward_lines import ForwardLines, current_node, is_custom
-from pytest_amp.lab.watch.modules import ModuleStack
+from pytest_amp.lab.watch.forward_lines import BothPasses, current_node, is_custom
 from pytest_amp.lab.watch.source import location
 from pytest_amp.lab.watch.tensors import dtype_name, floating, is_finite
 from pytest_amp.observations import Origin
@@ -34,7 +29,7 @@ _POINTWISE = (
 )
 
 
-class FirstNonfinite(DispatchMode):
+class FirstNonfinite(BothPasses):
     """Finds the first operator whose output is further from finite than its inputs.
 
     NaN made from infinities counts, then, but a mask that is filled with a given -inf does not.
@@ -51,10 +46,8 @@ class FirstNonfinite(DispatchMode):
     """
 
     def __init__(self, step: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._step = step
-        self._modules = ModuleStack()
-        self._lines = ForwardLines(self._modules)
         self._called: str | None = None
         self._at: Any = None  # the last node of a backward pass that is not a cast's
         self.forward: Origin | None = None
@@ -62,16 +55,6 @@ class FirstNonfinite(DispatchMode):
         self.kept: Origin | None = None
         self.from_finite = True
         self.first: Origin | None = None
-
-    @contextmanager
-    def watching(self) -> Iterator[FirstNonfinite]:
-        """Watch what runs inside; compiled code runs eagerly meanwhile."""
-        with ExitStack() as stack:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.enter_context(subscribed(backward=self._around_backward))
-            stack.enter_context(self._modules)
-            stack.enter_context(self)
-            yield self
 
     @property
     def of_gradients(self) -> Origin | None:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.autograd.function import BackwardCFunction
 
 from pytest_amp.errors import unless_our_bug
+from pytest_amp.lab.watch.dispatch import DispatchMode
+from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.flops import operator_name
 from pytest_amp.lab.watch.modules import ModuleStack
 from pytest_amp.lab.watch.source import location
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __tracebackhide__ = unless_our_bug
 
@@ -59,6 +66,29 @@ class ForwardLines:
         if place is not None and is_custom(node):
             return place._replace(op=node.name().removesuffix("Backward"))
         return place
+
+
+class BothPasses(DispatchMode):
+    """A step that is watched going forward and backward, with the place of each forward call."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._modules = ModuleStack()
+        self._lines = ForwardLines(self._modules)
+
+    @contextmanager
+    def watching(self) -> Iterator[Self]:
+        """Watch what runs inside; compiled code runs eagerly meanwhile."""
+        with (
+            torch.compiler.set_stance("force_eager"),
+            subscribed(backward=self._around_backward),
+            self._modules,
+            self,
+        ):
+            yield self
+
+    def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError
 
 
 def current_node() -> Any:

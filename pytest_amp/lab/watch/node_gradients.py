@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils._mode_utils import no_dispatch
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.watch.dispatch import DispatchMode
-from pytest_amp.lab.watch.events import subscribed
-from pytest_amp.lab.watch.forward_lines import ForwardLines, Place
-from pytest_amp.lab.watch.modules import ModuleStack
+from pytest_amp.lab.watch.forward_lines import BothPasses, Place
 from pytest_amp.lab.watch.tensors import values
 
 __tracebackhide__ = unless_our_bug
@@ -34,7 +30,7 @@ class Seen(NamedTuple):
     size: float
 
 
-class NodeGradients(DispatchMode):
+class NodeGradients(BothPasses):
     """Records what each node of the first backward passes was given, and what it made.
 
     Attributes:
@@ -45,24 +41,12 @@ class NodeGradients(DispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._modules = ModuleStack()
-        self._lines = ForwardLines(self._modules)
+        super().__init__()
         self._counts: Counter[tuple[str, str | None]] = Counter()
         self.places: dict[Key, Place | None] = {}
         self.given: dict[Key, list[Seen | None]] = {}
         self.made: dict[Key, list[Seen | None]] = {}
         self.root: float | None = None
-
-    @contextmanager
-    def watching(self) -> Iterator[NodeGradients]:
-        """Watch what runs inside; compiled code runs eagerly meanwhile."""
-        with ExitStack() as stack:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-            stack.enter_context(subscribed(backward=self._around_backward))
-            stack.enter_context(self._modules)
-            stack.enter_context(self)
-            yield self
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._lines.note(func)

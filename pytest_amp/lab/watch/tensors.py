@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from pytest_amp.observations import REDUCED
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
+_REDUCED = tuple(getattr(torch, name) for name in REDUCED)
 
 
 def plain_parts(tensor: torch.Tensor) -> list[torch.Tensor] | None:
@@ -156,4 +157,4 @@ def spread(tensor: torch.Tensor) -> torch.Tensor:
 
 def is_reduced(tensor: torch.Tensor) -> bool:
     """Return whether the tensor is in float16 or bfloat16."""
-    return dtype_name(tensor.dtype) in REDUCED
+    return tensor.dtype in _REDUCED

@@ -35,10 +35,9 @@ from pytest_amp.lab.watch.repeating import (
 )
 from pytest_amp.lab.watch.source import location
 from pytest_amp.lab.watch.states import State, Value, counts, is_heir, note_compensation
-from pytest_amp.lab.watch.tensors import PLAIN, dtype_name, memory, storage
+from pytest_amp.lab.watch.tensors import PLAIN, dtype_name, is_reduced, memory, storage
 from pytest_amp.observations import StateUpdate
 
-HALVES = (torch.float16, torch.bfloat16)
 TEMPORARIES = 256
 
 
@@ -124,10 +123,10 @@ class Updates:
     def _concerns(self, args: Any, kwargs: Any) -> bool:
         """Return whether an old reduced tensor, or what came from one, is among the arguments."""
         return any(
-            (tensor.dtype in HALVES and not self._is_new(storage(tensor)))
+            (is_reduced(tensor) and not self._is_new(storage(tensor)))
             or (self._values and place_of(tensor) in self._values)
             for tensor in tensors_in(args, kwargs)
-            if (self._values or tensor.dtype in HALVES) and not self._is_an_optimizers(tensor)
+            if (self._values or is_reduced(tensor)) and not self._is_an_optimizers(tensor)
         )
 
     def _is_an_optimizers(self, tensor: torch.Tensor) -> bool:
@@ -204,7 +203,7 @@ class Updates:
                 return value
             del self._values[place]  # something else has changed it
         held = memory(tensor)
-        if held is None or tensor.dtype not in HALVES or self._is_new(place[0]):
+        if held is None or not is_reduced(tensor) or self._is_new(place[0]):
             return None
         before = sampled(tensor, tensor.shape).clone()
         state = State(before, tensor.numel(), StorageWeakRef(held))
