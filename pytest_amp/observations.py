@@ -448,7 +448,8 @@ class Gradient:
     @property
     def error(self) -> float:
         """The norm of the two gradients' difference / fp32's norm."""
-        square = 1 + self.ratio**2 - 2 * self.ratio * self.cosine
+        cosine = 0.0 if math.isnan(self.cosine) else self.cosine  # one of them is zero
+        square = 1 + self.ratio**2 - 2 * self.ratio * cosine
         return math.sqrt(max(square, 0.0))
 
 
@@ -467,12 +468,73 @@ class ModuleOutput:
     largest: float
 
 
+Sample = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Computed:
+    """An operator of a forward pass, and samples of what it took and made.
+
+    Attributes:
+        op: the operator's name.
+        shape: the shape of its first output.
+        dtype: the dtype of its first output.
+        module: the module that called it; None outside of modules.
+        location: the user's line that called it.
+        out: a sample of its first output: the norm, and some elements. It is empty if the output
+            does not consist of floats.
+        inputs: a sample of each tensor and each float that it took.
+        made_at: the user's lines that made these tensors since the last products.
+    """
+
+    op: str
+    shape: tuple[int, ...]
+    dtype: str
+    module: str | None
+    location: str | None
+    out: Sample
+    inputs: tuple[Sample, ...] = ()
+    made_at: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Departure:
+    """The first operator of the amp arm whose output left fp32's although its inputs had not.
+
+    Attributes:
+        op: the operator's name.
+        module: the module that called it; None outside of modules.
+        location: the user's line that called it.
+        dtype: the dtype of its output.
+        off: how far its output is from fp32's, in proportion to the norm of that.
+        inputs_off: how far its inputs are off at most.
+        rounding: how far fp32's own output moves if all products are rounded; None if unknown.
+        made_at: the user's lines that made its inputs since the last products.
+    """
+
+    op: str
+    module: str | None
+    location: str | None
+    dtype: str
+    off: float
+    inputs_off: float
+    rounding: float | None = None
+    made_at: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Numerics:
-    """The first step of both arms, side by side. Modules are in the order of their first calls."""
+    """The first step of both arms, side by side.
+
+    Attributes:
+        gradients: the trained parameters' gradients.
+        outputs: what modules returned, in the order of their first calls.
+        departure: the operator at which the forward passes part, if there is one.
+    """
 
     gradients: tuple[Gradient, ...] = ()
     outputs: tuple[ModuleOutput, ...] = ()
+    departure: Departure | None = None
 
 
 @dataclass(frozen=True)

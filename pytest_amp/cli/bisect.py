@@ -1,4 +1,4 @@
-"""``pytest-amp bisect``: find the modules that must stay in float32 for a test's losses to hold."""
+"""``pytest-amp bisect``: find the lines and modules that a test's losses need in float32."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 
 from pytest_amp import units
 from pytest_amp.errors import AmpError
-from pytest_amp.experiment.bisection import Place, Say, Search, bisect
+from pytest_amp.experiment.bisection import Say, Search, bisect
+from pytest_amp.experiment.candidates import Candidate, Line, Module
 from pytest_amp.plugin import collection, measuring
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ def conclusion(search: Search) -> list[str]:
         f"{units.duration(search.seconds)}"
     )
     if names is None:
-        why = "what differs is outside of all modules, or is not due to precision"
-        return [f"not even all modules in float32 make the losses agree ({cost}): {why}"]
+        why = "what differs is not due to the precision of the forward pass"
+        return [f"not even all lines and modules in float32 make the losses agree ({cost}): {why}"]
     if not names:
         return [f"nothing to do: the losses agree as it is ({cost})"]
     before = search.differences.get(frozenset())
@@ -108,14 +109,31 @@ def conclusion(search: Search) -> list[str]:
     change = f"loss_diff goes from {_difference(before)} to {_difference(after)}"
     lines = [f"found in {cost}: with {_these(names)} in float32, {change}"]
     for name in names:
-        place = search.places[name]
-        lines += ["", f"  {name}  ({place.kind}, {place.written})", *_fix(place, search)]
+        lines += ["", *_shown(search.candidates[name], search.device_type)]
     return lines
 
 
-def _fix(place: Place, search: Search) -> list[str]:
+def _shown(found: Candidate, device_type: str) -> list[str]:
+    """Show a culprit, and the code that keeps it in float32."""
+    region = f'with torch.autocast("{device_type}", enabled=False):'
+    if isinstance(found, Line):
+        return [
+            f"  {found.location}  ({_brief(found.ops)})",
+            "    this line, with .float() on each half tensor that it takes:",
+            f"      {region}",
+            f"          {found.source or '...'}",
+        ]
+    return [f"  {found.path}  ({found.kind}, {found.written})", *_fix(found, region)]
+
+
+def _brief(ops: Sequence[str]) -> str:
+    """Return the first operators' names, without those that only convert or view."""
+    named = [op.removeprefix("aten::") for op in ops if op != "aten::_to_copy"] or [*ops]
+    return ", ".join(named[:4]) + ", ..." * (len(named) > 4)
+
+
+def _fix(place: Module, region: str) -> list[str]:
     """Show the fix: in the module's own forward, or around its call if the module is torch's."""
-    region = f'with torch.autocast("{search.device_type}", enabled=False):'
     if place.is_torchs:
         attribute = place.path.rpartition(".")[2]
         where = f"where it is called, {place.called}" if place.called else "where it is called"
@@ -133,7 +151,7 @@ def _fix(place: Place, search: Search) -> list[str]:
 
 
 def _these(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"these {len(names)} modules"
+    return names[0] if len(names) == 1 else f"these {len(names)}"
 
 
 def _difference(value: float | None) -> str:

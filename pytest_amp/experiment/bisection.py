@@ -1,25 +1,22 @@
-"""Search for the modules that have to stay in float32, by parity runs that keep some there."""
+"""Search for the lines and modules that have to stay in float32, by parity runs that keep some."""
 
 from __future__ import annotations
 
-import contextlib
-import inspect
 import time
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_amp import units
 from pytest_amp.errors import AmpError, unless_our_bug
+from pytest_amp.experiment.candidates import Candidate, Line, Module, found_in
 from pytest_amp.experiment.job import Job
 from pytest_amp.experiment.plan import limits_of
 from pytest_amp.experiment.run import laboratory
 from pytest_amp.judge import gates
 from pytest_amp.lab.phases import counterfactuals
 from pytest_amp.lab.phases import parity as parity_run
-from pytest_amp.lab.phases.inspection import Computing, computing_modules
 from pytest_amp.lab.scaling.step_watch import Replay
 from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.observations import Floor, Observations, ParityRun
@@ -35,7 +32,7 @@ __tracebackhide__ = unless_our_bug
 
 
 class Trials:
-    """Parity runs of a job's amp arm with some modules in float32, judged by the job's limits."""
+    """Parity runs of a job's amp arm with some parts in float32, judged by the job's limits."""
 
     def __init__(self, job: Job, progress: Progress) -> None:
         self.limits = limits_of(job.settings, job.device.names())
@@ -67,27 +64,16 @@ class Trials:
         """How many of the user's steps were run."""
         return self._bench.steps
 
-    def modules(self) -> list[Computing]:
-        """Return the modules of the amp arm that compute something.
+    def candidates(self) -> dict[str, Candidate]:
+        """Return by name what may be kept in float32, in the order of preference."""
+        return found_in(self._bench)
 
-        Inner modules come before the modules around them, and cheap ones before expensive ones,
-        since keeping those in float32 costs less.
-        """
-        found = computing_modules(self._bench)
-        paths = [each.call.path for each in found]
-        root = paths[0] if len(paths) > 1 and "." not in paths[0] else None
-
-        def place(each: Computing) -> tuple[bool, int, int]:
-            path = each.call.path
-            around = any(other.startswith(f"{path}.") for other in paths) or path == root
-            return around, -path.count(".") * around, each.flops
-
-        return sorted(found, key=place)
-
-    def loss_gate(self, kept: Collection[str]) -> Gate:
-        """Run the amp arm with these modules in float32, and return the parity gate."""
+    def loss_gate(self, kept: Collection[Candidate]) -> Gate:
+        """Run the amp arm with these lines and modules in float32, and return the parity gate."""
         bench, steps = self._bench, self._job.settings.steps
-        amp, replay = counterfactuals.in_float32(bench, steps, kept)
+        lines = {each.location for each in kept if isinstance(each, Line)}
+        modules = {each.path for each in kept if isinstance(each, Module)}
+        amp, replay = counterfactuals.in_float32(bench, steps, modules, lines)
         if replay not in self._baselines:
             self._baselines[replay] = parity_run.run(bench, "fp32", steps, replay)[0]
         if self._floor is None:
@@ -106,27 +92,6 @@ class Trials:
 Say = Callable[[str], object]
 
 
-@dataclass(frozen=True)
-class Place:
-    """A module of the user's model.
-
-    Attributes:
-        path: its path in the model.
-        kind: the name of its class.
-        written: the file and line of its `forward`; the class's module if there is no source.
-        called: the user's line that calls it, if known.
-        is_torchs: whether the class is torch's own.
-        takes: the names of the arguments that a call has to give.
-    """
-
-    path: str
-    kind: str
-    written: str
-    called: str | None
-    is_torchs: bool
-    takes: tuple[str, ...] = ("x",)
-
-
 @dataclass
 class Search:
     """The course of one bisection, which `bisect` fills in.
@@ -135,9 +100,9 @@ class Search:
         device_type: the type of the device.
         dtype: the dtype of the amp arm.
         threshold: the loss difference that is allowed.
-        places: the modules by path, in the order in which they are tried.
-        differences: the loss difference with each set of modules in float32; None if the loss was
-            not finite.
+        candidates: the lines and modules by name, in the order in which they are tried.
+        differences: the loss difference with each set of them in float32; None if the loss was not
+            finite.
         steps: how many of the user's steps were run.
         seconds: how long it took.
         found: the result; None if the bisection ended early.
@@ -146,7 +111,7 @@ class Search:
     device_type: str = "cpu"
     dtype: str = ""
     threshold: float = 0.0
-    places: dict[str, Place] = field(default_factory=dict)
+    candidates: dict[str, Candidate] = field(default_factory=dict)
     differences: dict[frozenset[str], float | None] = field(default_factory=dict)
     steps: int = 0
     seconds: float = 0.0
@@ -154,7 +119,7 @@ class Search:
 
 
 def bisect(job: Job, progress: Progress, search: Search, say: Say) -> None:
-    """Look for the smallest set of modules that lets the test pass its parity gate.
+    """Look for the smallest set of lines and modules that lets the test pass its parity gate.
 
     Args:
         job: the test.
@@ -178,54 +143,24 @@ def bisect(job: Job, progress: Progress, search: Search, say: Say) -> None:
             )
         search.device_type, search.dtype = trials.device_type, trials.dtype
         search.threshold = wanted
-        search.places = {
-            each.call.path: _place(each.call.module, each.call.path, each.location)
-            for each in trials.modules()
-        }
-        names = list(search.places)
+        search.candidates = trials.candidates()
+        lines = sum(isinstance(each, Line) for each in search.candidates.values())
+        modules = len(search.candidates) - lines
         say(f"bisecting {job.nodeid} on {trials.device_type} in {trials.dtype}")
-        say(f"  {units.plural(len(names), 'module')}, max_loss_diff {units.share(wanted)}")
+        say(
+            f"  {units.plural(lines, 'line')} and {units.plural(modules, 'module')}, "
+            f"max_loss_diff {units.share(wanted)}"
+        )
 
         def passes(kept: frozenset[str]) -> bool:
-            gate = trials.loss_gate(kept)
+            gate = trials.loss_gate([search.candidates[name] for name in kept])
             search.differences[kept] = gate.value
             found = "not finite" if gate.value is None else units.share(gate.value)
-            held = "nothing" if not kept else units.plural(len(kept), "module")
+            held = units.plural(len(kept), "place") if kept else "nothing"
             number = len(search.differences)
             say(f"  trial {number:>2}  {held + ' in float32':<24} {found:>10}  {gate.verdict}")
             return gate.verdict == "pass"
 
-        search.found = minimal_set.smallest(names, passes)
+        search.found = minimal_set.smallest([*search.candidates], passes)
         search.steps = trials.steps
     search.seconds = time.perf_counter() - began
-
-
-def _place(module: Any, path: str, called: str | None) -> Place:
-    kind = type(module)
-    package = kind.__module__.partition(".")[0]
-    try:
-        file, line = inspect.getsourcefile(kind.forward), inspect.getsourcelines(kind.forward)[1]
-    except (OSError, TypeError):
-        file, line = None, 0
-    written = f"{_short(file)}:{line}" if file else kind.__module__
-    return Place(path, kind.__name__, written, called, package == "torch", _takes(kind.forward))
-
-
-def _takes(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """Return the names of the arguments that a call has to give."""
-    try:
-        given = list(inspect.signature(forward).parameters.values())[1:]
-    except (TypeError, ValueError):
-        given = []
-    plain = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = [each.name for each in given if each.kind in plain and each.default is each.empty]
-    return tuple(names) or ("x",)
-
-
-def _short(file: str) -> str:
-    with contextlib.suppress(ValueError):
-        return Path(file).relative_to(Path.cwd()).as_posix()
-    parts = Path(file).parts
-    if "site-packages" in parts:
-        return "/".join(parts[parts.index("site-packages") + 1 :])
-    return file

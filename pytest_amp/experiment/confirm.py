@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,6 +20,8 @@ __tracebackhide__ = unless_our_bug
 
 # The share of max_time that each remedy may take.
 _SHARE_OF_TIME = 1 / 6
+# How often the steps are run again to explain one gate.
+_MOST_RERUNS = 4
 
 _CHANGES: Mapping[suspects.Remedy, Callable[[Setup], Setup]] = {
     suspects.CHANNELS_LAST: counterfactuals.channels_last,
@@ -29,7 +32,9 @@ _CHANGES: Mapping[suspects.Remedy, Callable[[Setup], Setup]] = {
 def confirmed(
     bench: Workbench, settings: Settings, case: Case, found: tuple[Finding, ...]
 ) -> tuple[Finding, ...]:
-    """Return the findings; the first suspect of each failing gate says whether it is the cause.
+    """Return the findings, with what reruns of the suspects of each failing gate showed.
+
+    They end with the first that is the cause.
 
     Args:
         bench: builds the arms for the reruns.
@@ -37,16 +42,18 @@ def confirmed(
         case: what was seen and judged.
         found: what the rules found.
     """
-    tried: set[str] = set()
+    reruns: Counter[str] = Counter()
     for index, finding in enumerate(found):
-        suspect = suspects.suspect(finding, case)
-        if suspect is None or suspect.gate in tried:
-            continue
-        tried.add(suspect.gate)
-        bench.progress.at("confirming", "amp")
-        with _ending_early(finding.code, bench):
-            judged = suspects.judged(finding, suspect, _rerun(bench, settings, suspect, case))
-            found = (*found[:index], judged, *found[index + 1 :])
+        for suspect in suspects.suspects(finding, case):
+            if reruns[suspect.gate] == _MOST_RERUNS:
+                continue
+            reruns[suspect.gate] += 1
+            bench.progress.at("confirming", "amp")
+            with _ending_early(finding.code, bench):
+                judged = suspects.judged(finding, suspect, _rerun(bench, settings, suspect, case))
+                found = (*found[:index], judged, *found[index + 1 :])
+                if judged.confirmed:
+                    reruns[suspect.gate] = _MOST_RERUNS
     return found
 
 
@@ -56,10 +63,10 @@ def _rerun(bench: Workbench, settings: Settings, suspect: suspects.Suspect, case
     If steps are skipped in one of the runs, the fp32 arm is run again too, and leaves out the same.
     """
     steps = settings.steps
-    if suspect.module is None:
-        amp, skipped = counterfactuals.without_cast_cache(bench, steps)
+    if suspect.lines or suspect.modules:
+        amp, skipped = counterfactuals.in_float32(bench, steps, suspect.modules, suspect.lines)
     else:
-        amp, skipped = counterfactuals.in_float32(bench, steps, {suspect.module})
+        amp, skipped = counterfactuals.without_cast_cache(bench, steps)
     seen = replace(case.seen, amp=amp)
     if amp.skipped_steps or case.seen.amp.skipped_steps:
         seen = replace(seen, fp32=parity.run(bench, "fp32", steps, skipped)[0])

@@ -6,6 +6,7 @@ A suspect comes from a finding. A remedy needs no finding: it is tried if a step
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,8 +16,9 @@ from pytest_amp.judge.case import Case
 from pytest_amp.observations import Timing
 from pytest_amp.results.values import Finding
 
-_LEAVING_FLOAT32 = ("AMP301", "AMP303", "AMP304")
+_LEAVING_FLOAT32 = ("AMP301", "AMP302", "AMP303", "AMP304", "AMP306")
 _CASTS = ("AMP501", "AMP503")
+_MOST = 0.5
 
 
 @dataclass(frozen=True)
@@ -25,38 +27,60 @@ class Suspect:
 
     Attributes:
         gate: the failed gate that the change may clear.
-        module: the module to keep in float32; None turns autocast's cast cache off instead.
+        lines: the source lines to keep in float32.
+        modules: the modules to keep in float32. Without either, autocast's cast cache is off.
     """
 
     gate: str
-    module: str | None = None
+    lines: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        *most, last = (*self.lines, *self.modules, "")[:-1] or ("",)
+        kept = f"{', '.join(most)} and {last}" if most else last
+        return f"{kept} kept in float32" if kept else "autocast's cast cache off"
 
 
-def suspect(finding: Finding, case: Case) -> Suspect | None:
-    """Return what a rerun has to change to test a finding; None if no rerun can test it."""
+def suspects(finding: Finding, case: Case) -> tuple[Suspect, ...]:
+    """Return what reruns have to change to test a finding, one after the other, until one helps.
+
+    A line comes before a module, since it says more. Behind the finding's own line, which may only
+    be where harm is done, comes the line at which the forward pass left fp32, together with those
+    that made its inputs, which may have been rounded too far already.
+    """
     if finding.suppressed is not None:
-        return None
-    module = _module(finding)
-    if _failed(case, "loss_diff") and finding.code in _LEAVING_FLOAT32 and module:
-        return Suspect("loss_diff", module)
+        return ()
+    if _failed(case, "loss_diff") and finding.code in _LEAVING_FLOAT32:
+        left, module = case.seen.numerics.departure, _module(finding)
+        most = _lines_of_the_model(case)
+        lines: list[tuple[str, ...]] = [(finding.location,)] if finding.location else []
+        if left is not None and left.location is not None:
+            lines += [(left.location,), (*dict.fromkeys((left.location, *left.made_at)),)]
+        return (
+            *(Suspect("loss_diff", each) for each in dict.fromkeys(lines) if not most & {*each}),
+            *((Suspect("loss_diff", modules=(module,)),) if module else ()),
+        )
     if _failed(case, "memory_reduction") and finding.code in _CASTS:
-        return Suspect("memory_reduction")
-    return None
+        return (Suspect("memory_reduction"),)
+    return ()
 
 
 def judged(finding: Finding, suspect: Suspect, rerun: Case) -> Finding:
-    """Return the finding with what the rerun showed; it is confirmed if the gate now passes."""
+    """Return the finding with what the rerun showed; it is confirmed if the gate now passes.
+
+    A line that was confirmed becomes its place.
+    """
     every = gates.judge(rerun.seen, rerun.limits)
     again = next(gate for gate in every if gate.name == suspect.gate)
     passed = again.verdict == "pass"
-    what = f"{suspect.module} kept in float32" if suspect.module else "autocast's cast cache off"
     verdict = "passes" if passed else "still fails"
     shown = f" ({units.share(again.value)})" if again.value is not None else ""
     return replace(
         finding,
         confirmed=passed,
-        message=f"{finding.message}; with {what}, {suspect.gate} {verdict}{shown}",
-        evidence={**finding.evidence, "counterfactual": what, "value": again.value},
+        location=suspect.lines[0] if passed and suspect.lines else finding.location,
+        message=f"{finding.message}; with {suspect}, {suspect.gate} {verdict}{shown}",
+        evidence={**finding.evidence, "counterfactual": str(suspect), "value": again.value},
     )
 
 
@@ -119,6 +143,19 @@ def helped(remedy: Remedy, timed: Timing, error_rate: float) -> str | None:
         f"{units.duration(before)} without ({units.ratio(ratio)} {units.interval(low, high)}): "
         f"{remedy.line}"
     )
+
+
+def _lines_of_the_model(case: Case) -> set[str]:
+    """Return the lines that hold most of the forward FLOPs, as one does that calls a whole model.
+
+    Float32 there is no autocast at all, and explains nothing.
+    """
+    rows = case.seen.amp.operators.rows if case.seen.amp.operators else ()
+    flops: Counter[str] = Counter()
+    for row in rows:
+        if row.phase == "forward":
+            flops[row.location or ""] += row.flops
+    return {line for line, own in flops.items() if own > _MOST * flops.total()}
 
 
 def _failed(case: Case, name: str) -> bool:

@@ -6,10 +6,11 @@ import math
 from collections.abc import Iterator, Sequence
 
 from pytest_amp import units
+from pytest_amp.judge.alignment import EPSILONS
 from pytest_amp.judge.case import Case
 from pytest_amp.judge.gates import draws_differ
 from pytest_amp.judge.parity import first_nonfinite, noise_floor, once_scaled
-from pytest_amp.observations import UNEXPLAINED_FROM, Gradient, Zeroed
+from pytest_amp.observations import UNEXPLAINED_FROM, Departure, Gradient, Zeroed
 from pytest_amp.rules import origins
 from pytest_amp.rules.base import Word, rule
 from pytest_amp.rules.measurement import differing_starts, first_losses_differ
@@ -27,7 +28,6 @@ RATIOS = {"float16": 1.15, "bfloat16": 1.3}
 # Of healthy steps the error is 1.0 times what rounding every product does, up to 2.4 times in small
 # transformers; of faulty ones 170 times and more (tests/catalogue).
 TIMES_ROUNDING = 4
-EPSILONS = {"float16": 2**-10, "bfloat16": 2**-7}
 OUTPUT_ULPS = 16
 # The share of the elements that an update should change, from which on it is lost if they do not;
 # and the share of all elements that it has to be about.
@@ -147,15 +147,24 @@ def _why_lost(dtype: str, place: Zeroed | None) -> str:
 
 @rule("AMP304")
 def gradient_mismatch(case: Case) -> Iterator[Word]:
-    """Look for first gradients that differ from fp32's by more than the dtype explains.
+    """Look for a first step that differs from fp32's by more than the dtype explains.
 
-    Only gradients with 5% or more of the norm of all count: the direction of a tiny one is mostly
-    rounding.
+    That may show in gradients, of which only those with 5% or more of the norm of all count, since
+    the direction of a tiny one is mostly rounding, or already in what an operator computes.
     """
     wrong = [
         each for each in _gradients(case) if each.share >= MATTERS and _is_unexplained(each, case)
     ]
+    left = case.seen.numerics.departure
     if not wrong:
+        if left is not None and _accuses(left, case):
+            yield Word(
+                f"{_departed(left)}, by more than {case.seen.dtype} explains: "
+                f"keep what it computes in float32 {origins.IN_FLOAT32}",
+                {"op": left.op, "off": left.off, "inputs_off": left.inputs_off},
+                module=left.module,
+                location=left.location,
+            )
         return
     worst = min(wrong, key=lambda each: (each.cosine, -abs(math.log(each.ratio or 1e-30))))
     yield Word(
@@ -169,10 +178,32 @@ def gradient_mismatch(case: Case) -> Iterator[Word]:
             "error": worst.error,
             "rounding": worst.rounding,
             "first_to_leave": _first_to_leave(case),
+            "op": left.op if left else None,
             "parameters": [each.name for each in wrong],
         },
-        module=_module_of(worst),
-        location=_location_of(worst, case),
+        module=left.module if left else _module_of(worst),
+        location=(left.location if left else None) or _location_of(worst, case),
+    )
+
+
+def _accuses(left: Departure, case: Case) -> bool:
+    """Return whether what an operator computes is wrong enough to be told by itself.
+
+    It is not if its output is infinite, of which AMP301 and AMP306 speak, or if the noise floor
+    shows that rounding alone moves the model out of reach.
+    """
+    return (
+        _is_comparable(case)
+        and case.gates["loss_diff"].verdict != "inconclusive"
+        and UNEXPLAINED_FROM[_ran_in(case)] < left.off < math.inf
+    )
+
+
+def _departed(left: Departure) -> str:
+    module = f" in {left.module}" if left.module else ""
+    return (
+        f"{left.op}{module} at {left.location} ({left.dtype}) is the first to leave fp32: its "
+        f"output is off by {units.share(left.off)} and its inputs by {units.share(left.inputs_off)}"
     )
 
 
@@ -240,14 +271,21 @@ def lost_updates(case: Case) -> Iterator[Word]:
 
 
 def _gradients(case: Case) -> Sequence[Gradient]:
-    """Return the gradients that can be compared: from equal weights, data and random numbers."""
-    if draws_differ(case.seen.fp32, case.seen.amp) or any(differing_starts(case)):
-        return ()
-    if any(differing_recipes(case)):
-        return ()
-    if first_losses_differ(case) or first_differing(case):  # AMP203 and AMP208 say why
+    """Return the gradients that can be compared."""
+    if not _is_comparable(case):
         return ()
     return [each for each in case.seen.numerics.gradients if math.isfinite(each.ratio)]
+
+
+def _is_comparable(case: Case) -> bool:
+    """Return whether the first steps had equal weights, data and random numbers."""
+    return not (
+        draws_differ(case.seen.fp32, case.seen.amp)
+        or any(differing_starts(case))
+        or any(differing_recipes(case))
+        or first_losses_differ(case)
+        or first_differing(case)  # AMP203 and AMP208 say why
+    )
 
 
 def _first_to_leave(case: Case) -> str | None:
@@ -257,6 +295,8 @@ def _first_to_leave(case: Case) -> str | None:
 
 
 def _going_forward(case: Case) -> str:
+    if left := case.seen.numerics.departure:
+        return f"; going forward, {_departed(left)}"
     found = _first_to_leave(case)
     return f"; going forward, {found} is the first to leave fp32" if found else ""
 

@@ -1,4 +1,4 @@
-"""`pytest-amp bisect`: the modules that have to stay in float32, and the lines that keep them."""
+"""`pytest-amp bisect`: the lines and modules that have to stay in float32, and how to keep them."""
 
 from __future__ import annotations
 
@@ -34,6 +34,32 @@ BY_SUBTRACTION = """
         x = x + 50
         spread = (x * x).mean(-1, keepdim=True) - x.mean(-1, keepdim=True) ** 2
         return (x - 50) / (spread.abs() + 0.1).sqrt()
+"""
+# A sum of a loss function that overflows, behind a module that would help as well.
+DICE = """
+import torch
+
+def dice(probability, target):
+    overlap = (probability * target).sum()
+    return 1 - overlap / (probability + target).sum().clamp(min=1)
+
+def test_step(amp_benchmark):
+    def setup(arm):
+        model = torch.nn.Conv2d(3, 1, 3, padding=1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        x = torch.randn(1, 3, 384, 384)
+        y = (x.mean(1, keepdim=True) > -2).float()
+        def step():
+            optimizer.zero_grad()
+            with arm.autocast():
+                probability = model(x).sigmoid()
+                loss = dice(probability, y.to(probability.dtype))
+            arm.scaler.scale(loss).backward()
+            arm.scaler.step(optimizer)
+            arm.scaler.update()
+            return loss
+        return step
+    amp_benchmark(setup)
 """
 OVERFLOWING = """
         # squares beyond float16's range, and a result within it
@@ -100,14 +126,23 @@ def net(scale=BY_SUBTRACTION):
 
 
 @pytest.mark.parametrize("form", [BODY_IS_THE_STEP, SETUP_OF_ITS_OWN], ids=["body", "setup"])
-def test_the_planted_modules_are_found_and_the_fix_is_printed(bisected, form) -> None:
+def test_the_planted_line_is_found_and_the_fix_is_printed(bisected, form) -> None:
     code, said = bisected(net(OVERFLOWING) + form, "test_it.py::test_step", "--amp-dtype=float16")
     assert code == bisect.FOUND
     assert "bisecting test_it.py::test_step on cpu in float16" in said
-    found = [line.strip() for line in said.splitlines() if line.startswith("  blocks")]
-    assert found == ["blocks.2.1  (Scale, test_it.py:6)", "blocks.5.1  (Scale, test_it.py:6)"]
-    assert 'with torch.autocast("cpu", enabled=False):' in said
+    *_, line, _, region, source = said.splitlines()
+    assert line.startswith("  test_it.py:8  (add)")
+    assert region.strip() == 'with torch.autocast("cpu", enabled=False):'
+    assert source.strip() == "x = x + 300"  # which keeps nothing of x in float16
     assert "loss_diff goes from" in said
+
+
+def test_a_line_of_a_loss_function_is_preferred_to_the_module_that_feeds_it(bisected) -> None:
+    code, said = bisected(DICE, "test_it.py::test_step", "--amp-dtype=float16")
+    assert code == bisect.FOUND
+    found = [line for line in said.splitlines() if line.startswith("  test_it.py")]
+    assert {line.split()[0] for line in found} == {"test_it.py:4", "test_it.py:5"}
+    assert "Conv2d" not in said
 
 
 def test_pasting_the_fix_makes_the_test_pass(pytester: pytest.Pytester, bisected) -> None:
@@ -128,14 +163,14 @@ def test_pasting_the_fix_makes_the_test_pass(pytester: pytest.Pytester, bisected
     pytester.runpytest("--amp-static").assert_outcomes(passed=1)
 
 
-def test_what_no_module_explains_is_said(bisected) -> None:
+def test_what_no_precision_explains_is_said(bisected) -> None:
     loss = "F.cross_entropy(model(x).float(), y)"
     outside = net("return x") + SETUP_OF_ITS_OWN.replace(
         loss, f"(1.5 if arm.enabled else 1.0) * {loss}"
     )
     code, said = bisected(outside)
     assert code == bisect.NO_HELP
-    assert "not even all modules in float32 make the losses agree (2 trials" in said
+    assert "not even all lines and modules in float32 make the losses agree (2 trials" in said
 
 
 @pytest.mark.parametrize(
@@ -171,8 +206,16 @@ def test_a_module_of_torchs_own_is_kept_where_it_is_called(bisected) -> None:
             self.even.weight.copy_(300 * torch.ones(8, 8).cumsum(0))
             self.even.bias.copy_(-1200 * torch.ones(8).cumsum(0))
 """
+    call = """
+    def cancelled(self, small, x):
+        even = self.even(small)
+        return self.head(x + even)
+"""
     source = net("return x").replace("        self.head", f"{cancels}        self.head")
-    source = source.replace("self.head(x)", "self.head(x + self.even(x * 0 + 0.5 + 1e-3 * x))")
+    source = source.replace("self.head(x)", "self.cancelled(x * 0 + 0.5 + 1e-3 * x, x)")
+    source = source.replace(
+        "    def forward(self, x):\n        for", f"{call}\n    def forward(self, x):\n        for"
+    )
     code, said = bisected(source + BODY_IS_THE_STEP)
     assert code == bisect.FOUND
     assert "  even  (Linear, torch/nn/modules/linear.py:" in said

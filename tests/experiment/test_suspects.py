@@ -9,7 +9,7 @@ import pytest
 from pytest_amp.experiment import suspects
 from pytest_amp.judge import gates
 from pytest_amp.judge.case import Case, Limits
-from pytest_amp.observations import OpRow
+from pytest_amp.observations import Departure, Numerics, OpRow
 from pytest_amp.results.values import Finding
 from tests.helpers.observations import FLAGS, IN_BF16, losses, scaled, seen, timing
 
@@ -88,9 +88,44 @@ DIVERGED = {"losses": losses(*scaled(1.5))}
 
 def test_a_divergence_is_tried_in_the_module_that_leaves_float32_first() -> None:
     failing = case(seen(amp=DIVERGED), max_loss_diff=0.02)
-    assert suspects.suspect(finding(), failing) == suspects.Suspect("loss_diff", "layers.1")
+    assert suspects.suspects(finding(), failing) == (in_module("layers.1"),)
     led = finding(first_to_leave="layers.0")
-    assert suspects.suspect(led, failing) == suspects.Suspect("loss_diff", "layers.0")
+    assert suspects.suspects(led, failing) == (in_module("layers.0"),)
+
+
+def in_module(path):
+    return suspects.Suspect("loss_diff", modules=(path,))
+
+
+def at(*lines):
+    return suspects.Suspect("loss_diff", lines)
+
+
+def departed(**amp):
+    left = Departure("aten::log", None, "loss.py:9", "bfloat16", 0.6, 0.002, 0.002, ("loss.py:8",))
+    observed = seen(amp={**DIVERGED, **amp})
+    return case(replace(observed, numerics=Numerics(departure=left)), max_loss_diff=0.02)
+
+
+def test_lines_are_tried_before_modules_and_then_those_that_fed_them() -> None:
+    placed = replace(finding(), location="loss.py:12")
+    assert suspects.suspects(placed, departed()) == (
+        at("loss.py:12"),
+        at("loss.py:9"),
+        at("loss.py:9", "loss.py:8"),
+        in_module("layers.1"),
+    )
+    again = replace(finding(), location="loss.py:9")
+    assert suspects.suspects(again, departed())[0] == at("loss.py:9")
+    assert len(suspects.suspects(again, departed())) == 3
+
+
+def test_a_line_that_calls_the_whole_model_is_no_suspect() -> None:
+    called = replace(PRODUCT, location="train.py:30")
+    rest = replace(PRODUCT, flops=10, location="loss.py:9")
+    observed = departed(operators=replace(IN_BF16, rows=(called, rest)))
+    placed = replace(finding(), location="train.py:30")
+    assert suspects.suspects(placed, observed)[0] == at("loss.py:9")
 
 
 @pytest.mark.parametrize(
@@ -98,19 +133,28 @@ def test_a_divergence_is_tried_in_the_module_that_leaves_float32_first() -> None
     [finding("AMP105"), finding(module=None), replace(finding(), suppressed="known")],
 )
 def test_other_findings_have_no_rerun(given) -> None:
-    assert suspects.suspect(given, case(seen(amp=DIVERGED), max_loss_diff=0.02)) is None
+    assert suspects.suspects(given, case(seen(amp=DIVERGED), max_loss_diff=0.02)) == ()
 
 
 def test_nothing_is_tried_where_the_gate_passed() -> None:
-    assert suspects.suspect(finding(), case(seen(), max_loss_diff=0.02)) is None
+    assert suspects.suspects(finding(), case(seen(), max_loss_diff=0.02)) == ()
 
 
 def test_a_gate_that_passes_in_the_rerun_confirms_the_cause() -> None:
     failing = case(seen(amp=DIVERGED), max_loss_diff=0.02)
-    suspect = suspects.Suspect("loss_diff", "layers.1")
+    suspect = in_module("layers.1")
     mended = suspects.judged(finding(), suspect, replace(failing, seen=seen()))
     assert mended.confirmed
     assert "with layers.1 kept in float32, loss_diff passes (0.1" in mended.message
     same = suspects.judged(finding(), suspect, failing)
     assert not same.confirmed
     assert "loss_diff still fails (50%)" in same.message
+
+
+def test_a_confirmed_line_becomes_the_place() -> None:
+    failing = case(seen(amp=DIVERGED), max_loss_diff=0.02)
+    both = at("loss.py:9", "loss.py:8")
+    mended = suspects.judged(finding(), both, replace(failing, seen=seen()))
+    assert mended.location == "loss.py:9"
+    assert "with loss.py:9 and loss.py:8 kept in float32, loss_diff passes" in mended.message
+    assert suspects.judged(finding(), both, failing).location == finding().location

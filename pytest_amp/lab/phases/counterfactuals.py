@@ -15,7 +15,7 @@ from pytest_amp.lab.phases import parity
 from pytest_amp.lab.scaling.step_watch import Replay
 from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.modules import ModuleStack
-from pytest_amp.lab.watch.tensors import is_reduced
+from pytest_amp.lab.watch.widened_lines import WidenedLines, widened
 from pytest_amp.observations import ParityRun
 
 __tracebackhide__ = unless_our_bug
@@ -39,18 +39,27 @@ def without_cast_cache(bench: Workbench, steps: int) -> tuple[ParityRun, Replay 
 
 
 def in_float32(
-    bench: Workbench, steps: int, paths: Collection[str]
+    bench: Workbench, steps: int, modules: Collection[str] = (), lines: Collection[str] = ()
 ) -> tuple[ParityRun, Replay | None]:
-    """Run the amp arm with the modules at `paths`, and all modules below them, in float32.
+    """Run the amp arm with some modules and some source lines in float32.
 
-    Compiled code runs eagerly, since its modules could not be reached otherwise.
+    Compiled code runs eagerly, since neither could be reached in it.
+
+    Args:
+        bench: builds the arm.
+        steps: how many steps to run.
+        modules: the paths of the modules; all modules below them are in float32 too.
+        lines: the lines, as ``file:line``.
 
     Returns:
         The run, and the skips that another arm would have to repeat.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(_kept_in_float32(bench.device.type, paths))
+        if modules:
+            stack.enter_context(_kept_in_float32(bench.device.type, modules))
+        if lines:
+            stack.enter_context(WidenedLines(bench.device.type, lines))
         return parity.run(bench, "amp", steps)
 
 
@@ -101,16 +110,10 @@ def _kept_in_float32(device_type: str, paths: Collection[str]) -> Iterator[None]
         def call(original: Any, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
             if modules.path_of(module) not in paths:
                 return original(module, *args, **kwargs)
-            args, kwargs = pytree.tree_map(_widened, (args, kwargs))
+            args, kwargs = pytree.tree_map(widened, (args, kwargs))
             with torch.autocast(device_type, enabled=False):
                 return original(module, *args, **kwargs)
 
         # Subscribed after the stack, so that paths are looked up before the stack enters a module.
         with subscribed(module_call=call):
             yield
-
-
-def _widened(leaf: Any) -> Any:
-    if isinstance(leaf, torch.Tensor) and is_reduced(leaf):
-        return leaf.float()
-    return leaf

@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from pytest_amp.errors import unless_our_bug
+from pytest_amp.judge.alignment import departure
 from pytest_amp.lab.arm import ArmName, Workbench
 from pytest_amp.lab.scaling.step_watch import starting_at
 from pytest_amp.lab.watch.losses import LossCurves
-from pytest_amp.lab.watch.modules import Call, ModuleStack
+from pytest_amp.lab.watch.modules import ModuleStack
 from pytest_amp.lab.watch.numerics import Witness
 from pytest_amp.lab.watch.operators import OpRecord
 from pytest_amp.lab.watch.rounding import RoundedProducts
@@ -49,8 +50,11 @@ def inspect(
     gradients = witness.gradients_beside(baseline)
     ran_in = amp.operators.main_reduced_dtype if amp.operators else None
     dtype = ran_in or dtype_name(bench.dtype)
-    if any(each.error > UNEXPLAINED_FROM[dtype] for each in gradients):
-        gradients = _with_rounding(bench, getattr(torch, dtype), gradients, baseline)
+    parted = departure(baseline.computed, witness.computed, dtype)
+    if parted or any(each.error > UNEXPLAINED_FROM[dtype] for each in gradients):
+        rounded = _rounded(bench, getattr(torch, dtype), baseline.steps)
+        gradients = _beside_rounding(gradients, rounded.gradients_beside(baseline))
+        parted = departure(baseline.computed, witness.computed, dtype, rounded.computed)
     return (
         fp32,
         amp,
@@ -60,27 +64,34 @@ def inspect(
                 for each in gradients
             ),
             outputs=witness.outputs_beside(baseline),
+            departure=parted,
         ),
     )
 
 
-def _with_rounding(
-    bench: Workbench, dtype: torch.dtype, gradients: tuple[Gradient, ...], baseline: Witness
-) -> tuple[Gradient, ...]:
-    """Add what rounding alone does to each gradient: fp32's first steps again, with it."""
-    rounded = Witness()
+def _rounded(bench: Workbench, dtype: torch.dtype, steps: int) -> Witness:
+    """Run fp32's first steps again, with the operands and results of its products rounded."""
+    rounded, modules = Witness(), ModuleStack()
     with (
         torch.compiler.set_stance("force_eager"),
         bench.built("fp32") as resident,
         resident.active(),
-        rounded.watching(),
-        RoundedProducts(dtype),
+        RoundedProducts(dtype),  # entered first, so that the watch sees what is not rounded yet
+        modules,
+        rounded.watching(modules),
     ):
-        while rounded.steps < baseline.steps:
+        while rounded.steps < steps:
             resident.step()
-            rounded.steps += 1
-    found = {each.parameter: each for each in rounded.gradients_beside(baseline)}
+            rounded.step_ended()
     rounded.let_go()
+    return rounded
+
+
+def _beside_rounding(
+    gradients: tuple[Gradient, ...], rounded: tuple[Gradient, ...]
+) -> tuple[Gradient, ...]:
+    """Add what rounding alone does to each gradient."""
+    found = {each.parameter: each for each in rounded}
     return tuple(
         replace(
             each,
@@ -91,34 +102,6 @@ def _with_rounding(
         else each
         for each in gradients
     )
-
-
-class Computing(NamedTuple):
-    """A module that calls operators itself.
-
-    Attributes:
-        call: the module and its path.
-        location: the user's line that its first operator comes from.
-        flops: the FLOPs of its operators.
-    """
-
-    call: Call
-    location: str | None
-    flops: int
-
-
-def computing_modules(bench: Workbench) -> list[Computing]:
-    """Return the amp arm's modules that call operators themselves."""
-    record = OpRecord()
-    with bench.built("amp") as resident, resident.active(), record.watching():
-        resident.step()
-        calls = record.modules.calls()
-    rows = [row for row in record.operators().rows if row.phase == "forward" and row.module]
-    return [
-        Computing(call, mine[0].location, sum(row.flops for row in mine))
-        for call in calls
-        if (mine := [row for row in rows if row.module == call.path])
-    ]
 
 
 class _Look:
@@ -142,10 +125,10 @@ class _Look:
             stack.enter_context(resident.active())
             modules, record = ModuleStack(left=witness.module_left), OpRecord()
             try:
-                with modules, witness.watching():
+                with modules, witness.watching(modules):
                     for _ in range(self._steps):
                         resident.step()
-                        witness.steps += 1
+                        witness.step_ended()
                         if len(witness.parameters) >= len(run.parameters):
                             break
                 record = OpRecord(witness.parameters)

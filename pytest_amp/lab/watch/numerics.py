@@ -7,17 +7,21 @@ outputs only a sample is kept.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
+from torch.utils._mode_utils import no_dispatch
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.events import OptimizerSteps
-from pytest_amp.lab.watch.modules import Call
+from pytest_amp.lab.watch.forward_values import ForwardValues
+from pytest_amp.lab.watch.modules import Call, ModuleStack
 from pytest_amp.lab.watch.tensors import values
-from pytest_amp.observations import Gradient, ModuleOutput
+from pytest_amp.observations import Computed, Gradient, ModuleOutput
 
 __tracebackhide__ = unless_our_bug
 
@@ -32,6 +36,7 @@ class Witness:
             CPU.
         parameters: those parameters, until `let_go`.
         steps: how many steps it took until all optimizers had stepped.
+        computed: the operators of the first step's forward passes.
     """
 
     def __init__(self) -> None:
@@ -39,12 +44,26 @@ class Witness:
         self.parameters: list[torch.Tensor] = []
         self._shapes: list[torch.Size] = []
         self.steps = 0
+        self.computed: list[Computed] = []
         self._outputs: dict[str, torch.Tensor] = {}
         self._largest: dict[str, float] = {}
 
-    def watching(self) -> OptimizerSteps:
-        """Take the gradients at each optimizer's first step inside."""
-        return OptimizerSteps(self._take_gradients)
+    @contextmanager
+    def watching(self, modules: ModuleStack) -> Iterator[None]:
+        """Take the gradients at each optimizer's first step inside, and record the first step.
+
+        Args:
+            modules: what knows the modules that are being called.
+        """
+        with OptimizerSteps(self._take_gradients), ForwardValues(modules).watching() as values:
+            self.computed = values.computed
+            self._values = values
+            yield
+
+    def step_ended(self) -> None:
+        """Count a step, and record no more operators."""
+        self.steps += 1
+        self._values.end()
 
     def let_go(self) -> None:
         """Release the arm's parameters, before another arm is built."""
@@ -55,10 +74,12 @@ class Witness:
         if call.again or call.path in self._outputs:
             return
         leaves = filter(torch.is_tensor, pytree.tree_leaves(output))
-        tensor = next((found for leaf in leaves if (found := _comparable(leaf)) is not None), None)
+        with no_dispatch():
+            found = [_comparable(leaf) for leaf in leaves]
+        tensor = next((each for each in found if each is not None), None)
         if tensor is None:
             return
-        with torch.no_grad():
+        with torch.no_grad(), no_dispatch():
             flat = tensor.reshape(-1)
             some = flat[:: -(-flat.numel() // SAMPLE)]
             # Copied, since an operator that follows in place, such as a ReLU, changes the output.

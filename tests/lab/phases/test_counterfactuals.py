@@ -27,13 +27,15 @@ def normalised(arm):
     return train(arm, optimizer, lambda: F.cross_entropy(model(x).float(), y))
 
 
-def test_a_module_that_the_gate_passes_without_is_the_confirmed_cause() -> None:
+def test_a_line_that_the_gate_passes_without_is_the_confirmed_cause() -> None:
     report = measure(normalised, dtype="float16")
     [finding] = report.findings
     assert report.gate("loss_diff").verdict == "fail"
-    assert (finding.code, finding.module, finding.confirmed) == ("AMP304", "2", True)
-    assert "going forward, 1 is the first to leave fp32" in finding.message
-    assert "with 1 kept in float32, loss_diff passes" in finding.message
+    assert (finding.code, finding.module, finding.confirmed) == ("AMP304", "1", True)
+    line = "tests/lab/phases/test_counterfactuals.py:19"
+    assert f"going forward, aten::mul in 1 at {line} (float16) is the first" in finding.message
+    assert f"with {line} kept in float32, loss_diff passes" in finding.message
+    assert finding.location == line
     assert "confirmed cause of loss_diff" in report.explain()
 
 

@@ -18,7 +18,7 @@ def witness(*gradients, start=1.0):
     for parameter, values in zip(parameters, gradients, strict=True):
         parameter.grad = None if values is None else torch.tensor(values)
     optimizer, seen = torch.optim.SGD(parameters, lr=0.1), Witness()
-    with seen.watching():
+    with seen.watching(ModuleStack()):
         optimizer.step()
         for parameter in parameters:
             parameter.grad = torch.full((4,), 9.0)  # a second step is not looked at

@@ -1,0 +1,162 @@
+"""Record what each operator of a step's forward passes computes, to compare it between arms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from pytest_amp.errors import unless_our_bug
+from pytest_amp.lab.watch.dispatch import DispatchMode
+from pytest_amp.lab.watch.events import OptimizerSteps, subscribed
+from pytest_amp.lab.watch.flops import is_product, operator_name
+from pytest_amp.lab.watch.modules import ModuleStack
+from pytest_amp.lab.watch.source import location
+from pytest_amp.lab.watch.tensors import dtype_name, plain_parts, real, storage
+from pytest_amp.observations import Computed, Sample
+
+__tracebackhide__ = unless_our_bug
+
+# How many elements of a tensor are kept.
+_KEPT = 255
+# These move values or convert them, and compute nothing. The arms differ in how many they need.
+_MOVES = frozenset(
+    f"aten::{name}"
+    for name in (
+        "_reshape_alias", "_to_copy", "_unsafe_view", "alias", "as_strided", "clone", "contiguous",
+        "copy_", "detach", "empty", "empty_like", "expand", "lift_fresh", "permute", "reshape",
+        "select", "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind",
+        "unsqueeze", "view",
+    )
+)  # fmt: skip
+
+
+class ForwardValues(DispatchMode):
+    """Records the operators of forward passes, with samples of what they take and make.
+
+    Left out are backward passes, what optimizers do, what is done to the gradients behind a
+    backward pass, and the scaling of the loss, since gradients and scales may differ.
+
+    Args:
+        modules: what knows the modules that are being called.
+
+    Attributes:
+        computed: the operators, in the order in which they ran.
+    """
+
+    def __init__(self, modules: ModuleStack) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._modules = modules
+        self._optimizers = OptimizerSteps()
+        self._over = False
+        self._scaling = False
+        self._went_back = False
+        self._lines: dict[int, dict[str | None, None]] = {}  # by storage
+        self.computed: list[Computed] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[ForwardValues]:
+        """Record what runs inside. Compiled code has to run eagerly meanwhile."""
+        with (
+            subscribed(scale=self._around_scale, backward=self._around_backward),
+            self._optimizers,
+            self,
+        ):
+            yield self
+
+    def end(self) -> None:
+        """Record no more."""
+        self._over = True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._is_elsewhere():
+            return func(*args, **kwargs)
+        name, line = operator_name(func), location()
+        made_at = self._made_at((args, kwargs))
+        given = () if name in _MOVES else tuple(map(_sample, _numbers((args, kwargs))))
+        out = func(*args, **kwargs)  # it may change what was sampled before
+        tensors = _tensors(out)
+        viewed = set(map(storage, _tensors((args, kwargs)))) if name in _MOVES else set()
+        for held in set(map(storage, tensors)) - viewed:
+            self._lines[held] = {} if is_product(func) else {line: None, **made_at}
+        if tensors and name not in _MOVES:
+            first = tensors[0]
+            self.computed.append(
+                Computed(
+                    name, _shape(first), dtype_name(first.dtype), self._modules.path(), line,
+                    _sample(first) if _is_float(first) else (), given,
+                    tuple(each for each in made_at if each not in (line, None)),
+                )
+            )  # fmt: skip
+        return out
+
+    def _made_at(self, tree: Any) -> dict[str | None, None]:
+        """Return the lines that made the tensors since the last products, the latest first."""
+        lines: dict[str | None, None] = {}
+        for tensor in _tensors(tree):
+            lines |= self._lines.get(storage(tensor), {})
+        return lines
+
+    def _is_elsewhere(self) -> bool:
+        return (
+            self._over
+            or self._scaling
+            or torch._C._current_graph_task_id() != -1
+            or self._optimizers.at_work
+            or (self._went_back and not torch.is_grad_enabled())
+        )
+
+    def _around_scale(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        self._scaling = True
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._scaling = False
+
+    def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        self._went_back = True
+        return original(*args, **kwargs)
+
+
+def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
+    nested = tensor.is_nested and tensor.layout is torch.strided  # such a tensor has no shape
+    return () if nested else tuple(tensor.shape)
+
+
+def _is_float(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _numbers(tree: Any) -> list[Any]:
+    """Return the tensors and floats of an operator's arguments."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, (torch.Tensor, float))]
+
+
+@torch.no_grad()
+def _sample(value: Any) -> Sample:
+    """Return the norm, and elements at even distances; empty if the tensor is not a plain one.
+
+    The elements are scaled to represent all, so that two samples are about as far apart as their
+    tensors are. The norm shows what single elements do.
+    """
+    if isinstance(value, float):
+        return (abs(value), value)
+    parts = [real(part) if part.is_complex() else part for part in plain_parts(value) or ()]
+    if len(parts) != 1 or not parts[0].numel():
+        return ()
+    flat = parts[0].reshape(-1)
+    is_half = flat.element_size() == 2 and flat.is_floating_point()
+    wide = flat if is_half else flat.float()
+    norm = torch.linalg.vector_norm(wide, dtype=torch.float32)
+    some = wide[:: -(-wide.numel() // _KEPT)].float()
+    some = some * math.sqrt(wide.numel() / some.numel())
+    return (*torch.cat([norm.reshape(1), some]).tolist(),)
