@@ -501,8 +501,10 @@ class Computed:
 class Departure:
     """The first operator of the amp arm whose output left fp32's although its inputs had not.
 
+    In a backward pass, the first node whose gradients did although those that it was given had not.
+
     Attributes:
-        op: the operator's name.
+        op: the operator's name; in a backward pass the forward operator whose gradient it is.
         module: the module that called it; None outside of modules.
         location: the user's line that called it.
         dtype: the dtype of its output.
@@ -510,6 +512,7 @@ class Departure:
         inputs_off: how far its inputs are off at most.
         rounding: how far fp32's own output moves if all products are rounded; None if unknown.
         made_at: the user's lines that made its inputs since the last products.
+        node: the name of the backward pass's node; None in a forward pass.
     """
 
     op: str
@@ -520,6 +523,7 @@ class Departure:
     inputs_off: float
     rounding: float | None = None
     made_at: tuple[str, ...] = ()
+    node: str | None = None
 
 
 @dataclass(frozen=True)
@@ -707,6 +711,7 @@ class Observations:
         nonfinite_origin: where the amp loss stopped being finite.
         stuck_origin: where gradients stop being finite, if the GradScaler keeps skipping steps.
         zeroed: where gradients turn to zero, if many do in the amp arm alone.
+        gradients_left: where gradients leave fp32's, if they do and the forward pass did not.
     """
 
     device: str
@@ -719,6 +724,7 @@ class Observations:
     nonfinite_origin: Origin | None = None
     stuck_origin: Origin | None = None
     zeroed: Zeroed | None = None
+    gradients_left: Departure | None = None
     device_type: str = "cpu"
     numerics: Numerics = Numerics()
     overflow: OverflowDrill | None = None

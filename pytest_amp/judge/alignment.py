@@ -32,22 +32,33 @@ def departure(
         rounded: what the reference computes if the operands and results of its products are
             rounded: how far an output may be off although nothing is wrong with its operator.
     """
-    epsilon = EPSILONS[dtype]
     by_rounding = {id(one): distance(one.out, other.out) for one, other in _aligned(fp32, rounded)}
     for expected, found in _aligned(fp32, amp):
         off = distance(expected.out, found.out)
         before = _inputs_off(expected, found)
-        allowed = max(
-            _EPSILONS_OFF * epsilon,
-            _TIMES_INPUTS * (before + epsilon),
-            _TIMES_ROUNDING * by_rounding.get(id(expected), 0.0),
-        )
-        if off > allowed:
+        if leaves(off, before, dtype, by_rounding.get(id(expected), 0.0)):
             return Departure(
                 found.op, found.module, found.location, found.dtype, off, before,
                 by_rounding.get(id(expected)), found.made_at,
             )  # fmt: skip
     return None
+
+
+def leaves(off: float, inputs_off: float, dtype: str, by_rounding: float = 0.0) -> bool:
+    """Return whether something is further off than a dtype and what it was made of explain.
+
+    Args:
+        off: how far it is off.
+        inputs_off: how far what it was made of is off.
+        dtype: the dtype that the amp arm rounds to.
+        by_rounding: how far it is off in the reference once products are rounded.
+    """
+    epsilon = EPSILONS[dtype]
+    return off > max(
+        _EPSILONS_OFF * epsilon,
+        _TIMES_INPUTS * (inputs_off + epsilon),
+        _TIMES_ROUNDING * by_rounding,
+    )
 
 
 def distance(expected: Sample, found: Sample) -> float:

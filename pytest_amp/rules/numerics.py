@@ -152,10 +152,7 @@ def gradient_mismatch(case: Case) -> Iterator[Word]:
     That may show in gradients, of which only those with 5% or more of the norm of all count, since
     the direction of a tiny one is mostly rounding, or already in what an operator computes.
     """
-    wrong = [
-        each for each in _gradients(case) if each.share >= MATTERS and _is_unexplained(each, case)
-    ]
-    left = case.seen.numerics.departure
+    wrong, left = unexplained(case), case.seen.numerics.departure or case.seen.gradients_left
     if not wrong:
         if left is not None and _accuses(left, case):
             yield Word(
@@ -170,8 +167,7 @@ def gradient_mismatch(case: Case) -> Iterator[Word]:
     yield Word(
         f"the first gradient of {worst.name or 'a parameter'} is not fp32's (cosine "
         f"{worst.cosine:.3f}, {units.ratio(worst.ratio)} its norm){_and_more(wrong)}, by more "
-        f"than {case.seen.dtype} explains{_beside_rounding(worst)}{_going_forward(case)}: look at "
-        "what computes it, backward too",
+        f"than {case.seen.dtype} explains{_beside_rounding(worst)}{_on_its_way(left, case)}",
         {
             "cosine": worst.cosine,
             "ratio": worst.ratio,
@@ -186,6 +182,13 @@ def gradient_mismatch(case: Case) -> Iterator[Word]:
     )
 
 
+def unexplained(case: Case) -> list[Gradient]:
+    """Return the gradients that AMP304 speaks of."""
+    return [
+        each for each in _gradients(case) if each.share >= MATTERS and _is_unexplained(each, case)
+    ]
+
+
 def _accuses(left: Departure, case: Case) -> bool:
     """Return whether what an operator computes is wrong enough to be told by itself.
 
@@ -195,19 +198,37 @@ def _accuses(left: Departure, case: Case) -> bool:
     return (
         _is_comparable(case)
         and case.gates["loss_diff"].verdict != "inconclusive"
-        and UNEXPLAINED_FROM[_ran_in(case)] < left.off < math.inf
+        and UNEXPLAINED_FROM[ran_in(case)] < left.off < math.inf
     )
 
 
 def _departed(left: Departure) -> str:
     module = f" in {left.module}" if left.module else ""
+    what = f"{left.op}{module} at {left.location}"
+    off = f"off by {units.share(left.off)}"
+    if left.node is not None:
+        return (
+            f"the gradient of {what} ({left.node}, {left.dtype}) is the first to leave fp32's: it "
+            f"is {off}, and what it is made of by {units.share(left.inputs_off)}"
+        )
     return (
-        f"{left.op}{module} at {left.location} ({left.dtype}) is the first to leave fp32: its "
-        f"output is off by {units.share(left.off)} and its inputs by {units.share(left.inputs_off)}"
+        f"{what} ({left.dtype}) is the first to leave fp32: its output is {off} and its inputs by "
+        f"{units.share(left.inputs_off)}"
     )
 
 
-def _ran_in(case: Case) -> str:
+def _on_its_way(left: Departure | None, case: Case) -> str:
+    """Say where the numbers part, and what to do there."""
+    if left is None:
+        found = _first_to_leave(case)
+        going = f"; going forward, {found} is the first to leave fp32" if found else ""
+        return f"{going}: look at what computes it, backward too"
+    if left.node is not None:
+        return f"; going backward, {_departed(left)}: look at how that is computed"
+    return f"; going forward, {_departed(left)}: keep that in float32 {origins.IN_FLOAT32}"
+
+
+def ran_in(case: Case) -> str:
     """Return the dtype that the amp arm's products ran in, which a step may choose by itself."""
     operators = case.seen.amp.operators
     return (operators.main_reduced_dtype if operators else None) or case.seen.dtype
@@ -221,7 +242,7 @@ def _is_unexplained(gradient: Gradient, case: Case) -> bool:
     if gradient.rounding is None:
         least, off = COSINES[case.seen.dtype], RATIOS[case.seen.dtype]
         return gradient.cosine < least or not 1 / off <= gradient.ratio <= off
-    return gradient.error > max(UNEXPLAINED_FROM[_ran_in(case)], TIMES_ROUNDING * gradient.rounding)
+    return gradient.error > max(UNEXPLAINED_FROM[ran_in(case)], TIMES_ROUNDING * gradient.rounding)
 
 
 def _beside_rounding(gradient: Gradient) -> str:
@@ -292,13 +313,6 @@ def _first_to_leave(case: Case) -> str | None:
     """Return the first module whose output is further from fp32's than the dtype explains."""
     budget = OUTPUT_ULPS * EPSILONS[case.seen.dtype]
     return next((o.module for o in case.seen.numerics.outputs if not o.distance <= budget), None)
-
-
-def _going_forward(case: Case) -> str:
-    if left := case.seen.numerics.departure:
-        return f"; going forward, {_departed(left)}"
-    found = _first_to_leave(case)
-    return f"; going forward, {found} is the first to leave fp32" if found else ""
 
 
 def _and_more(found: Sequence[Gradient]) -> str:

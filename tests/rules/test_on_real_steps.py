@@ -944,7 +944,7 @@ def test_an_overflow_that_stays_is_placed_at_the_backward_pass() -> None:
     assert line_at(found.location) == "arm.scaler.scale(loss).backward()"
 
 
-def test_a_gradient_is_placed_at_the_line_that_uses_its_parameter() -> None:
+def test_a_gradient_is_placed_at_the_backward_pass_that_bends_it() -> None:
     class Wrong(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -953,13 +953,13 @@ def test_a_gradient_is_placed_at_the_line_that_uses_its_parameter() -> None:
 
         @staticmethod
         def backward(ctx, grad):
-            return ctx.sign * grad
+            return ctx.sign * grad  # the line
 
     def setup(arm):
         model, (x, y) = net(), batch()
 
         def loss_of():
-            hidden = model[0](x)  # the line
+            hidden = model[0](x)
             return F.cross_entropy(model[2](Wrong.apply(hidden).relu()).float(), y)
 
         return train(arm, sgd(model), loss_of)

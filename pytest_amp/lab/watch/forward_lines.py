@@ -96,6 +96,13 @@ def current_node() -> Any:
     return torch._C._current_autograd_node()
 
 
+def backward_of(node: Any) -> Any:
+    """Return the Python function that computes a custom node's gradients."""
+    cls = getattr(node, "_forward_cls", None)
+    vjp: Any = getattr(cls, "vjp", None)
+    return vjp if vjp is not torch.autograd.Function.vjp else getattr(cls, "backward", None)
+
+
 def is_custom(node: Any) -> bool:
     """Return whether the node's backward pass is written in Python, by `autograd.Function`."""
     return isinstance(node, BackwardCFunction)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,13 +15,12 @@ from pytest_amp.lab.watch.events import OptimizerSteps, subscribed
 from pytest_amp.lab.watch.flops import is_product, operator_name
 from pytest_amp.lab.watch.modules import ModuleStack
 from pytest_amp.lab.watch.source import location
-from pytest_amp.lab.watch.tensors import dtype_name, plain_parts, real, storage
-from pytest_amp.observations import Computed, Sample
+from pytest_amp.lab.watch.spots import spots
+from pytest_amp.lab.watch.tensors import dtype_name, storage
+from pytest_amp.observations import Computed
 
 __tracebackhide__ = unless_our_bug
 
-# How many elements of a tensor are kept.
-_KEPT = 255
 # These move values or convert them, and compute nothing. The arms differ in how many they need.
 _MOVES = frozenset(
     f"aten::{name}"
@@ -78,7 +76,7 @@ class ForwardValues(DispatchMode):
             return func(*args, **kwargs)
         name, line = operator_name(func), location()
         made_at = self._made_at((args, kwargs))
-        given = () if name in _MOVES else tuple(map(_sample, _numbers((args, kwargs))))
+        given = () if name in _MOVES else tuple(map(spots, _numbers((args, kwargs))))
         out = func(*args, **kwargs)  # it may change what was sampled before
         tensors = _tensors(out)
         viewed = set(map(storage, _tensors((args, kwargs)))) if name in _MOVES else set()
@@ -89,7 +87,7 @@ class ForwardValues(DispatchMode):
             self.computed.append(
                 Computed(
                     name, _shape(first), dtype_name(first.dtype), self._modules.path(), line,
-                    _sample(first) if _is_float(first) else (), given,
+                    spots(first) if _is_float(first) else (), given,
                     tuple(each for each in made_at if each not in (line, None)),
                 )
             )  # fmt: skip
@@ -139,24 +137,3 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
 def _numbers(tree: Any) -> list[Any]:
     """Return the tensors and floats of an operator's arguments."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, (torch.Tensor, float))]
-
-
-@torch.no_grad()
-def _sample(value: Any) -> Sample:
-    """Return the norm, and elements at even distances; empty if the tensor is not a plain one.
-
-    The elements are scaled to represent all, so that two samples are about as far apart as their
-    tensors are. The norm shows what single elements do.
-    """
-    if isinstance(value, float):
-        return (abs(value), value)
-    parts = [real(part) if part.is_complex() else part for part in plain_parts(value) or ()]
-    if len(parts) != 1 or not parts[0].numel():
-        return ()
-    flat = parts[0].reshape(-1)
-    is_half = flat.element_size() == 2 and flat.is_floating_point()
-    wide = flat if is_half else flat.float()
-    norm = torch.linalg.vector_norm(wide, dtype=torch.float32)
-    some = wide[:: -(-wide.numel() // _KEPT)].float()
-    some = some * math.sqrt(wide.numel() / some.numel())
-    return (*torch.cat([norm.reshape(1), some]).tolist(),)

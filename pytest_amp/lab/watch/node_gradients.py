@@ -10,8 +10,11 @@ import torch
 from torch.utils._mode_utils import no_dispatch
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.watch.forward_lines import BothPasses, Place
-from pytest_amp.lab.watch.tensors import values
+from pytest_amp.lab.watch.forward_lines import BothPasses, Place, backward_of, is_custom
+from pytest_amp.lab.watch.source import first_line_of
+from pytest_amp.lab.watch.spots import spots
+from pytest_amp.lab.watch.tensors import dtype_name, values
+from pytest_amp.observations import Sample
 
 __tracebackhide__ = unless_our_bug
 
@@ -24,10 +27,14 @@ class Seen(NamedTuple):
     Attributes:
         alive: the share of its elements that are not zero.
         size: the median magnitude of these; 0 if there are none.
+        sample: what `spots` returns for it.
+        dtype: its dtype.
     """
 
     alive: float
     size: float
+    sample: Sample = ()
+    dtype: str = ""
 
 
 class NodeGradients(BothPasses):
@@ -65,12 +72,13 @@ class NodeGradients(BothPasses):
 
     def _hook(self, node: Any) -> Any:
         place, name = self._lines.of(node), node.name()
+        written = first_line_of(backward_of(node)) if place and is_custom(node) else None
 
         def after(made: Sequence[Any], given: Sequence[Any]) -> None:
             where = name, place.location if place else None
             self._counts[where] += 1
             key = (*where, self._counts[where])
-            self.places[key] = place
+            self.places[key] = place._replace(location=written) if place and written else place
             with torch.no_grad(), no_dispatch():
                 self.given[key], self.made[key] = list(map(_seen, given)), list(map(_seen, made))
 
@@ -94,4 +102,5 @@ def _seen(gradient: Any) -> Seen | None:
     if held is None or not held.numel():
         return None
     alive = held[held != 0].float().abs()
-    return Seen(alive.numel() / held.numel(), float(alive.median()) if alive.numel() else 0.0)
+    size = float(alive.median()) if alive.numel() else 0.0
+    return Seen(alive.numel() / held.numel(), size, spots(held), dtype_name(held.dtype))

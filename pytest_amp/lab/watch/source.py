@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from traceback import walk_tb
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -48,6 +49,15 @@ def library_below(error: BaseException) -> str | None:
         if kind != "skipped":
             return f"{_shown(frame.f_code.co_filename)}:{line}" if kind == "library" else None
     return None
+
+
+def first_line_of(function: Any) -> str | None:
+    """Return the first line in a Python function's body; None if it is not the user's own."""
+    code = getattr(function, "__code__", None)
+    if code is None or not is_the_users(code.co_filename):
+        return None
+    lines = [line for *_, line in code.co_lines() if line and line > code.co_firstlineno]
+    return f"{_shown(code.co_filename)}:{lines[0]}" if lines else None
 
 
 def is_the_users(file: str) -> bool:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pytest_amp.lab.phases import zeroed
+from pytest_amp.lab.phases import first_backward
 from tests.helpers.lab import measure, train, workbench
 
 BF16, FP16 = torch.bfloat16, torch.float16
@@ -42,7 +42,7 @@ def by_probability(arm, out, y):
 
 
 def test_a_clamp_in_a_helper_is_named_though_few_elements_had_a_gradient() -> None:
-    found = zeroed.locate(workbench(classifier(by_probability), BF16), None, 0.5)
+    found = first_backward.zeroed(workbench(classifier(by_probability), BF16), None, 0.5)
     assert (found.op, found.module, found.node) == ("aten::clamp", None, "ClampBackward1")
     assert found.location.endswith(line_of("the clamp"))
     assert found.lost == 1
@@ -54,17 +54,17 @@ def faint(arm, out, y):
 
 
 def test_a_gradient_that_underflows_is_named_at_the_cast_with_its_size() -> None:
-    found = zeroed.locate(workbench(classifier(faint, 4), FP16), 1.0, 0.5)
+    found = first_backward.zeroed(workbench(classifier(faint, 4), FP16), 1.0, 0.5)
     assert found.node == "ToCopyBackward0"
     assert 0 < found.expected < 2**-24
-    assert zeroed.locate(workbench(classifier(faint, 4), FP16), 2.0**24, 0.5) is None
+    assert first_backward.zeroed(workbench(classifier(faint, 4), FP16), 2.0**24, 0.5) is None
 
 
 def test_relus_that_zero_as_much_in_both_arms_are_not_named() -> None:
     def loss_of(arm, out, y):
         return F.cross_entropy(out.relu().float(), y)
 
-    assert zeroed.locate(workbench(classifier(loss_of, 8), BF16), None, 0.1) is None
+    assert first_backward.zeroed(workbench(classifier(loss_of, 8), BF16), None, 0.1) is None
 
 
 def test_the_finding_has_the_line() -> None:
