@@ -3,7 +3,7 @@
 Each file in faults/ and twins/ is one amp test. It runs in a pytest of its own, without timing. A
 fault is found if one of the codes in its EXPECT is reported (or, where it names the loss gate, if
 that gate fails), and placed if such a finding points at a line that is marked `# <- here`. A twin
-has to be free of errors and of warnings. `python -m benchmarks.planted 03 24` runs those cases only.
+has to be free of errors and of warnings. `python -m benchmarks.planted 03 24` runs those two only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ import torch
 
 HERE = Path(__file__).parent
 MARK = "# <- here"
-LOSS_GATE = "loss gate"
 
 
 @dataclass
@@ -42,16 +41,15 @@ class Outcome:
     @property
     def found(self):
         codes = {each["code"] for each in self.findings}
-        gate = LOSS_GATE in self.expected and "loss_diff" in self.failed_gates
+        gate = "loss gate" in self.expected and "loss_diff" in self.failed_gates
         return gate or bool(codes & set(self.expected))
 
     @property
     def placed(self):
         lines = enumerate(self.case.read_text("utf-8").splitlines(), 1)
         marked = {number for number, line in lines if line.endswith(MARK)}
-        return any(
-            self.line_of(each) in marked for each in self.findings if each["code"] in self.expected
-        )
+        mine = [each for each in self.findings if each["code"] in self.expected]
+        return any(self.line_of(each) in marked for each in mine)
 
     def line_of(self, finding):
         """The line in the case's own file; None if the finding is elsewhere or nowhere."""
@@ -76,9 +74,9 @@ def run(case):
         report, empty = Path(directory, "amp.json"), Path(directory, "pytest.ini")
         empty.write_text("[pytest]\n", "utf-8")
         options = ["-c", str(empty), "--rootdir", str(case.parent), "-p", "no:cacheprovider"]
+        options += ["--amp-static", "--amp-device=cpu", f"--amp-json={report}"]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", str(case), *options]
-            + ["--amp-static", "--amp-device=cpu", f"--amp-json={report}"],
+            [sys.executable, "-m", "pytest", str(case), *options],
             cwd=directory,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             capture_output=True,
@@ -97,12 +95,7 @@ def run(case):
     return outcome
 
 
-def yes(value):
-    return "yes" if value else "NO"
-
-
 def row(outcome):
-    is_fault = bool(outcome.expected)
     found = [*outcome.codes("error"), *(code + "w" for code in outcome.codes("warning"))]
     gates = "+".join(outcome.failed_gates)
     cells = [
@@ -110,7 +103,9 @@ def row(outcome):
         f"{' '.join(outcome.expected) or '-':26}",
         f"{' '.join(found) or '-':32}",
         f"{outcome.verdict + (f' ({gates})' if gates else ''):18}",
-        f"{yes(outcome.found):5} {yes(outcome.placed)}" if is_fault else "",
+        f"{'yes' if outcome.found else 'NO':5}  {'yes' if outcome.placed else 'NO'}"
+        if outcome.expected
+        else "",
     ]
     return "  ".join(cells).rstrip()
 
@@ -122,13 +117,14 @@ def table(outcomes):
     faults = [each for each in outcomes if each.expected]
     twins = [each for each in outcomes if not each.expected]
     placed = sum(each.found and each.placed for each in faults)
+    warned = sum(bool(each.codes("warning")) for each in twins)
     return [
         *lines,
         "",
         f"faults found                {sum(each.found for each in faults)} of {len(faults)}",
         f"faults found and placed     {placed} of {len(faults)}",
         f"twins with a false error    {sum(each.false_error for each in twins)} of {len(twins)}",
-        f"twins with a false warning  {sum(bool(t.codes('warning')) for t in twins)} of {len(twins)}",
+        f"twins with a false warning  {warned} of {len(twins)}",
     ]
 
 
