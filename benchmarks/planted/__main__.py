@@ -6,8 +6,6 @@ that gate fails), and placed if such a finding points at a line that is marked `
 has to be free of errors and of warnings. `python -m benchmarks.planted 03 24` runs those two only.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import json
@@ -17,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,10 +28,9 @@ MARK = "# <- here"
 class Outcome:
     case: Path
     expected: tuple[str, ...]
-    verdict: str = "no report"
-    failed_gates: list[str] = field(default_factory=list)
-    findings: list[dict] = field(default_factory=list)
-    tail: str = ""
+    verdict: str
+    failed_gates: list[str]
+    findings: list[dict]
 
     def codes(self, severity):
         return sorted({each["code"] for each in self.findings if each["severity"] == severity})
@@ -69,7 +66,6 @@ def expected_of(case):
 
 
 def run(case):
-    outcome = Outcome(case, expected_of(case))
     with tempfile.TemporaryDirectory() as directory:
         report, empty = Path(directory, "amp.json"), Path(directory, "pytest.ini")
         empty.write_text("[pytest]\n", "utf-8")
@@ -83,16 +79,12 @@ def run(case):
             text=True,
             check=False,
         )
-        outcome.tail = done.stdout[-2000:]
         if not report.exists():
-            return outcome
-        tests = json.loads(report.read_text("utf-8"))["tests"]
-    if len(tests) == 1:
-        test = tests[0]
-        outcome.verdict = test["verdict"]
-        outcome.failed_gates = [g["name"] for g in test["gates"] if g["verdict"] == "fail"]
-        outcome.findings = [each for each in test["findings"] if not each["suppressed"]]
-    return outcome
+            raise RuntimeError(f"{case} made no report:\n{done.stdout}{done.stderr}")
+        (test,) = json.loads(report.read_text("utf-8"))["tests"]
+    failed_gates = [gate["name"] for gate in test["gates"] if gate["verdict"] == "fail"]
+    findings = [each for each in test["findings"] if not each["suppressed"]]
+    return Outcome(case, expected_of(case), test["verdict"], failed_gates, findings)
 
 
 def row(outcome):
@@ -146,8 +138,6 @@ def main():
         print(f"\n{outcome.case.parent.name}/{outcome.case.stem}: {outcome.verdict}")
         for each in outcome.findings:
             print(f"  {each['severity']} {each['code']} at {each['location']}: {each['message']}")
-        if outcome.verdict == "no report":
-            print(outcome.tail)
     if arguments.write:
         arguments.write.write_text(text, "utf-8")
 

@@ -1,4 +1,4 @@
-"""Durations are predicted and summed up in float32."""
+"""Durations are summed up in float32."""
 
 import pytest
 import torch
