@@ -1,0 +1,53 @@
+"""Distances by |a|^2 + |b|^2 - 2ab cancel when autocast makes the product bfloat16, and the root
+of a negative number is NaN; subtract the coordinates in float32.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+EXPECT = ("AMP301",)
+
+
+class Refiner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(12, 32), nn.SiLU(), nn.Linear(32, 3))
+
+    def forward(self, features, backbone):
+        return backbone + self.layers(features)
+
+
+def pairwise_distances(a, b):
+    squares = a.pow(2).sum(-1)[:, None] + b.pow(2).sum(-1)[None]
+    return torch.sqrt(squares - 2 * a @ b.t())  # <- here
+
+
+@pytest.fixture
+def model(amp_device):
+    return Refiner().to(amp_device)
+
+
+@pytest.fixture
+def optimizer(model):
+    return torch.optim.Adam(model.parameters(), lr=1e-3)
+
+
+@pytest.fixture
+def complex_(amp_device):
+    chain = 30 + 3 * torch.randn(20, 3)
+    partner = chain + torch.tensor([0.0, 0.0, 4.0]) + 0.5 * torch.randn(20, 3)
+    return {
+        "features": torch.randn(20, 12).to(amp_device),
+        "chain": chain.to(amp_device),
+        "partner": partner.to(amp_device),
+        "distances": (5 + 5 * torch.rand(20, 20)).to(amp_device),
+    }
+
+
+@pytest.mark.amp(dtype="bfloat16")
+def test_docking(model, optimizer, complex_):
+    coordinates = model(complex_["features"], complex_["chain"])
+    distances = pairwise_distances(coordinates, complex_["partner"])
+    return F.smooth_l1_loss(distances, complex_["distances"])

@@ -1,0 +1,53 @@
+"""The log-probabilities of a PPO update are taken from float32 logits, the old and the new ones."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+EXPECT = ()
+
+
+class Policy(nn.Module):
+    def __init__(self, words=40, dim=32):
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(words, dim), nn.Linear(dim, dim)
+        self.head = nn.Linear(dim, words)
+
+    def forward(self, tokens):
+        return self.head(torch.tanh(self.mix(self.embed(tokens))))
+
+
+def sequence_logprob(logits, actions):
+    logprobs = F.log_softmax(logits.float(), dim=-1)
+    return logprobs.gather(-1, actions.unsqueeze(-1)).squeeze(-1).sum(-1)
+
+
+def ppo_loss(new, old, advantage, clip=0.2):
+    ratio = torch.exp(new - old)
+    return -torch.min(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).mean()
+
+
+@pytest.mark.amp(dtype="bfloat16")
+def test_ppo_update(amp_benchmark):
+    def setup(arm):
+        policy = Policy().to(arm.device)
+        optimizer = torch.optim.SGD(policy.parameters(), lr=1e-3)
+        tokens = torch.randint(40, (64, 33)).to(arm.device)
+        states, actions = tokens[:, :-1], tokens[:, 1:]
+        advantage = (0.5 + torch.randn(64)).to(arm.device)
+        with torch.no_grad(), arm.autocast():
+            old = sequence_logprob(policy(states).float(), actions)
+
+        def step():
+            optimizer.zero_grad()
+            with arm.autocast():
+                loss = ppo_loss(sequence_logprob(policy(states), actions), old, advantage)
+            arm.scaler.scale(loss).backward()
+            arm.scaler.step(optimizer)
+            arm.scaler.update()
+            return loss
+
+        return step
+
+    amp_benchmark(setup)

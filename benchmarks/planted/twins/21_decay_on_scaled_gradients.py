@@ -1,0 +1,40 @@
+"""Weight decay is added to unscaled gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+EXPECT = ()
+
+DECAY = 0.05
+
+
+def add_weight_decay(model):
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight.grad.add_(module.weight.detach(), alpha=DECAY)
+
+
+@pytest.mark.amp(dtype="float16")
+def test_regularised(amp_benchmark):
+    def setup(arm):
+        model = nn.Sequential(nn.Linear(16, 48), nn.ReLU(), nn.Linear(48, 4)).to(arm.device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        x = torch.randn(64, 16).to(arm.device)
+        y = x[:, :4].argmax(1)
+
+        def step():
+            optimizer.zero_grad()
+            with arm.autocast():
+                loss = F.cross_entropy(model(x), y)
+            arm.scaler.scale(loss).backward()
+            arm.scaler.unscale_(optimizer)
+            add_weight_decay(model)
+            arm.scaler.step(optimizer)
+            arm.scaler.update()
+            return loss
+
+        return step
+
+    amp_benchmark(setup)

@@ -1,0 +1,39 @@
+"""Each arm makes a loader of its own."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+EXPECT = ()
+
+
+def make_loader():
+    generator = torch.Generator().manual_seed(7)
+    inputs = torch.randn(500, 10, generator=generator)
+    return DataLoader(TensorDataset(inputs, inputs[:, :3].argmax(1)), batch_size=32)
+
+
+@pytest.mark.amp(dtype="bfloat16")
+def test_loaded(amp_benchmark):
+    def setup(arm):
+        batches = itertools.cycle(make_loader())
+        model = nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 3)).to(arm.device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+        def step():
+            x, y = (each.to(arm.device) for each in next(batches))
+            optimizer.zero_grad()
+            with arm.autocast():
+                loss = F.cross_entropy(model(x), y)
+            arm.scaler.scale(loss).backward()
+            arm.scaler.step(optimizer)
+            arm.scaler.update()
+            return loss
+
+        return step
+
+    amp_benchmark(setup)
