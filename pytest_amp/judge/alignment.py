@@ -15,6 +15,9 @@ EPSILONS: Mapping[str, float] = {"float16": 2**-10, "bfloat16": 2**-7}
 _EPSILONS_OFF = 8
 _TIMES_INPUTS = 6
 _TIMES_ROUNDING = 4
+# Rounding excuses an operator only up to here. Where rounding a product alone turns what follows
+# into something else, as with the phase of a sine, it is the product that should not be rounded.
+_MOST_BY_ROUNDING = 0.5
 
 
 def departure(
@@ -57,7 +60,7 @@ def leaves(off: float, inputs_off: float, dtype: str, by_rounding: float = 0.0) 
     return off > max(
         _EPSILONS_OFF * epsilon,
         _TIMES_INPUTS * (inputs_off + epsilon),
-        _TIMES_ROUNDING * by_rounding,
+        min(_TIMES_ROUNDING * by_rounding, _MOST_BY_ROUNDING),
     )
 
 
