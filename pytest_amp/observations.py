@@ -339,6 +339,8 @@ class ParityRun:
         modules: what each module says of itself, by its path: its class, its settings, its mode.
         losses_at_last_scale: the losses of the first steps again, from the scale that was found, if
             they were not finite while it was looked for; empty otherwise.
+        checkpoint: the names of what the user's checkpoint holds; None if nobody said.
+        checkpoint_at: the user's line that said so.
     """
 
     losses: Losses
@@ -361,6 +363,8 @@ class ParityRun:
     losses_at_last_scale: Losses = field(default_factory=dict)
     optimizers: tuple[OptimizerUse, ...] = ()
     modules: Mapping[str, str] = field(default_factory=dict)
+    checkpoint: tuple[str, ...] | None = None
+    checkpoint_at: str | None = None
 
     def stepped_at(self, number: int) -> str | None:
         """Return the user's line on which an optimizer stepped, if it is known."""
@@ -638,6 +642,46 @@ class TwoScales:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Something whose state a checkpoint does not bring back, and what follows from that alone.
+
+    Attributes:
+        kind: "scaler", "optimizer", "scheduler", "model", or "other".
+        name: its class name.
+        in_checkpoint: whether the checkpoint holds it, and nevertheless not all of its state.
+        losses: the losses of the steps that follow, without the interruption and after it.
+        differences: by how much the steps' losses differ, relative to the larger.
+        scales: a scaler's loss scale when the checkpoint is saved, and after the resume.
+        state: by how much its state differs in the end: the norm of the difference / the norm.
+    """
+
+    kind: str
+    name: str
+    in_checkpoint: bool = False
+    losses: tuple[tuple[float, float], ...] = ()
+    differences: tuple[float, ...] = ()
+    scales: tuple[float, float] | None = None
+    state: float = 0.0
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A run that goes on from the user's checkpoint, beside one without an interruption.
+
+    Attributes:
+        after: the steps before the checkpoint.
+        left_out: what the checkpoint does not bring back.
+        noise: by how much losses differ after a resume that brings everything back.
+        state_noise: the same of the states in the end.
+    """
+
+    after: int
+    left_out: tuple[LeftOut, ...] = ()
+    noise: float = 0.0
+    state_noise: float = 0.0
+
+
+@dataclass(frozen=True)
 class Observations:
     """Everything that was seen of one test.
 
@@ -645,6 +689,7 @@ class Observations:
         nonfinite_origin: where the amp loss stopped being finite.
         stuck_origin: where gradients stop being finite, if the GradScaler keeps skipping steps.
         zeroed: where gradients turn to zero, if many do in the amp arm alone.
+        resume: what follows from the user's checkpoint, where there is one.
     """
 
     device: str
@@ -662,3 +707,4 @@ class Observations:
     overflow: OverflowDrill | None = None
     two_scales: TwoScales | None = None
     rounded: Losses | None = None
+    resume: Resume | None = None

@@ -26,6 +26,7 @@ from pytest_amp.lab.phases import drill, timing
 from pytest_amp.lab.phases import parity as parity_run
 from pytest_amp.lab.phases.inspection import inspect
 from pytest_amp.lab.phases.overflow_drill import overflow
+from pytest_amp.lab.phases.resume_drill import resume
 from pytest_amp.lab.phases.scale_drill import two_scales
 from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.observations import Observations, Timing
@@ -131,6 +132,11 @@ def _observe(bench: Workbench, settings: Settings, limits: Limits) -> Observatio
         seen = _drilled(bench, settings, seen)
     elif seen.amp.scaler.scale_calls_when_off and settings.dtype is None:
         bench.notes.append(_SCALER_OFF.format(device=bench.device.type, dtype=seen.dtype))
+    if seen.amp.checkpoint is not None:
+        steps, note = settings.steps, bench.notes.append
+        seen = replace(
+            seen, resume=drill.attempted("resume drill", lambda: resume(bench, steps), note)
+        )
     _require_the_device(bench, settings, seen.amp.start.devices)
     return seen if settings.static else replace(seen, timing=_timed(bench, settings, limits))
 

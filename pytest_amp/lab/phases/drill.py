@@ -1,4 +1,4 @@
-"""What the two drills share: the one that provokes an overflow, and the one with two loss scales.
+"""What the drills share, which provoke an overflow, change the loss scale, or resume.
 
 Each drill builds the amp arm anew. Compiled code runs eagerly in it. Afterwards all patches are
 undone, and scalers that existed before have their former state.
@@ -16,7 +16,7 @@ import torch
 from torch.optim import Optimizer
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.arm import Resident, Workbench
+from pytest_amp.lab.arm import Resident, Setup, Workbench
 from pytest_amp.lab.scaling.step_watch import StepWatch
 from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.losses import LossCurves
@@ -74,8 +74,17 @@ class DrilledArm:
         self._resident: Resident | None = None
 
     @contextmanager
-    def built(self, *patches: AbstractContextManager[Any]) -> Iterator[None]:
-        """Build the arm under the watch and these patches, and keep it active inside."""
+    def built(
+        self,
+        *patches: AbstractContextManager[Any],
+        change: Callable[[Setup], Setup] = lambda setup: setup,
+    ) -> Iterator[Resident]:
+        """Build the arm under the watch and these patches, and keep it active inside.
+
+        Args:
+            patches: what to enter before the build.
+            change: makes another setup from the user's.
+        """
         self._bench.progress.at(self._phase, "amp")
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
@@ -83,11 +92,11 @@ class DrilledArm:
             for patch in patches:
                 stack.enter_context(patch)
             stack.enter_context(_scalers_put_back())  # the last one sees calls first
-            resident = stack.enter_context(self._bench.built("amp"))
+            resident = stack.enter_context(self._bench.built("amp", change))
             stack.enter_context(resident.active())
             stack.enter_context(self.modules)
             self._resident = resident
-            yield
+            yield resident
 
     def step(self) -> tuple[float, ...]:
         """Run the user's step once and return its losses."""
