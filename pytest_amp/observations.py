@@ -268,6 +268,7 @@ class ScalerUse:
         moved_at: the user's line on which a scheduler moved, by its optimizer's number.
         updated_at: the user's line of the first update that was in the midst or too early.
         scale_calls_when_off: how often the step handed a loss to a scaler that is off.
+        most_passes: the most backward passes between two steps of one optimizer, scaler or not.
     """
 
     optimizers: tuple[str, ...] = ()
@@ -282,6 +283,7 @@ class ScalerUse:
     scale_calls_when_off: int = 0
     moved_at: Mapping[int, str] = field(default_factory=dict)
     updated_at: str | None = None
+    most_passes: int = 0
 
     @property
     def live(self) -> bool:
@@ -642,6 +644,47 @@ class TwoScales:
 
 
 @dataclass(frozen=True)
+class AccumulatedGradient:
+    """A gradient to which several backward passes have added, at its optimizer's first step.
+
+    Attributes:
+        parameter: the parameter's path.
+        share: its norm / the norm of all gradients together, in the fp32 arm.
+        passes: how many backward passes added to it since it was empty, in fp32 and in amp.
+        errors: by how much its direction is off that of the sum of what these passes brought,
+            likewise: the norm of what is not along the sum / the norm.
+        ratio: amp's norm / fp32's norm.
+        cosine: the cosine between the two.
+        rounding: by how much the directions of both arms' sums differ, which is autocast's work.
+    """
+
+    parameter: str
+    share: float
+    passes: tuple[int, int]
+    errors: tuple[float, float]
+    ratio: float
+    cosine: float
+    rounding: float = 0.0
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    """How micro-batches add up in both arms.
+
+    Attributes:
+        gradients: the gradients that both arms' optimizers saw.
+        edited_at: the user's line that first changed one of amp's gradients before the step.
+        emptied_at: the user's line that emptied amp's gradients between backward passes.
+        backward_at: the user's line of amp's last backward pass.
+    """
+
+    gradients: tuple[AccumulatedGradient, ...] = ()
+    edited_at: str | None = None
+    emptied_at: str | None = None
+    backward_at: str | None = None
+
+
+@dataclass(frozen=True)
 class LeftOut:
     """Something whose state a checkpoint does not bring back, and what follows from that alone.
 
@@ -689,6 +732,7 @@ class Observations:
         nonfinite_origin: where the amp loss stopped being finite.
         stuck_origin: where gradients stop being finite, if the GradScaler keeps skipping steps.
         zeroed: where gradients turn to zero, if many do in the amp arm alone.
+        accumulated: how micro-batches add up, where there are several to one step.
         resume: what follows from the user's checkpoint, where there is one.
     """
 
@@ -707,4 +751,5 @@ class Observations:
     overflow: OverflowDrill | None = None
     two_scales: TwoScales | None = None
     rounded: Losses | None = None
+    accumulated: Accumulated | None = None
     resume: Resume | None = None

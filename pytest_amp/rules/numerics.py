@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 
 from pytest_amp import units
 from pytest_amp.judge.case import Case
-from pytest_amp.judge.gates import draws_differ
 from pytest_amp.judge.parity import first_nonfinite, noise_floor, once_scaled
 from pytest_amp.observations import UNEXPLAINED_FROM, Gradient, Zeroed
 from pytest_amp.rules import origins
+from pytest_amp.rules.accumulation import differing_accumulation
 from pytest_amp.rules.base import Word, rule
-from pytest_amp.rules.measurement import differing_starts, first_losses_differ
-from pytest_amp.rules.recipes import differing_recipes
-from pytest_amp.rules.scale_drill import first_differing
+from pytest_amp.rules.comparable import are_comparable
+from pytest_amp.rules.measurement import differing_starts
 
 # A tenth of a gradient's elements. ReLUs that flip because of rounding zero far fewer.
 UNDERFLOW = 0.1
@@ -240,12 +239,8 @@ def lost_updates(case: Case) -> Iterator[Word]:
 
 
 def _gradients(case: Case) -> Sequence[Gradient]:
-    """Return the gradients that can be compared: from equal weights, data and random numbers."""
-    if draws_differ(case.seen.fp32, case.seen.amp) or any(differing_starts(case)):
-        return ()
-    if any(differing_recipes(case)):
-        return ()
-    if first_losses_differ(case) or first_differing(case):  # AMP203 and AMP208 say why
+    """Return the gradients that can be compared, and that AMP213 does not explain."""
+    if not are_comparable(case) or any(differing_accumulation(case)):
         return ()
     return [each for each in case.seen.numerics.gradients if math.isfinite(each.ratio)]
 

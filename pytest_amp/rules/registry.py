@@ -8,6 +8,7 @@ from dataclasses import replace
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import Finding, suppression
 from pytest_amp.rules import (
+    accumulation,
     autocast,
     measurement,
     memory,
@@ -28,6 +29,7 @@ GROUPS = (
     one_arm,
     scaler,
     scale_drill,
+    accumulation,
     resume,
     numerics,
     speed,

@@ -1,4 +1,4 @@
-"""AMP212: whether a run that is resumed from the user's checkpoint goes on as if it had not ended."""
+"""AMP212: whether a run goes on from the user's checkpoint as if it had not ended."""
 
 from __future__ import annotations
 
@@ -90,4 +90,8 @@ def _cause(each: LeftOut, held: Sequence[str]) -> str:
 
 
 def _named(each: LeftOut) -> str:
-    return "the GradScaler" if each.kind == "scaler" else f"the {_KINDS.get(each.kind, each.kind)} {each.name}"
+    return (
+        "the GradScaler"
+        if each.kind == "scaler"
+        else f"the {_KINDS.get(each.kind, each.kind)} {each.name}"
+    )

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pytest_amp import units
 from pytest_amp.judge import skips
 from pytest_amp.judge.case import Case
+from pytest_amp.rules.accumulation import differing_accumulation
 from pytest_amp.rules.base import Raised, Word, rule
 from pytest_amp.rules.scale_drill import first_differing, optimizer_name, past_the_scaler
 from pytest_amp.rules.scale_stuck import made_anew, scale_that_is_stuck
@@ -183,7 +184,7 @@ def stepped_on_overflow(case: Case) -> Iterator[Word]:
                 {"ruined": list(each.ruined)},
             )
             return
-        if each.hidden and not first_differing(case):
+        if each.hidden and not (first_differing(case) or any(differing_accumulation(case))):
             yield Word(
                 "an infinite loss went backward, and no optimizer saw it: its gradients were made "
                 "finite before the GradScaler looked (nan_to_num, clamp), so a step was taken on "

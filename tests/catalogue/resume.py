@@ -125,7 +125,7 @@ def averaged(arm, **saved):
         average.update()
         return loss
 
-    arm.checkpoint(model=model, optimizer=optimizer, **{name: average for name in saved})
+    arm.checkpoint(model=model, optimizer=optimizer, **dict.fromkeys(saved, average))
     return step
 
 

@@ -24,10 +24,14 @@ class GradientEdits(TorchFunctionMode):
 
     Only what Python calls is seen. That is what a user's code and `clip_grad_norm_` do; the
     backward pass and fused optimizers are left out.
+
+    Attributes:
+        emptied: the line that first set a gradient to zero or None.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.emptied: str | None = None
         # By memory, since `.data` is another tensor; each is kept, so that its memory is not used
         # again meanwhile.
         self._changed: dict[int, tuple[torch.Tensor, str]] = {}
@@ -37,11 +41,14 @@ class GradientEdits(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if not args or name in _EMPTIES or name.startswith(_SCALERS):
+        if not args or name.startswith(_SCALERS):
+            return result
+        if name in _EMPTIES or (func == _ASSIGNED and args[1] is None):
+            self.emptied = self.emptied or location()
             return result
         if name == "register_hook" and args[0].is_leaf:
             self._hooked[id(args[0])] = args[0], location() or ""
-        elif func == _ASSIGNED and args[1] is not None:
+        elif func == _ASSIGNED:
             self._assigned.setdefault(id(args[0]), location() or "")
         elif name.endswith("_") and not name.endswith("__"):
             for tensor in _tensors(args[0]):
@@ -61,7 +68,8 @@ class GradientEdits(TorchFunctionMode):
         return next((self._hooked[id(each)][1] for each in known if id(each) in self._hooked), None)
 
     def forget(self) -> None:
-        """Leave out what was changed and assigned so far, as a backward pass begins."""
+        """Leave out what was changed, assigned and emptied so far, as a backward pass begins."""
+        self.emptied = None
         self._changed.clear()
         self._assigned.clear()
 
