@@ -560,6 +560,7 @@ class Overflow:
         next_loss_finite: whether the following step's loss was finite.
         recovered: whether one of the next few steps was taken.
         raised: what the scaler raised meanwhile.
+        raised_at: the user's line of the call that it refused.
         died: what the step itself raised, with its type; None if it went on.
         died_at: the user's line on which it did.
     """
@@ -578,6 +579,7 @@ class Overflow:
     next_loss_finite: bool = True
     recovered: bool = True
     raised: str | None = None
+    raised_at: str | None = None
     died: str | None = None
     died_at: str | None = None
 
@@ -676,12 +678,14 @@ class Accumulated:
         edited_at: the user's line that first changed one of amp's gradients before the step.
         emptied_at: the user's line that emptied amp's gradients between backward passes.
         backward_at: the user's line of amp's last backward pass.
+        steps: how many of the user's steps it took, in fp32 and in amp.
     """
 
     gradients: tuple[AccumulatedGradient, ...] = ()
     edited_at: str | None = None
     emptied_at: str | None = None
     backward_at: str | None = None
+    steps: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)

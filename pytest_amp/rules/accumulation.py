@@ -49,7 +49,7 @@ def differing_accumulation(case: Case) -> Iterator[Word]:
     lost = [each for each in gradients if _is_lost(each, case.seen.dtype)]
     if lost:
         yield _lost(max(lost, key=lambda each: each.errors[1]), len(lost), drill, case)
-    elif gradients and are_comparable(case):
+    elif gradients and drill.steps[0] == drill.steps[1] and are_comparable(case):
         yield from _others(gradients, drill)
 
 

@@ -14,6 +14,8 @@ from pytest_amp.rules.base import Word, rule
 # Losses and states of equal runs are equal to the last bit on a CPU, and to rounding elsewhere.
 DIFFERS_FROM = 1e-5
 TIMES_NOISE = 10
+# What is trained for its own sake, such as an average of weights, though no loss depends on it.
+_KEPT = ("model", "other")
 _KINDS = {"other": "object"}
 
 
@@ -21,8 +23,8 @@ _KINDS = {"other": "object"}
 def resume_differs(case: Case) -> Iterator[Word]:
     """Look for state that the checkpoint leaves out, and that changes what follows a resume.
 
-    A schedule that begins anew changes it sooner or later. Where the steps that were looked at do
-    not show it, that is a warning.
+    It is a warning where the steps that were looked at do not show it, as of a schedule that begins
+    anew and of a counter in no state_dict().
     """
     drill, held = case.seen.resume, case.seen.amp.checkpoint or ()
     for each in drill.left_out if drill else ():
@@ -32,7 +34,7 @@ def resume_differs(case: Case) -> Iterator[Word]:
         lost = each.state > max(DIFFERS_FROM, TIMES_NOISE * drill.state_noise)
         if step is None and not moved and not lost:
             continue
-        shown = step is not None or moved or each.kind in ("model", "other")
+        shown = step is not None or moved or (each.kind in _KEPT and not each.in_checkpoint)
         severity: Literal["error", "warning"] = "error" if shown else "warning"
         yield Word(
             f"{_what_follows(each, drill, step)}: {_cause(each, held)}",

@@ -1,4 +1,4 @@
-"""AMP213: micro-batches that do not add up under amp, and such as do, whatever becomes of the sum."""
+"""AMP213: micro-batches that do not add up under amp, and such as do."""
 
 from __future__ import annotations
 

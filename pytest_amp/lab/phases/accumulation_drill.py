@@ -58,6 +58,7 @@ def accumulated(bench: Workbench, steps: int, scale: float | None) -> Accumulate
         edited_at=amp.edited_at,
         emptied_at=amp.emptied_at,
         backward_at=amp.backward_at,
+        steps=(fp32.steps, amp.steps),
     )
 
 
@@ -122,6 +123,7 @@ class _Summed:
         edited_at: the user's line that first changed a gradient before its step.
         emptied_at: the user's line that emptied gradients after a backward pass.
         backward_at: the user's line of the last backward pass.
+        steps: how many of the user's steps were run.
     """
 
     def __init__(self, bench: Workbench, name: ArmName, steps: int, scale: float | None) -> None:
@@ -129,6 +131,7 @@ class _Summed:
         self.edited_at: str | None = None
         self.emptied_at: str | None = None
         self.backward_at: str | None = None
+        self.steps = 0
         self._sums: dict[int, _Sum] = {}
         self._kept: list[Any] = []
         self._optimizers: list[Optimizer] = []
@@ -139,6 +142,7 @@ class _Summed:
         self._kept.clear()
         self._optimizers.clear()
         self._stepped.clear()
+        del self._edits  # it keeps gradients alive
 
     def _run(self, run: DrilledArm, scale: float | None) -> None:
         def seen(optimizer: Optimizer, *_: Any) -> None:
@@ -159,6 +163,7 @@ class _Summed:
                 run.step()
                 if self._stepped >= set(self._optimizers):
                     break
+            self.steps = run.taken
 
     def _watching(self, setup: Setup) -> Setup:
         """Change a setup to watch what reaches the parameters of the optimizers that it makes."""
@@ -205,7 +210,8 @@ class _Summed:
         if kwargs.get("accumulate_grad"):
             if not self._sums:
                 self._edits.forget()
-            self.emptied_at = self.emptied_at or self._edits.emptied
+            every = (param for each in self._optimizers for param in _trained(each))
+            self.emptied_at = self.emptied_at or self._edits.emptied(every)
             self.backward_at = location()
         return original(*args, **kwargs)
 

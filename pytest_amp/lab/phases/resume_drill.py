@@ -53,15 +53,18 @@ def resume(bench: Workbench, steps: int) -> Resume:
     noise = _furthest(control.after, whole.after)
     if noise > REPEATS:
         raise NothingShown("the step keeps state that could not be carried over, or varies")
-    alone = {
-        index: resumed
-        if len(missing) == 1
-        else _Run(bench, half, whole, set(missing) - {index}, overflow=whole.overflow)
-        for index in missing
-    }
+    left_out = [_left_out(missing[0], resumed, whole)]
+    if len(missing) > 1:
+        alone = [
+            _left_out(index, _Run(bench, half, whole, others, overflow=whole.overflow), whole)
+            for index in missing
+            if (others := set(missing) - {index})
+        ]
+        # Where two hold the same state, as a trainer and its scaler do, neither is missed alone.
+        left_out = [each for each in alone if _is_missed(each)] or left_out
     return Resume(
         after,
-        tuple(_left_out(index, run, whole) for index, run in alone.items()),
+        tuple(left_out),
         noise,
         max(stateful.distance(control.end[index], whole.end[index]) for index in missing),
     )
@@ -94,6 +97,11 @@ def _left_out(index: int, run: _Run, whole: _Run) -> LeftOut:
         else None,
         state=stateful.distance(whole.end[index], run.end[index]),
     )
+
+
+def _is_missed(each: LeftOut) -> bool:
+    moved = each.scales is not None and each.scales[0] != each.scales[1]
+    return moved or max((*each.differences, each.state)) > SAME
 
 
 @dataclass

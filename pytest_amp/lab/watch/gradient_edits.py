@@ -24,18 +24,16 @@ class GradientEdits(TorchFunctionMode):
 
     Only what Python calls is seen. That is what a user's code and `clip_grad_norm_` do; the
     backward pass and fused optimizers are left out.
-
-    Attributes:
-        emptied: the line that first set a gradient to zero or None.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.emptied: str | None = None
         # By memory, since `.data` is another tensor; each is kept, so that its memory is not used
         # again meanwhile.
         self._changed: dict[int, tuple[torch.Tensor, str]] = {}
         self._assigned: dict[int, str] = {}
+        self._zeroed: dict[int, tuple[torch.Tensor, str]] = {}
+        self._removed: dict[int, str] = {}
         self._hooked: dict[int, tuple[torch.Tensor, str]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -43,10 +41,12 @@ class GradientEdits(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if not args or name.startswith(_SCALERS):
             return result
-        if name in _EMPTIES or (func == _ASSIGNED and args[1] is None):
-            self.emptied = self.emptied or location()
-            return result
-        if name == "register_hook" and args[0].is_leaf:
+        if name in _EMPTIES:
+            for tensor in _tensors(args[0]):
+                self._zeroed.setdefault(_memory(tensor), (tensor, location() or ""))
+        elif func == _ASSIGNED and args[1] is None:
+            self._removed.setdefault(id(args[0]), location() or "")
+        elif name == "register_hook" and args[0].is_leaf:
             self._hooked[id(args[0])] = args[0], location() or ""
         elif func == _ASSIGNED:
             self._assigned.setdefault(id(args[0]), location() or "")
@@ -67,11 +67,20 @@ class GradientEdits(TorchFunctionMode):
                 return (changed[1] if changed else self._assigned[id(each)]) or None
         return next((self._hooked[id(each)][1] for each in known if id(each) in self._hooked), None)
 
+    def emptied(self, parameters: Iterable[torch.Tensor]) -> str | None:
+        """Return the line that first set the gradient of one of the parameters to zero or None."""
+        for each in parameters:
+            zeroed = self._zeroed.get(_memory(each.grad)) if each.grad is not None else None
+            if zeroed or id(each) in self._removed:
+                return (zeroed[1] if zeroed else self._removed[id(each)]) or None
+        return None
+
     def forget(self) -> None:
         """Leave out what was changed, assigned and emptied so far, as a backward pass begins."""
-        self.emptied = None
         self._changed.clear()
         self._assigned.clear()
+        self._zeroed.clear()
+        self._removed.clear()
 
 
 def _tensors(target: Any) -> list[torch.Tensor]:

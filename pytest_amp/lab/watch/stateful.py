@@ -49,12 +49,13 @@ def objects_with_state() -> list[Any]:
 def made_since(before: Sequence[Any]) -> list[Any]:
     """Return what was made since `before`, in the order in which it was made.
 
-    A module or a schedule inside another one is part of that.
+    A module or a schedule inside another one is part of that, and so is an optimizer that is
+    another one in a wrapper.
     """
     older = set(map(id, before))
     made = [each for each in objects_with_state() if id(each) not in older]
     within = {id(part) for each in made for part in _parts(each)}
-    outer = [each for each in made if id(each) not in within]
+    outer = list({_identity(each): each for each in made if id(each) not in within}.values())
     held = {id(tensor) for each in outer for _, tensor in _tensors(each)}
     loose = {
         id(param): param
@@ -106,8 +107,10 @@ def put_back(thing: Any, state: State) -> None:
             group.update({**saved, "params": group["params"]})
     elif isinstance(thing, torch.nn.Module | LooseParameters):
         for name, tensor in _tensors(thing):
-            if name in state:
+            if name in state and state[name].shape == tensor.shape:
                 tensor.copy_(state[name])
+            elif name in state:  # a cache that has grown
+                tensor.data = state[name]
     else:
         thing.load_state_dict(state)
 
@@ -157,6 +160,10 @@ def _has_state(cls: type) -> bool:
     methods = (getattr(cls, name, None) for name in ("state_dict", "load_state_dict"))
     file = getattr(sys.modules.get(cls.__module__), "__file__", None)
     return all(map(callable, methods)) and file is not None and is_the_users(file)
+
+
+def _identity(thing: Any) -> int:
+    return id(thing.param_groups if isinstance(thing, Optimizer) else thing)
 
 
 def _parts(thing: Any) -> Iterator[Any]:
