@@ -16,6 +16,7 @@ __tracebackhide__ = unless_our_bug
 # Gradients are emptied by these, and divided by the scale by what begins like that.
 _EMPTIES = ("zero_", "_foreach_zero_")
 _SCALERS = "_amp_"
+_KEEP_VALUES = ("requires_grad_", "detach_")
 _ASSIGNED = torch.Tensor.grad.__set__  # type: ignore[union-attr]
 
 
@@ -39,7 +40,7 @@ class GradientEdits(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if not args or name.startswith(_SCALERS):
+        if not args or name.startswith(_SCALERS) or name in _KEEP_VALUES:
             return result
         if name in _EMPTIES:
             for tensor in _tensors(args[0]):

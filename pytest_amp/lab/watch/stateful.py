@@ -143,7 +143,8 @@ def _leaves(tree: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, 
 def _between(one: Any, other: Any) -> float:
     parts = _numbers(one), _numbers(other)
     if not all(parts):
-        return math.inf if isinstance(one, (bool, str, type(None))) and one != other else 0.0
+        is_plain = isinstance(one, (bool, str, type(None)))
+        return math.inf if any(parts) or (is_plain and one != other) else 0.0
     if [part.shape for part in parts[0]] != [part.shape for part in parts[1]]:
         return math.inf
     pairs = list(zip(*parts, strict=True))
