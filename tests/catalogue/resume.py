@@ -216,6 +216,31 @@ def dropout_and_batch_norm_that_are_resumed(arm):
     return trained(arm, "model optimizer scaler", model)
 
 
+@healthy("AMP212", **HALF)
+def a_fused_optimizer_that_is_resumed(arm):
+    return trained(
+        arm,
+        "model optimizer scaler",
+        optimizer_of=lambda m: torch.optim.AdamW(m.parameters(), fused=True),
+    )
+
+
+@healthy("AMP212")
+def a_cache_that_grows_and_is_not_saved(arm):
+    class Positions(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = mlp()
+            self.register_buffer("places", torch.zeros(1), persistent=False)
+
+        def forward(self, x):
+            if self.places.shape[0] < x.shape[0]:
+                self.places = torch.linspace(0, 1, x.shape[0])
+            return self.inner(x + self.places[: x.shape[0], None])
+
+    return trained(arm, "model optimizer", Positions())
+
+
 def drawn():
     """Batches without an end."""
     while True:
