@@ -28,6 +28,8 @@ _PHASES = {
     "noise floor": "parity",
     "overflow drill": "inspection",
     "scale drill": "inspection",
+    "accumulation drill": "inspection",
+    "resume drill": "inspection",
     "inspection": "inspection",
     "locating": "inspection",
     "confirming": "inspection",

@@ -14,8 +14,10 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
 from pytest_amp.errors import AmpError
+from pytest_amp.experiment.job import phases_of
 from pytest_amp.lab.phases.drill import NothingShown
 from pytest_amp.lab.phases.resume_drill import LEAST, MOST, resume
+from pytest_amp.progress import Progress
 from tests.helpers.lab import codes, measure, workbench
 
 HALF = torch.float16
@@ -219,6 +221,12 @@ def test_a_checkpoint_costs_builds_only_where_one_is_named() -> None:
 
     with_it = builds(lambda calls: training(without("scaler"), calls=calls))
     assert with_it == (builds(silent)[0] + 2, [])
+
+
+def test_the_drills_time_counts_as_the_inspections() -> None:
+    progress = Progress()
+    progress.seconds.update({"resume drill": 1.0, "accumulation drill": 2.0})
+    assert phases_of(progress)["inspection"] == 3.0
 
 
 def test_an_object_that_cannot_be_saved_is_an_error_that_names_it() -> None:
