@@ -92,7 +92,7 @@ class Arm:
         Raises:
             AmpError: a value has no such methods.
         """
-        self._saved = checkpoint_of(state)
+        self._saved = checkpoint_of(state, self._saved)
 
     def on_teardown(self, function: Callable[[], object]) -> None:
         """Register a function to call when the arm is no longer needed.

@@ -18,8 +18,8 @@ class Checkpoint(NamedTuple):
     location: str | None
 
 
-def checkpoint_of(state: Mapping[str, Any]) -> Checkpoint:
-    """Return the checkpoint that the user's line describes.
+def checkpoint_of(state: Mapping[str, Any], earlier: Checkpoint | None) -> Checkpoint:
+    """Return the checkpoint that the user's line describes, together with an earlier line's.
 
     Raises:
         AmpError: one of the objects can't be saved and loaded.
@@ -32,4 +32,4 @@ def checkpoint_of(state: Mapping[str, Any]) -> Checkpoint:
                 "state_dict() and load_state_dict(): leave it out, or wrap it in an object that "
                 "has them"
             )
-    return Checkpoint(dict(state), location())
+    return Checkpoint({**(earlier.state if earlier else {}), **state}, location())

@@ -69,7 +69,7 @@ def _what_follows(each: LeftOut, drill: Resume, step: int | None) -> str:
             f"{units.number(resumed)} and not {units.number(whole)} "
             f"(off by {units.share(each.differences[step])})"
         )
-    elif each.scales is None:
+    if not said:
         said.append(
             f"resumed after step {drill.after}, {_named(each)} is not what it would have been, "
             f"though the losses of the next {len(each.differences)} steps are"

@@ -96,6 +96,12 @@ def test_a_difference_must_stand_out_of_the_noise() -> None:
     assert len(heard(average, state_noise=0.8e-4)) == 1
 
 
+def test_a_scaler_whose_scale_differs_only_in_the_end_is_told() -> None:
+    [found] = heard(left_out(scales=(1024.0, 1024.0), state=0.5))
+    assert found.severity == "warning"
+    assert "resumed after step 10, the GradScaler is not what it would have been" in found.message
+
+
 def test_without_a_checkpoint_nothing_is_said() -> None:
     assert findings(seen()) == ()
     assert heard() == ()

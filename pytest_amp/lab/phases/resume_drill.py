@@ -28,6 +28,7 @@ __tracebackhide__ = unless_our_bug
 LEAST, MOST = 3, 10
 # An optimizer that accumulates steps once in a while; a checkpoint waits for it this much longer.
 PATIENCE = 8
+# States that differ by less are the same.
 SAME = 1e-6
 # If runs that should be the same differ by more, nothing can be told.
 REPEATS = 1e-3
@@ -37,6 +38,9 @@ Losses = list[tuple[float, ...]]  # of each step, all that it returned
 
 def resume(bench: Workbench, steps: int) -> Resume:
     """Save the user's checkpoint in the midst of a run, and look what a resume from it lacks.
+
+    A control shows that nothing else is lost: it carries over what the checkpoint leaves out, and
+    must go on as the whole run does. If several things are left out, each is then left out alone.
 
     Raises:
         NothingShown: the step does not repeat itself, or no optimizer steps.

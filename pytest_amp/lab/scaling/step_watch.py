@@ -185,8 +185,7 @@ class StepWatch:
         return result
 
     def _around_backward(self, original: Around, *args: Any, **kwargs: Any) -> Any:
-        adds = bool(kwargs.get("accumulate_grad"))
-        self._accumulation.backward(self.trained.optimizers, adds)
+        self._accumulation.backward(self.trained.optimizers, bool(kwargs.get("accumulate_grad")))
         return original(*args, **kwargs)
 
     def _around_making_schedule(self, original: Around, *args: Any, **kwargs: Any) -> None:

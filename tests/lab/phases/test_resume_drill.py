@@ -237,6 +237,17 @@ def test_an_object_that_cannot_be_saved_is_an_error_that_names_it() -> None:
         measure(training(("model", "scheduler"), wrap=wrap))
 
 
+def test_a_checkpoint_may_be_named_in_several_lines() -> None:
+    inner = training(without("scaler", "scheduler"))
+
+    def setup(arm):
+        step = inner(arm)
+        arm.checkpoint(scaler=arm.scaler)
+        return step
+
+    assert [each.kind for each in resume(workbench(setup, HALF), 8).left_out] == ["scheduler"]
+
+
 def test_the_place_is_the_line_of_the_checkpoint() -> None:
     report = measure(training(without("optimizer")), dtype="bfloat16")
     [found] = report.findings
