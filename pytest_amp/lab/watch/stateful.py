@@ -43,7 +43,9 @@ KINDS = {
 
 def objects_with_state() -> list[Any]:
     """Return all that the garbage collector knows of: of torch's kinds, and of the user's own."""
-    return [each for each in gc.get_objects() if _has_state(type(each))]
+    every = gc.get_objects()
+    kinds = {cls for cls in set(map(type, every)) if _has_state(cls)}
+    return [each for each in every if type(each) in kinds]
 
 
 def made_since(before: Sequence[Any]) -> list[Any]:
