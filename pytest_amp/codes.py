@@ -49,6 +49,8 @@ CODES = {
     "AMP209": Code("scale-changed-mid-accumulation", "error", ("loss_diff", "skipped_steps")),
     "AMP210": Code("ranks-disagree-on-skip", "error"),
     "AMP211": Code("dies-on-overflow", "error"),
+    "AMP212": Code("resume-differs", "error"),
+    "AMP213": Code("accumulation-differs", "error", ("loss_diff",)),
     "AMP301": Code("nonfinite-loss", "error", ("loss_diff",)),
     "AMP302": Code("gradient-underflow", "warning", ("loss_diff",)),
     "AMP303": Code("overflow-risk", "warning", ("loss_diff", "skipped_steps")),

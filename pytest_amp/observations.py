@@ -268,6 +268,7 @@ class ScalerUse:
         moved_at: the user's line on which a scheduler moved, by its optimizer's number.
         updated_at: the user's line of the first update that was in the midst or too early.
         scale_calls_when_off: how often the step handed a loss to a scaler that is off.
+        most_passes: the most backward passes between two steps of one optimizer, scaler or not.
     """
 
     optimizers: tuple[str, ...] = ()
@@ -282,6 +283,7 @@ class ScalerUse:
     scale_calls_when_off: int = 0
     moved_at: Mapping[int, str] = field(default_factory=dict)
     updated_at: str | None = None
+    most_passes: int = 0
 
     @property
     def live(self) -> bool:
@@ -339,6 +341,8 @@ class ParityRun:
         modules: what each module says of itself, by its path: its class, its settings, its mode.
         losses_at_last_scale: the losses of the first steps again, from the scale that was found, if
             they were not finite while it was looked for; empty otherwise.
+        checkpoint: the names of what the user's checkpoint holds; None if nobody said.
+        checkpoint_at: the user's line that said so.
     """
 
     losses: Losses
@@ -361,6 +365,8 @@ class ParityRun:
     losses_at_last_scale: Losses = field(default_factory=dict)
     optimizers: tuple[OptimizerUse, ...] = ()
     modules: Mapping[str, str] = field(default_factory=dict)
+    checkpoint: tuple[str, ...] | None = None
+    checkpoint_at: str | None = None
 
     def stepped_at(self, number: int) -> str | None:
         """Return the user's line on which an optimizer stepped, if it is known."""
@@ -620,6 +626,7 @@ class Overflow:
         next_loss_finite: whether the following step's loss was finite.
         recovered: whether one of the next few steps was taken.
         raised: what the scaler raised meanwhile.
+        raised_at: the user's line of the call that it refused.
         died: what the step itself raised, with its type; None if it went on.
         died_at: the user's line on which it did.
     """
@@ -638,6 +645,7 @@ class Overflow:
     next_loss_finite: bool = True
     recovered: bool = True
     raised: str | None = None
+    raised_at: str | None = None
     died: str | None = None
     died_at: str | None = None
 
@@ -704,6 +712,89 @@ class TwoScales:
 
 
 @dataclass(frozen=True)
+class AccumulatedGradient:
+    """A gradient to which several backward passes have added, at its optimizer's first step.
+
+    Attributes:
+        parameter: the parameter's path.
+        share: its norm / the norm of all gradients together, in the fp32 arm.
+        passes: how many backward passes added to it since it was empty, in fp32 and in amp.
+        errors: by how much its direction is off that of the sum of what these passes brought,
+            likewise: the norm of what is not along the sum / the norm.
+        ratio: amp's norm / fp32's norm.
+        cosine: the cosine between the two.
+        rounding: by how much the directions of both arms' sums differ, which is autocast's work.
+    """
+
+    parameter: str
+    share: float
+    passes: tuple[int, int]
+    errors: tuple[float, float]
+    ratio: float
+    cosine: float
+    rounding: float = 0.0
+
+
+@dataclass(frozen=True)
+class Accumulated:
+    """How micro-batches add up in both arms.
+
+    Attributes:
+        gradients: the gradients that both arms' optimizers saw.
+        edited_at: the user's line that first changed one of amp's gradients before the step.
+        emptied_at: the user's line that emptied amp's gradients between backward passes.
+        backward_at: the user's line of amp's last backward pass.
+        steps: how many of the user's steps it took, in fp32 and in amp.
+    """
+
+    gradients: tuple[AccumulatedGradient, ...] = ()
+    edited_at: str | None = None
+    emptied_at: str | None = None
+    backward_at: str | None = None
+    steps: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something whose state a checkpoint does not bring back, and what follows from that alone.
+
+    Attributes:
+        kind: "scaler", "optimizer", "scheduler", "model", or "other".
+        name: its class name.
+        in_checkpoint: whether the checkpoint holds it, and nevertheless not all of its state.
+        losses: the losses of the steps that follow, without the interruption and after it.
+        differences: by how much the steps' losses differ, relative to the larger.
+        scales: a scaler's loss scale when the checkpoint is saved, and after the resume.
+        state: by how much its state differs in the end: the norm of the difference / the norm.
+    """
+
+    kind: str
+    name: str
+    in_checkpoint: bool = False
+    losses: tuple[tuple[float, float], ...] = ()
+    differences: tuple[float, ...] = ()
+    scales: tuple[float, float] | None = None
+    state: float = 0.0
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A run that goes on from the user's checkpoint, beside one without an interruption.
+
+    Attributes:
+        after: the steps before the checkpoint.
+        left_out: what the checkpoint does not bring back.
+        noise: by how much losses differ after a resume that brings everything back.
+        state_noise: the same of the states in the end.
+    """
+
+    after: int
+    left_out: tuple[LeftOut, ...] = ()
+    noise: float = 0.0
+    state_noise: float = 0.0
+
+
+@dataclass(frozen=True)
 class Observations:
     """Everything that was seen of one test.
 
@@ -712,6 +803,8 @@ class Observations:
         stuck_origin: where gradients stop being finite, if the GradScaler keeps skipping steps.
         zeroed: where gradients turn to zero, if many do in the amp arm alone.
         gradients_left: where gradients leave fp32's, if they do and the forward pass did not.
+        accumulated: how micro-batches add up, where there are several to one step.
+        resume: what follows from the user's checkpoint, where there is one.
     """
 
     device: str
@@ -730,3 +823,5 @@ class Observations:
     overflow: OverflowDrill | None = None
     two_scales: TwoScales | None = None
     rounded: Losses | None = None
+    accumulated: Accumulated | None = None
+    resume: Resume | None = None

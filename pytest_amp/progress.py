@@ -28,6 +28,7 @@ class Progress:
         began: when the experiment began, by the same clock as `seconds`.
         raised_alone: what is known of the exception that ended the experiment, if only one of the
             arms raises it; for the rules.
+        led_to_it: the user's line that led to a GradScaler's exception, if another one raised it.
     """
 
     show: Callable[[Progress], None] = _nothing
@@ -41,6 +42,7 @@ class Progress:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     began: float = field(default_factory=time.perf_counter)
     raised_alone: object = None
+    led_to_it: str | None = None
     _since: float = field(default_factory=time.perf_counter)
     _steps_since: float = field(default_factory=time.perf_counter)
 

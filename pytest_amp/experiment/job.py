@@ -28,6 +28,8 @@ _PHASES = {
     "noise floor": "parity",
     "overflow drill": "inspection",
     "scale drill": "inspection",
+    "accumulation drill": "inspection",
+    "resume drill": "inspection",
     "inspection": "inspection",
     "locating": "inspection",
     "confirming": "inspection",
@@ -77,7 +79,7 @@ def failed(job: Job, progress: Progress, error: BaseException) -> AmpReport:
     found: tuple[Finding, ...] = ()
     raised: object = progress.raised_alone
     if raised_by_scaler(error):
-        raised = Raised(str(error), location_of(error))
+        raised = Raised(str(error), progress.led_to_it or location_of(error))
     if isinstance(raised, Raised | RaisedAlone):
         found = registry.findings(raised, job.settings.select, job.settings.ignore)
     for finding in found:

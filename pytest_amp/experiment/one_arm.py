@@ -10,8 +10,10 @@ from pytest_amp.lab.arm import ArmName, Workbench
 from pytest_amp.lab.machine.device import world_size
 from pytest_amp.lab.scaling.scaler import raised_by_scaler
 from pytest_amp.lab.watch.raising import LastRaised, custom_function, is_an_assertion
+from pytest_amp.lab.watch.refused import LedToRefusal
 from pytest_amp.lab.watch.source import library_below, location_of
 from pytest_amp.rules.base import RaisedAlone
+from pytest_amp.rules.scaler import NOTHING_SCALED, NOTHING_TO_CHECK
 
 __tracebackhide__ = unless_our_bug
 
@@ -29,7 +31,19 @@ def explained(bench: Workbench, name: ArmName) -> Iterator[None]:
             notes: list[str] = [*getattr(error, "__notes__", ())]
             bench.progress.raised_alone = _alone(bench, name, error)
             vars(error)["__notes__"] = notes  # without those of the reruns, if it is raised there
+        elif raised_by_scaler(error) and world_size() == 1:
+            bench.progress.led_to_it = _led_to(bench, name, error)
         raise
+
+
+def _led_to(bench: Workbench, name: ArmName, error: Exception) -> str | None:
+    """Return the user's line that a GradScaler's exception is about; None if it is the call's."""
+    begins = str(error).startswith
+    if not begins((NOTHING_SCALED, NOTHING_TO_CHECK)):
+        return None
+    watch = LedToRefusal()
+    _raised(bench, name, bench.progress.step or 0, watch.watching())
+    return watch.unscaled_at if begins(NOTHING_SCALED) else watch.emptied_at
 
 
 def _may_be_of_one_arm(bench: Workbench, error: Exception) -> bool:

@@ -24,8 +24,10 @@ from pytest_amp.lab.machine.garbage import older_objects_set_aside
 from pytest_amp.lab.machine.lock import turn
 from pytest_amp.lab.phases import drill, timing
 from pytest_amp.lab.phases import parity as parity_run
+from pytest_amp.lab.phases.accumulation_drill import accumulated
 from pytest_amp.lab.phases.inspection import inspect
 from pytest_amp.lab.phases.overflow_drill import overflow
+from pytest_amp.lab.phases.resume_drill import resume
 from pytest_amp.lab.phases.scale_drill import two_scales
 from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.observations import Observations, Timing
@@ -131,6 +133,7 @@ def _observe(bench: Workbench, settings: Settings, limits: Limits) -> Observatio
         seen = _drilled(bench, settings, seen)
     elif seen.amp.scaler.scale_calls_when_off and settings.dtype is None:
         bench.notes.append(_SCALER_OFF.format(device=bench.device.type, dtype=seen.dtype))
+    seen = _resumed(bench, settings, _added_up(bench, settings, seen))
     _require_the_device(bench, settings, seen.amp.start.devices)
     return seen if settings.static else replace(seen, timing=_timed(bench, settings, limits))
 
@@ -178,6 +181,28 @@ def _drilled(bench: Workbench, settings: Settings, seen: Observations) -> Observ
             "scale drill", lambda: two_scales(bench, steps, len(scaler.optimizers)), note
         ),
     )
+
+
+def _added_up(bench: Workbench, settings: Settings, seen: Observations) -> Observations:
+    """Look how micro-batches add up, if there are several to one step."""
+    if seen.amp.scaler.most_passes < 2 and seen.fp32.scaler.most_passes < 2:
+        return seen
+    scale = seen.amp.scales[-1] if seen.amp.scales else None
+    found = drill.attempted(
+        "accumulation drill",
+        lambda: accumulated(bench, settings.steps, scale),
+        bench.notes.append,
+    )
+    return replace(seen, accumulated=found)
+
+
+def _resumed(bench: Workbench, settings: Settings, seen: Observations) -> Observations:
+    """Resume from the user's checkpoint, if the setup says what it holds."""
+    if seen.amp.checkpoint is None:
+        return seen
+    steps, note = settings.steps, bench.notes.append
+    found = drill.attempted("resume drill", lambda: resume(bench, steps), note)
+    return replace(seen, resume=found)
 
 
 def _require_the_device(bench: Workbench, settings: Settings, trained_on: Sequence[str]) -> None:

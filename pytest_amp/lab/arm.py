@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
@@ -13,6 +12,8 @@ import torch
 from torch.optim import Optimizer
 
 from pytest_amp.errors import AmpError, add_note, unless_our_bug
+from pytest_amp.lab.checkpoint import Checkpoint, checkpoint_of
+from pytest_amp.lab.machine.compiled import forget_compiled_code, let_go_of_graphs
 from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.machine.global_state import GlobalState, seed_all
 from pytest_amp.lab.scaling.scaler import AmpScaler, FixtureScaler
@@ -45,6 +46,7 @@ class Arm:
         self.scaler: torch.amp.GradScaler = AmpScaler(
             device.type, enabled=self.enabled and amp_dtype is torch.float16
         )
+        self._saved: Checkpoint | None = None
         self._teardown: list[Callable[[], object]] = []
 
     def pause_scaler_record(self) -> None:
@@ -78,6 +80,20 @@ class Arm:
             return "32-true"
         return "16-mixed" if self.dtype is torch.float16 else "bf16-mixed"
 
+    def checkpoint(self, **state: Any) -> None:
+        """Say in ``setup`` what your checkpoint holds; a drill resumes from just that (AMP212).
+
+        For example ``arm.checkpoint(model=model, optimizer=optimizer, scaler=arm.scaler)``.
+
+        Args:
+            state: each value has a ``state_dict()`` and a ``load_state_dict()``. They are loaded in
+                this order.
+
+        Raises:
+            AmpError: a value has no such methods.
+        """
+        self._saved = checkpoint_of(state, self._saved)
+
     def on_teardown(self, function: Callable[[], object]) -> None:
         """Register a function to call when the arm is no longer needed.
 
@@ -101,6 +117,11 @@ class Resident:
         self._bench = bench
         self._step: Step | None = None
         self._state = bench.globals.capture()
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """What ``arm.checkpoint()`` was told; None if it was not called."""
+        return self.arm._saved
 
     def build(self, setup: Setup) -> None:
         """Call `setup` and keep the step that it returns.
@@ -178,8 +199,8 @@ class Resident:
                     self.arm._teardown.pop()()
                 except Exception as error:  # noqa: BLE001 - all are called
                     errors.append(error)
-            _let_go_of_graphs()
-        self._step = None
+            let_go_of_graphs()
+        self._step = self.arm._saved = None
         gc.collect()
         return errors
 
@@ -242,7 +263,7 @@ class Workbench:
         """
         self.builds += 1
         if not self._alive:
-            _forget_compiled_code()
+            forget_compiled_code()
             gc.collect()  # reference cycles may keep the previous arm alive
         with self.globals.preserved():
             seed_all(self._seed)
@@ -267,31 +288,11 @@ class Workbench:
         finally:
             self._alive -= 1
             if not self._alive:
-                _forget_compiled_code()
+                forget_compiled_code()
 
     def lending(self, scaler: torch.amp.GradScaler) -> AbstractContextManager[None]:
         """Make the `amp_scaler` fixture act as this scaler inside, if the test has the fixture."""
         return nullcontext() if self._fixture is None else self._fixture.standing_for(scaler)
-
-
-def _forget_compiled_code() -> None:
-    """Reset Dynamo, so that an arm compiles as it would in a process of its own.
-
-    Whatever earlier arms and tests compiled of the same class counts towards Dynamo's recompile
-    limit. Beyond the limit the code silently runs eagerly.
-    """
-    dynamo: Any = sys.modules.get("torch._dynamo")
-    if dynamo is not None:
-        dynamo.reset()
-
-
-def _let_go_of_graphs() -> None:
-    """Free the CUDA graphs that the active arm's compiled code has recorded."""
-    trees: Any = sys.modules.get("torch._inductor.cudagraph_trees")
-    if trees is not None and trees.get_obj(trees.local, "tree_manager_containers"):
-        # Freeing another arm's graphs first has turned this switch of the process off.
-        torch._C._set_cached_tensors_enabled(True)
-        trees.reset_cudagraph_trees()
 
 
 def _note_all(error: BaseException, others: list[Exception]) -> None:

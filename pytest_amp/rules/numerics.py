@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 from pytest_amp import units
 from pytest_amp.judge.alignment import EPSILONS
 from pytest_amp.judge.case import Case
-from pytest_amp.judge.gates import draws_differ
 from pytest_amp.judge.parity import first_nonfinite, noise_floor, once_scaled
 from pytest_amp.observations import UNEXPLAINED_FROM, Departure, Gradient, Zeroed
 from pytest_amp.rules import origins
+from pytest_amp.rules.accumulation import differing_accumulation
 from pytest_amp.rules.base import Word, rule
-from pytest_amp.rules.measurement import differing_starts, first_losses_differ
-from pytest_amp.rules.recipes import differing_recipes
-from pytest_amp.rules.scale_drill import first_differing
+from pytest_amp.rules.comparable import are_comparable
+from pytest_amp.rules.measurement import differing_starts
 
 # A tenth of a gradient's elements. ReLUs that flip because of rounding zero far fewer.
 UNDERFLOW = 0.1
@@ -196,7 +195,7 @@ def _accuses(left: Departure, case: Case) -> bool:
     shows that rounding alone moves the model out of reach.
     """
     return (
-        _is_comparable(case)
+        are_comparable(case)
         and case.gates["loss_diff"].verdict != "inconclusive"
         and UNEXPLAINED_FROM[ran_in(case)] < left.off < math.inf
     )
@@ -292,21 +291,10 @@ def lost_updates(case: Case) -> Iterator[Word]:
 
 
 def _gradients(case: Case) -> Sequence[Gradient]:
-    """Return the gradients that can be compared."""
-    if not _is_comparable(case):
+    """Return the gradients that can be compared, and that AMP213 does not explain."""
+    if not are_comparable(case) or any(differing_accumulation(case)):
         return ()
     return [each for each in case.seen.numerics.gradients if math.isfinite(each.ratio)]
-
-
-def _is_comparable(case: Case) -> bool:
-    """Return whether the first steps had equal weights, data and random numbers."""
-    return not (
-        draws_differ(case.seen.fp32, case.seen.amp)
-        or any(differing_starts(case))
-        or any(differing_recipes(case))
-        or first_losses_differ(case)
-        or first_differing(case)  # AMP203 and AMP208 say why
-    )
 
 
 def _first_to_leave(case: Case) -> str | None:

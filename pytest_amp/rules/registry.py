@@ -8,12 +8,14 @@ from dataclasses import replace
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import Finding, suppression
 from pytest_amp.rules import (
+    accumulation,
     autocast,
     measurement,
     memory,
     numerics,
     one_arm,
     recipes,
+    resume,
     scale_drill,
     scaler,
     speed,
@@ -27,6 +29,8 @@ GROUPS = (
     one_arm,
     scaler,
     scale_drill,
+    accumulation,
+    resume,
     numerics,
     speed,
     memory,

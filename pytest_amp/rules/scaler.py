@@ -1,4 +1,4 @@
-"""AMP2xx: whether the GradScaler is used correctly, from what it did and from two drills."""
+"""AMP2xx: whether the GradScaler is used correctly, from what it did and from drills."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from dataclasses import replace
 from pytest_amp import units
 from pytest_amp.judge import skips
 from pytest_amp.judge.case import Case
+from pytest_amp.rules.accumulation import differing_accumulation
 from pytest_amp.rules.base import Raised, Word, rule
 from pytest_amp.rules.scale_drill import first_differing, optimizer_name, past_the_scaler
 from pytest_amp.rules.scale_stuck import made_anew, scale_that_is_stuck
 
+# The beginnings of two messages whose cause is another line than the call that raises.
+NOTHING_SCALED = "Attempted"
+NOTHING_TO_CHECK = "No inf checks were recorded for this optimizer"
 # By the beginning of a message that torch's GradScaler raises: what it means, and the fix.
 PROTOCOL = {
     "unscale_() has already been called": (
@@ -27,7 +31,7 @@ PROTOCOL = {
         "scaler.step(optimizer) came twice without an update() between: call scaler.update() once "
         "at the end of each step, on every path through it, also where a step was skipped"
     ),
-    "No inf checks were recorded for this optimizer": (
+    NOTHING_TO_CHECK: (
         "not one of the optimizer's parameters has a gradient: see that the scaled loss reaches "
         "them, and that zero_grad() does not come between backward and step"
     ),
@@ -35,7 +39,7 @@ PROTOCOL = {
         "update() came before any scaler.step(): it belongs at the end of each step, once, after "
         "the scaler.step(optimizer) of every optimizer; an optimizer.step() does not count"
     ),
-    "Attempted": (
+    NOTHING_SCALED: (
         "no loss has been scaled: call scaler.scale(loss).backward(), not loss.backward()"
     ),
 }
@@ -96,7 +100,8 @@ def scaler_protocol(case: Case) -> Iterator[Word]:
     """
     drill = case.seen.overflow
     for each in drill.overflows if drill else ():
-        for meant in _meant(Raised(each.raised), PROTOCOL | HALF_PARAMETERS) if each.raised else ():
+        refused = Raised(each.raised, each.raised_at) if each.raised else None
+        for meant in _meant(refused, PROTOCOL | HALF_PARAMETERS) if refused else ():
             yield replace(
                 meant, message=f"after an overflow, torch raised {each.raised!r}: {meant.message}"
             )
@@ -183,7 +188,7 @@ def stepped_on_overflow(case: Case) -> Iterator[Word]:
                 {"ruined": list(each.ruined)},
             )
             return
-        if each.hidden and not first_differing(case):
+        if each.hidden and not (first_differing(case) or any(differing_accumulation(case))):
             yield Word(
                 "an infinite loss went backward, and no optimizer saw it: its gradients were made "
                 "finite before the GradScaler looked (nan_to_num, clamp), so a step was taken on "

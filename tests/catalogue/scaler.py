@@ -500,6 +500,18 @@ def updated_without_the_scalers_step(arm):
 
 
 @faulty("AMP204", **HALF)
+def updated_before_the_scalers_step(arm):
+    model = mlp()
+    optimizer = sgd(model)
+
+    def end(scaler):
+        scaler.update()
+        scaler.step(optimizer)
+
+    return scaled(arm, model, optimizer, end=end)
+
+
+@faulty("AMP204", **HALF)
 def a_loss_that_was_never_scaled(arm):
     model, scaler, (x, y) = mlp(), arm.scaler, batch()
     optimizer = sgd(model)

@@ -14,7 +14,7 @@ from tests.helpers.lab import codes
 
 STEPS = load()
 # Rules that know the user's line of a fault, and the steps of theirs in which no line does it.
-PLACED = {"AMP203", "AMP205", "AMP206", "AMP208", "AMP209", "AMP211"}
+PLACED = {"AMP203", "AMP204", "AMP205", "AMP206", "AMP208", "AMP209", "AMP211", "AMP212", "AMP213"}
 UNPLACED = {
     "steps left out where the scaled norm is large",  # nothing is changed
     "a move along gradients that may be inf",  # without an optimizer

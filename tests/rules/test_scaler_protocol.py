@@ -55,6 +55,49 @@ def test_a_double_unscale_is_torchs_error_with_a_note_and_a_finding(project) -> 
     )
 
 
+STEPPED = """            arm.scaler.unscale_(optimizer)
+            arm.scaler.unscale_(optimizer)
+            arm.scaler.step(optimizer)
+            arm.scaler.update()
+"""
+SCALED = "arm.scaler.scale(loss).backward()"
+# What is at fault, and the line that does it.
+FAULTS = {
+    "update() before step()": (
+        STEP.replace(
+            STEPPED,
+            "            arm.scaler.update()  # here\n            arm.scaler.step(optimizer)\n",
+        )
+    ),
+    "a loss that is not scaled": (
+        STEP.replace(SCALED, "loss.backward()  # here").replace(
+            STEPPED, "            arm.scaler.step(optimizer)\n            arm.scaler.update()\n"
+        )
+    ),
+    "gradients that are emptied": (
+        STEP.replace(
+            STEPPED,
+            "            optimizer.zero_grad()  # here\n            arm.scaler.step(optimizer)\n",
+        )
+    ),
+    "a loss that does not reach them": (
+        STEP.replace("model(inputs)", "model(inputs) * 0 + torch.ones(4, 4, requires_grad=True)")
+        .replace("model(inputs) * 0", "model(inputs).detach()")
+        .replace(STEPPED, "            arm.scaler.step(optimizer)  # here\n")
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_its_place_is_the_line_that_is_at_fault(project, fault) -> None:
+    project.makepyfile(test_it=FAULTS[fault])
+    result, reports = measure(project, "--amp-dtype=float16")
+    result.assert_outcomes(failed=1)
+    [finding] = reports["test_step"]["findings"]
+    [line] = [i for i, text in enumerate(FAULTS[fault].strip().splitlines(), 1) if "# here" in text]
+    assert (finding["code"], finding["location"]) == ("AMP204", f"test_it.py:{line}")
+
+
 def test_where_it_is_ignored_the_error_stays_and_the_finding_gives_the_reason(project) -> None:
     mark = '@pytest.mark.amp(ignore={"AMP204": "a known fault"})\ndef test_step'
     project.makepyfile(test_it="import pytest" + STEP.replace("def test_step", mark))

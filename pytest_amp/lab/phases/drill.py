@@ -1,6 +1,6 @@
-"""What the two drills share: the one that provokes an overflow, and the one with two loss scales.
+"""What the drills share: they provoke an overflow, change the loss scale, add up, or resume.
 
-Each drill builds the amp arm anew. Compiled code runs eagerly in it. Afterwards all patches are
+Each drill builds an arm anew. Compiled code runs eagerly in it. Afterwards all patches are
 undone, and scalers that existed before have their former state.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch.optim import Optimizer
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.arm import Resident, Workbench
+from pytest_amp.lab.arm import ArmName, Resident, Setup, Workbench
 from pytest_amp.lab.scaling.step_watch import StepWatch
 from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.losses import LossCurves
@@ -55,7 +55,7 @@ def attempted(name: str, drill: Callable[[], Found], note: Callable[[str], objec
 
 
 class DrilledArm:
-    """The amp arm in a drill: it runs steps, and watches scalers, optimizers and modules.
+    """An arm in a drill: it runs steps, and watches scalers, optimizers and modules.
 
     Attributes:
         watch: the record of what scalers and optimizers did.
@@ -64,36 +64,46 @@ class DrilledArm:
         taken: how many steps were run.
     """
 
-    def __init__(self, bench: Workbench, phase: str, limit: int) -> None:
+    def __init__(self, bench: Workbench, phase: str, limit: int, name: ArmName = "amp") -> None:
         self.watch = StepWatch()
         self.modules = ModuleStack()
         self.limit = limit
         self._bench = bench
         self._phase = phase
+        self._name: ArmName = name
         self.taken = 0
         self._resident: Resident | None = None
 
     @contextmanager
-    def built(self, *patches: AbstractContextManager[Any]) -> Iterator[None]:
-        """Build the arm under the watch and these patches, and keep it active inside."""
-        self._bench.progress.at(self._phase, "amp")
+    def built(
+        self,
+        *patches: AbstractContextManager[Any],
+        change: Callable[[Setup], Setup] = lambda setup: setup,
+    ) -> Iterator[Resident]:
+        """Build the arm under the watch and these patches, and keep it active inside.
+
+        Args:
+            patches: what to enter before the build.
+            change: makes another setup from the user's.
+        """
+        self._bench.progress.at(self._phase, self._name)
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(self.watch.installed())
             for patch in patches:
                 stack.enter_context(patch)
             stack.enter_context(_scalers_put_back())  # the last one sees calls first
-            resident = stack.enter_context(self._bench.built("amp"))
+            resident = stack.enter_context(self._bench.built(self._name, change))
             stack.enter_context(resident.active())
             stack.enter_context(self.modules)
             self._resident = resident
-            yield
+            yield resident
 
     def step(self) -> tuple[float, ...]:
         """Run the user's step once and return its losses."""
         assert self._resident is not None
         self.taken += 1
-        self._bench.progress.at(self._phase, "amp", self.taken)
+        self._bench.progress.at(self._phase, self._name, self.taken)
         losses = LossCurves()
         losses.append(self._resident.step())
         self.watch.next_step()

@@ -78,7 +78,7 @@ def _one(
     run: DrilledArm, injection: _Injection, call: int, stepped: frozenset[int], normal: Cycle
 ) -> Overflow:
     cycle: Cycle | None = None
-    next_loss_finite, recovered, raised = True, True, None
+    next_loss_finite, recovered, raised, raised_at = True, True, None, None
     ruined: list[str] = []
     ruined_later: list[str] = []
     seen = injection.new_cycle(call)
@@ -99,7 +99,7 @@ def _one(
             what = " ".join(str(error).split()).partition(". ")[0]
             died = f"{type(error).__name__}: {what}" if what else type(error).__name__
             return Overflow(scale=(seen.scale, None), died=died, died_at=location_of(error))
-        raised = str(error)
+        raised, raised_at = str(error), location_of(error)
     idle = stepped - normal.by_scaler - seen.stepped  # the user's code may check for inf itself
     lowered = seen.scale_after is not None and seen.scale_after < seen.scale
     return Overflow(
@@ -117,6 +117,7 @@ def _one(
         next_loss_finite=next_loss_finite,
         recovered=recovered,
         raised=raised,
+        raised_at=raised_at,
     )
 
 

@@ -61,7 +61,7 @@ def run(
             losses, start = _steps(
                 bench, resident, watch, steps, before_step=settle, after_step=done
             )
-            peak = memory.stop()
+            peak, saved = memory.stop(), resident.checkpoint
             with resident.active():
                 flags = bench.globals.flags()
             record = ParityRun(
@@ -81,9 +81,11 @@ def run(
                 nonfinite_state=modules.nonfinite_state(),
                 optimizers=watch.recipe.read(),
                 modules=modules.described(),
+                checkpoint=None if saved is None else tuple(saved.state),
+                checkpoint_at=None if saved is None else saved.location,
             )
             skips = watch.replay()
-            del watch  # it keeps alive what the arm trained
+            del watch, saved  # they keep alive what the arm trained
         peak = memory.less_kept(peak)
     return replace(record, peak_bytes=peak.peak_bytes, reserved_bytes=peak.reserved_bytes), skips
 

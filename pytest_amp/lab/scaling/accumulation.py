@@ -1,7 +1,8 @@
-"""Find changes of the loss scale between backward passes that add to the same gradients."""
+"""Follow backward passes that add to the same gradients, and what changes the scale meanwhile."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from torch.optim import Optimizer
@@ -24,18 +25,28 @@ class Accumulation:
         updates_in_midst: how many updates were in the midst of gradients.
         updates_before_step: how many updates were too early.
         updated_at: the user's line of the first of either.
+        most_passes: the most backward passes between two steps of one optimizer.
     """
 
     def __init__(self) -> None:
         self.updates_in_midst = 0
         self.updates_before_step = 0
         self.updated_at: str | None = None
+        self.most_passes = 0
+        self._passes = 0
+        self._passes_before: Counter[Optimizer] = Counter()
         self._line: str | None = None
         self._waiting: set[Optimizer] = set()
         self._updated: set[Optimizer] = set()
 
-    def backward(self, known: list[Optimizer]) -> None:
-        """Note that a backward pass begins; `known` are the optimizers that may get gradients."""
+    def backward(self, known: list[Optimizer], accumulates: bool) -> None:
+        """Note that a backward pass begins.
+
+        Args:
+            known: the optimizers that may get gradients.
+            accumulates: whether it adds to gradients, as ``torch.autograd.grad`` does not.
+        """
+        self._passes += accumulates
         for optimizer in list(self._updated):
             self._updated.discard(optimizer)
             found = _holds_gradients(optimizer)
@@ -51,6 +62,8 @@ class Accumulation:
 
     def step(self, optimizer: Optimizer, by_scaler: bool) -> None:
         """Note an optimizer's step, whether taken or skipped."""
+        self.most_passes = max(self.most_passes, self._passes - self._passes_before[optimizer])
+        self._passes_before[optimizer] = self._passes
         if by_scaler and optimizer in self._updated:
             found = _holds_gradients(optimizer)
             self.updates_before_step += found

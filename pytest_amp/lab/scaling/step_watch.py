@@ -108,6 +108,7 @@ class StepWatch:
             scale_calls_when_off=self._scale_calls_when_off,
             moved_at={self._number_of(each): line for each, line in self._moved_at if line},
             updated_at=self._accumulation.updated_at,
+            most_passes=self._accumulation.most_passes,
             made_at=self._made_at,
             moves=tuple((step, self._number_of(scheduler)) for step, scheduler in self._moves),
         )
@@ -184,7 +185,7 @@ class StepWatch:
         return result
 
     def _around_backward(self, original: Around, *args: Any, **kwargs: Any) -> Any:
-        self._accumulation.backward(self.trained.optimizers)
+        self._accumulation.backward(self.trained.optimizers, bool(kwargs.get("accumulate_grad")))
         return original(*args, **kwargs)
 
     def _around_making_schedule(self, original: Around, *args: Any, **kwargs: Any) -> None:

@@ -16,6 +16,7 @@ __tracebackhide__ = unless_our_bug
 # Gradients are emptied by these, and divided by the scale by what begins like that.
 _EMPTIES = ("zero_", "_foreach_zero_")
 _SCALERS = "_amp_"
+_KEEP_VALUES = ("requires_grad_", "detach_")
 _ASSIGNED = torch.Tensor.grad.__set__  # type: ignore[union-attr]
 
 
@@ -32,16 +33,23 @@ class GradientEdits(TorchFunctionMode):
         # again meanwhile.
         self._changed: dict[int, tuple[torch.Tensor, str]] = {}
         self._assigned: dict[int, str] = {}
+        self._zeroed: dict[int, tuple[torch.Tensor, str]] = {}
+        self._removed: dict[int, str] = {}
         self._hooked: dict[int, tuple[torch.Tensor, str]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = getattr(func, "__name__", "")
-        if not args or name in _EMPTIES or name.startswith(_SCALERS):
+        if not args or name.startswith(_SCALERS) or name in _KEEP_VALUES:
             return result
-        if name == "register_hook" and args[0].is_leaf:
+        if name in _EMPTIES:
+            for tensor in _tensors(args[0]):
+                self._zeroed.setdefault(_memory(tensor), (tensor, location() or ""))
+        elif func == _ASSIGNED and args[1] is None:
+            self._removed.setdefault(id(args[0]), location() or "")
+        elif name == "register_hook" and args[0].is_leaf:
             self._hooked[id(args[0])] = args[0], location() or ""
-        elif func == _ASSIGNED and args[1] is not None:
+        elif func == _ASSIGNED:
             self._assigned.setdefault(id(args[0]), location() or "")
         elif name.endswith("_") and not name.endswith("__"):
             for tensor in _tensors(args[0]):
@@ -60,10 +68,20 @@ class GradientEdits(TorchFunctionMode):
                 return (changed[1] if changed else self._assigned[id(each)]) or None
         return next((self._hooked[id(each)][1] for each in known if id(each) in self._hooked), None)
 
+    def emptied(self, parameters: Iterable[torch.Tensor]) -> str | None:
+        """Return the line that first set the gradient of one of the parameters to zero or None."""
+        for each in parameters:
+            zeroed = self._zeroed.get(_memory(each.grad)) if each.grad is not None else None
+            if zeroed or id(each) in self._removed:
+                return (zeroed[1] if zeroed else self._removed[id(each)]) or None
+        return None
+
     def forget(self) -> None:
-        """Leave out what was changed and assigned so far, as a backward pass begins."""
+        """Leave out what was changed, assigned and emptied so far, as a backward pass begins."""
         self._changed.clear()
         self._assigned.clear()
+        self._zeroed.clear()
+        self._removed.clear()
 
 
 def _tensors(target: Any) -> list[torch.Tensor]:

@@ -12,11 +12,12 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, SequentialLR, StepLR
 
+from pytest_amp.lab.phases import parity
 from pytest_amp.lab.scaling.scaler import AmpScaler
 from pytest_amp.lab.scaling.skip_check import SkipCheck
 from pytest_amp.lab.scaling.step_watch import Replay, StepWatch
 from pytest_amp.lab.watch.fingerprint import digest
-from tests.helpers.lab import codes, measure, train
+from tests.helpers.lab import codes, measure, train, workbench
 from tests.helpers.steps import INF, parameter, sgd, step
 
 METHODS = [(GradScaler, "step"), (GradScaler, "update"), (AmpScaler, "step"), (LRScheduler, "step")]
@@ -510,3 +511,25 @@ def test_scalers_that_are_gone_are_forgotten() -> None:
         assert len(check.look()) == 1
         del scaler
         assert check.look() == {}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("passes", [1, 3])
+def test_backward_passes_between_two_steps_are_counted(passes, dtype) -> None:
+    def setup(arm):
+        weight = torch.ones(4, requires_grad=True)
+        optimizer = torch.optim.SGD([weight], lr=0.1)
+
+        def step():
+            optimizer.zero_grad()
+            torch.autograd.grad(weight.sum(), weight)  # adds to nothing
+            for _ in range(passes):
+                arm.scaler.scale(weight.sum()).backward()
+            arm.scaler.step(optimizer)
+            arm.scaler.update()
+            return weight.detach().sum()
+
+        return step
+
+    seen, _ = parity.run(workbench(setup, dtype), "amp", 4)
+    assert seen.scaler.most_passes == passes

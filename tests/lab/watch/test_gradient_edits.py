@@ -68,6 +68,34 @@ def test_what_only_reads_empties_or_unscales_changes_nothing() -> None:
     assert changed_by(reads) is None
 
 
+def removed(param: torch.Tensor) -> None:
+    param.grad = None
+
+
+def zeroed(param: torch.Tensor) -> None:
+    param.grad.zero_()
+
+
+def zeroed_by_an_optimizer(param: torch.Tensor) -> None:
+    torch.optim.SGD([param], lr=0.1).zero_grad(set_to_none=False)
+
+
+@pytest.mark.parametrize("empty", [removed, zeroed, zeroed_by_an_optimizer])
+def test_what_empties_is_placed(empty: Callable[[torch.Tensor], None]) -> None:
+    param, other = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4))
+    edits = GradientEdits()
+    with edits:
+        (param.sum() + other.sum()).backward()
+        torch.ones(4).zero_()
+        empty(param)
+    line = empty.__code__.co_firstlineno + 1
+    assert edits.emptied([other]) is None
+    assert edits.emptied([other, param]) == f"tests/lab/watch/test_gradient_edits.py:{line}"
+    assert edits.line_of([param]) is None
+    edits.forget()
+    assert edits.emptied([param]) is None
+
+
 def test_a_hook_is_placed_where_it_was_put_on() -> None:
     param = nn.Parameter(torch.ones(2))
     edits = GradientEdits()
