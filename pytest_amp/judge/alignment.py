@@ -6,15 +6,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
 
-from pytest_amp.observations import Computed, Departure, Sample
+from pytest_amp.observations import TIMES_ROUNDING, Computed, Departure, Sample
 
 # The spacing of numbers just above 1.
 EPSILONS: Mapping[str, float] = {"float16": 2**-10, "bfloat16": 2**-7}
 # An output has left if it is off by this many epsilons, by this many times what its inputs are off,
-# and by this many times what the rounding of all products does to it.
+# and by TIMES_ROUNDING times what the rounding of all products does to it.
 _EPSILONS_OFF = 8
 _TIMES_INPUTS = 6
-_TIMES_ROUNDING = 4
 # Rounding excuses an operator only up to here. Where rounding a product alone turns what follows
 # into something else, as with the phase of a sine, it is the product that should not be rounded.
 _MOST_BY_ROUNDING = 0.5
@@ -42,7 +41,7 @@ def departure(
         if leaves(off, before, dtype, by_rounding.get(id(expected), 0.0)):
             return Departure(
                 found.op, found.module, found.location, found.dtype, off, before,
-                by_rounding.get(id(expected)), found.made_at,
+                by_rounding.get(id(expected)), found.made_at, found.products,
             )  # fmt: skip
     return None
 
@@ -60,7 +59,7 @@ def leaves(off: float, inputs_off: float, dtype: str, by_rounding: float = 0.0) 
     return off > max(
         _EPSILONS_OFF * epsilon,
         _TIMES_INPUTS * (inputs_off + epsilon),
-        min(_TIMES_ROUNDING * by_rounding, _MOST_BY_ROUNDING),
+        min(TIMES_ROUNDING * by_rounding, _MOST_BY_ROUNDING),
     )
 
 

@@ -9,7 +9,7 @@ from pytest_amp import units
 from pytest_amp.judge.alignment import EPSILONS
 from pytest_amp.judge.case import Case
 from pytest_amp.judge.parity import first_nonfinite, noise_floor, once_scaled
-from pytest_amp.observations import UNEXPLAINED_FROM, Departure, Gradient, Zeroed
+from pytest_amp.observations import TIMES_ROUNDING, UNEXPLAINED_FROM, Departure, Gradient, Zeroed
 from pytest_amp.rules import origins
 from pytest_amp.rules.accumulation import differing_accumulation
 from pytest_amp.rules.base import Word, rule
@@ -24,9 +24,6 @@ MATTERS = 0.05
 # dtype. Beyond these limits something other than rounding is at work.
 COSINES = {"float16": 0.98, "bfloat16": 0.9}
 RATIOS = {"float16": 1.15, "bfloat16": 1.3}
-# Of healthy steps the error is 1.0 times what rounding every product does, up to 2.4 times in small
-# transformers; of faulty ones 170 times and more (tests/catalogue).
-TIMES_ROUNDING = 4
 OUTPUT_ULPS = 16
 # The share of the elements that an update should change, from which on it is lost if they do not;
 # and the share of all elements that it has to be about.
@@ -155,11 +152,10 @@ def gradient_mismatch(case: Case) -> Iterator[Word]:
     if not wrong:
         if left is not None and _accuses(left, case):
             yield Word(
-                f"{_departed(left)}, by more than {case.seen.dtype} explains: "
-                f"keep what it computes in float32 {origins.IN_FLOAT32}",
+                f"{_departed(left)}, by more than {case.seen.dtype} explains: {_instead(left)}",
                 {"op": left.op, "off": left.off, "inputs_off": left.inputs_off},
                 module=left.module,
-                location=left.location,
+                location=left.place,
             )
         return
     worst = min(wrong, key=lambda each: (each.cosine, -abs(math.log(each.ratio or 1e-30))))
@@ -177,7 +173,7 @@ def gradient_mismatch(case: Case) -> Iterator[Word]:
             "parameters": [each.name for each in wrong],
         },
         module=left.module if left else _module_of(worst),
-        location=(left.location if left else None) or _location_of(worst, case),
+        location=(left.place if left else None) or _location_of(worst, case),
     )
 
 
@@ -224,7 +220,16 @@ def _on_its_way(left: Departure | None, case: Case) -> str:
         return f"{going}: look at what computes it, backward too"
     if left.node is not None:
         return f"; going backward, {_departed(left)}: look at how that is computed"
-    return f"; going forward, {_departed(left)}: keep that in float32 {origins.IN_FLOAT32}"
+    return f"; going forward, {_departed(left)}: {_instead(left)}"
+
+
+def _instead(left: Departure) -> str:
+    if left.by_a_product:
+        return (
+            f"rounding the product at {left.by_a_product} that it is made from is enough for that, "
+            f"so keep this product in float32 {origins.IN_FLOAT32}"
+        )
+    return f"keep that in float32 {origins.IN_FLOAT32}"
 
 
 def ran_in(case: Case) -> str:

@@ -10,9 +10,10 @@ import torch
 from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import unless_our_bug
+from pytest_amp.lab.watch.ancestry import Ancestries
 from pytest_amp.lab.watch.dispatch import DispatchMode
 from pytest_amp.lab.watch.events import OptimizerSteps, subscribed
-from pytest_amp.lab.watch.flops import is_product, operator_name
+from pytest_amp.lab.watch.flops import operator_name
 from pytest_amp.lab.watch.modules import ModuleStack
 from pytest_amp.lab.watch.source import location
 from pytest_amp.lab.watch.spots import spots
@@ -53,7 +54,7 @@ class ForwardValues(DispatchMode):
         self._over = False
         self._scaling = False
         self._went_back = False
-        self._lines: dict[int, dict[str | None, None]] = {}  # by storage
+        self._ancestries = Ancestries()
         self.computed: list[Computed] = []
 
     @contextmanager
@@ -75,30 +76,24 @@ class ForwardValues(DispatchMode):
         if self._is_elsewhere():
             return func(*args, **kwargs)
         name, line = operator_name(func), location()
-        made_at = self._made_at((args, kwargs))
+        tensors = _tensors((args, kwargs))
+        ancestry = self._ancestries.of(tensors)
         given = () if name in _MOVES else tuple(map(spots, _numbers((args, kwargs))))
         out = func(*args, **kwargs)  # it may change what was sampled before
-        tensors = _tensors(out)
-        viewed = set(map(storage, _tensors((args, kwargs)))) if name in _MOVES else set()
-        for held in set(map(storage, tensors)) - viewed:
-            self._lines[held] = {} if is_product(func) else {line: None, **made_at}
-        if tensors and name not in _MOVES:
-            first = tensors[0]
+        made = _tensors(out)
+        held = set(map(storage, tensors)) if name in _MOVES else set()
+        new = [each for each in made if storage(each) not in held]
+        self._ancestries.extend(func, line, ancestry, new)
+        if made and name not in _MOVES:
+            first = made[0]
             self.computed.append(
                 Computed(
                     name, _shape(first), dtype_name(first.dtype), self._modules.path(), line,
                     spots(first) if _is_float(first) else (), given,
-                    tuple(each for each in made_at if each not in (line, None)),
+                    tuple(each for each in ancestry.lines if each != line), ancestry.products,
                 )
             )  # fmt: skip
         return out
-
-    def _made_at(self, tree: Any) -> dict[str | None, None]:
-        """Return the lines that made the tensors since the last products, the latest first."""
-        lines: dict[str | None, None] = {}
-        for tensor in _tensors(tree):
-            lines |= self._lines.get(storage(tensor), {})
-        return lines
 
     def _is_elsewhere(self) -> bool:
         return (
