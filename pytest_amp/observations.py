@@ -559,11 +559,13 @@ class Numerics:
         gradients: the trained parameters' gradients.
         outputs: what modules returned, in the order of their first calls.
         departure: the operator at which the forward passes part, if there is one.
+        inputs_off: how far the inputs of a line's operators are off at most in the forward pass.
     """
 
     gradients: tuple[Gradient, ...] = ()
     outputs: tuple[ModuleOutput, ...] = ()
     departure: Departure | None = None
+    inputs_off: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def located(bench: Workbench, case: Case) -> Case:
     elif seen.numerics.departure is None and unexplained(case):
         left = attempted(
             "search for where gradients leave fp32's",
-            lambda: first_backward.departed(bench, scale, ran_in(case)),
+            lambda: first_backward.departed(bench, scale, ran_in(case), seen.numerics.inputs_off),
             bench.notes.append,
         )
         seen = replace(seen, gradients_left=left)

@@ -54,8 +54,9 @@ def suspects(finding: Finding, case: Case) -> tuple[Suspect, ...]:
         left, module = case.seen.numerics.departure, _module(finding)
         most = _lines_of_the_model(case)
         lines: list[tuple[str, ...]] = [(finding.location,)] if finding.location else []
-        if left is not None and left.place is not None:
-            lines += [(left.place,), (*dict.fromkeys((left.place, *left.made_at)),)]
+        if left is not None and left.place is not None and left.location is not None:
+            both = (left.place, left.location)
+            lines += [(left.place,), (*dict.fromkeys((*both, *left.made_at)),)]
         return (
             *(Suspect("loss_diff", each) for each in dict.fromkeys(lines) if not most & {*each}),
             *((Suspect("loss_diff", modules=(module,)),) if module else ()),

@@ -16,7 +16,7 @@ _EPSILONS_OFF = 8
 _TIMES_INPUTS = 6
 # Rounding excuses an operator only up to here. Where rounding a product alone turns what follows
 # into something else, as with the phase of a sine, it is the product that should not be rounded.
-_MOST_BY_ROUNDING = 0.5
+_MOST_BY_ROUNDING = 0.2
 
 
 def departure(
@@ -44,6 +44,16 @@ def departure(
                 by_rounding.get(id(expected)), found.made_at, found.products,
             )  # fmt: skip
     return None
+
+
+def inputs_off(fp32: Sequence[Computed], amp: Sequence[Computed]) -> dict[str, float]:
+    """Return by line how far the inputs of its operators are off at most."""
+    found: dict[str, float] = {}
+    for expected, each in _aligned(fp32, amp):
+        if each.location is not None:
+            off = _inputs_off(expected, each)
+            found[each.location] = max(off, found.get(each.location, 0.0))
+    return found
 
 
 def leaves(off: float, inputs_off: float, dtype: str, by_rounding: float = 0.0) -> bool:

@@ -82,7 +82,8 @@ def below_noise_floor(case: Case) -> Iterator[Word]:
 def gradient_underflow(case: Case) -> Iterator[Word]:
     """Look for parameters of which a tenth of the gradient or more is zero only under AMP.
 
-    The rule is silent if a module's output has left fp32's, since that zeroes gradients by itself.
+    The rule is silent if the forward pass overflows or a module's output has left fp32's, since
+    that zeroes gradients by itself.
     """
     lost, place = underflows(case), case.seen.zeroed
     if not lost:
@@ -110,7 +111,9 @@ def underflows(case: Case) -> list[Gradient]:
         for each in _gradients(case)
         if each.zeroed >= UNDERFLOW and each.zeroed > 2 * (each.zeroed_by_rounding or 0.0)
     ]
-    return [] if _first_to_leave(case) else lost  # that alone makes gradients zero
+    left = case.seen.numerics.departure
+    overflowed = left is not None and math.isinf(left.off)
+    return [] if overflowed or _first_to_leave(case) else lost  # these alone make gradients zero
 
 
 def _first_lost(place: Zeroed | None) -> str:
@@ -200,15 +203,15 @@ def _accuses(left: Departure, case: Case) -> bool:
 def _departed(left: Departure) -> str:
     module = f" in {left.module}" if left.module else ""
     what = f"{left.op}{module} at {left.location}"
-    off = f"off by {units.share(left.off)}"
+    off = f"off by {units.share(left.off)}" if math.isfinite(left.off) else "not finite"
     if left.node is not None:
         return (
             f"the gradient of {what} ({left.node}, {left.dtype}) is the first to leave fp32's: it "
             f"is {off}, and what it is made of by {units.share(left.inputs_off)}"
         )
     return (
-        f"{what} ({left.dtype}) is the first to leave fp32: its output is {off} and its inputs by "
-        f"{units.share(left.inputs_off)}"
+        f"{what} ({left.dtype}) is the first to leave fp32: its output is {off}, and its inputs "
+        f"are off by {units.share(left.inputs_off)}"
     )
 
 

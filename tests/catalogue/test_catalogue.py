@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,22 @@ def test_a_faulty_step_raises_its_code_and_no_other_error(step: Step) -> None:
     if step.code in PLACED and step.name not in UNPLACED:
         places = [f.location or "" for f in report.findings if f.code == step.code]
         assert all(place.startswith("tests/catalogue/") for place in places), places
+
+
+def marked(setup: Callable[..., object]) -> set[str]:
+    """The lines of a step and of the helpers beside it that are marked as being at fault."""
+    source, first = inspect.getsourcelines(setup)
+    file = Path(inspect.getfile(setup)).relative_to(Path.cwd()).as_posix()
+    return {f"{file}:{first + n}" for n, line in enumerate(source) if "# here" in line}
+
+
+@pytest.mark.parametrize(
+    "step", [each for each in STEPS if each.faulty and each.runs_here and marked(each.setup)],
+    ids=lambda step: step.name,
+)  # fmt: skip
+def test_a_faulty_step_is_placed_at_a_marked_line(step: Step) -> None:
+    places = {f.location for f in step.measured().findings if f.code == step.code}
+    assert places <= marked(step.setup)
 
 
 @pytest.mark.parametrize("step", those(faulty=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 from pytest_amp.errors import unless_our_bug
@@ -38,13 +39,17 @@ def zeroed(bench: Workbench, scale: float | None, least: float) -> Zeroed | None
     return None
 
 
-def departed(bench: Workbench, scale: float | None, dtype: str) -> Departure | None:
+def departed(
+    bench: Workbench, scale: float | None, dtype: str, forward: Mapping[str, float]
+) -> Departure | None:
     """Return the first node of the amp arm whose gradients leave fp32's by more than it was given.
 
     Args:
         bench: builds the arms.
         scale: the loss scale to begin at; None without a GradScaler.
         dtype: the dtype that the amp arm rounds to.
+        forward: how far what a line was given in the forward pass is off, which its gradient
+            depends on too.
     """
     fp32, amp, scaled = _both(bench, scale)
     for key, made in amp.made.items():
@@ -52,6 +57,7 @@ def departed(bench: Workbench, scale: float | None, dtype: str) -> Departure | N
             continue
         off = _off(fp32.made[key], made, scaled)
         before = _off(fp32.given[key], amp.given[key], scaled)
+        before = max(before, forward.get(key[1] or "", 0.0))
         if leaves(off, before, dtype):
             place, node = amp.places[key] or Place(key[0], None, None), key[0]
             kept = next((each.dtype for each in made if each), dtype)

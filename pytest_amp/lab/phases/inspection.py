@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.judge.alignment import departure
+from pytest_amp.judge.alignment import departure, inputs_off
 from pytest_amp.lab.arm import ArmName, Workbench
 from pytest_amp.lab.scaling.step_watch import starting_at
 from pytest_amp.lab.watch.losses import LossCurves
@@ -65,6 +65,7 @@ def inspect(
             ),
             outputs=witness.outputs_beside(baseline),
             departure=parted,
+            inputs_off=inputs_off(baseline.computed, witness.computed),
         ),
     )
 

@@ -9,7 +9,7 @@ import torch
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.flops import is_product
-from pytest_amp.lab.watch.tensors import storage
+from pytest_amp.lab.watch.tensors import is_reduced, storage
 
 __tracebackhide__ = unless_our_bug
 
@@ -19,7 +19,7 @@ class Ancestry(NamedTuple):
 
     Attributes:
         lines: the lines that made them since the last matrix products, the latest first.
-        products: the lines of these products.
+        products: the lines of these products, as far as they ran in float16 or bfloat16.
     """
 
     lines: tuple[str, ...] = ()
@@ -45,12 +45,11 @@ class Ancestries:
     ) -> None:
         """Note that an operator made tensors, on a line, of tensors with that ancestry."""
         here = () if line is None else (line,)
-        ancestry = (
-            Ancestry((), here)
-            if is_product(func)
-            else Ancestry(_once((*here, *given.lines)), given.products)
-        )
         for tensor in made:
+            if is_product(func):
+                ancestry = Ancestry((), here if is_reduced(tensor) else ())
+            else:
+                ancestry = Ancestry(_once((*here, *given.lines)), given.products)
             self._known[storage(tensor)] = ancestry
 
 
