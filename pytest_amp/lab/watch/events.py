@@ -107,10 +107,11 @@ def custom_functions(around: Callable[[type], Any]) -> Iterator[None]:
     own = vars(torch.autograd.Function)["apply"]
 
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        called = own.__get__(None, cls)
         if cls.__module__.partition(".")[0] == "torch":
-            return own.__func__(cls, *args, **kwargs)
+            return called(*args, **kwargs)
         with around(cls):
-            return own.__func__(cls, *args, **kwargs)
+            return called(*args, **kwargs)
 
     function: Any = torch.autograd.Function
     function.apply = classmethod(apply)

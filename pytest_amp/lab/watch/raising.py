@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from traceback import walk_tb
+from types import CodeType
 from typing import Any, NamedTuple
 
 import torch
@@ -92,21 +94,32 @@ class _Functions(TorchFunctionMode):
 
 def custom_function(error: BaseException) -> str | None:
     """Return the custom autograd function, not torch's, in whose code an exception was raised."""
+    written = _code_of_functions()
     found = None
     for frame, _ in walk_tb(error.__traceback__):
-        if frame.f_code in _APPLY:
-            given = frame.f_locals
-            function = given["cls"] if "cls" in given else given["self"]._forward_cls
-            if function.__module__.partition(".")[0] != "torch":
-                found = function.__name__
+        found = written.get(frame.f_code, found)
     return found
 
 
-# The code that calls a custom function's forward, and its backward.
-_APPLY = (
-    vars(torch.autograd.Function)["apply"].__func__.__code__,
-    torch.autograd.function.BackwardCFunction.apply.__code__,
-)
+def _code_of_functions() -> dict[CodeType, str]:
+    """Return the names of all custom functions that are not torch's, by what they are written in.
+
+    From torch 2.14 on no frame of torch's own shows whose forward pass it is that runs.
+    """
+    return {
+        inspect.unwrap(method).__code__: function.__name__
+        for function in _below(torch.autograd.Function)
+        if function.__module__.partition(".")[0] != "torch"
+        for name in ("forward", "setup_context", "backward", "vjp")
+        if (method := getattr(function, name)) is not getattr(torch.autograd.Function, name)
+        and hasattr(inspect.unwrap(method), "__code__")
+    }
+
+
+def _below(cls: type) -> Iterator[type]:
+    for each in type.__subclasses__(cls):
+        yield each
+        yield from _below(each)
 
 
 def is_an_assertion(error: BaseException) -> bool:
