@@ -97,26 +97,29 @@ def custom_function(error: BaseException) -> str | None:
     written = _code_of_functions()
     found = None
     for frame, _ in walk_tb(error.__traceback__):
-        found = written.get(frame.f_code, found)
+        code = frame.f_code
+        if code in written:
+            context = frame.f_locals.get(code.co_varnames[0])  # it knows an inheriting class
+            found = getattr(context, "_forward_cls", written[code]).__name__
     return found
 
 
-def _code_of_functions() -> dict[CodeType, str]:
-    """Return the names of all custom functions that are not torch's, by what they are written in.
+def _code_of_functions() -> dict[CodeType, type]:
+    """Return the custom functions that are not torch's, by the code that they are written in.
 
     From torch 2.14 on no frame of torch's own shows whose forward pass it is that runs.
     """
     return {
-        inspect.unwrap(method).__code__: function.__name__
+        inspect.unwrap(method.__func__).__code__: function
         for function in _below(torch.autograd.Function)
         if function.__module__.partition(".")[0] != "torch"
-        for name in ("forward", "setup_context", "backward", "vjp")
-        if (method := getattr(function, name)) is not getattr(torch.autograd.Function, name)
-        and hasattr(inspect.unwrap(method), "__code__")
+        for method in vars(function).values()
+        if isinstance(method, staticmethod) and inspect.isfunction(method.__func__)
     }
 
 
 def _below(cls: type) -> Iterator[type]:
+    each: type
     for each in type.__subclasses__(cls):
         yield each
         yield from _below(each)
