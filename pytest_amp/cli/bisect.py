@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,13 @@ def main(nodeid: str, more: Sequence[str], say: Say) -> int:
         more: further arguments for pytest.
         say: prints a line.
     """
-    hook = _Hook(say)
-    written = io.StringIO()
+    terminal, written = sys.stdout, io.StringIO()
+
+    def say_aloud(line: str) -> None:
+        with contextlib.redirect_stdout(terminal):
+            say(line)
+
+    hook = _Hook(say_aloud)
     arguments = [nodeid, "-s", "-p", "no:cacheprovider", "--amp-static", *more]
     if importlib.util.find_spec("xdist"):
         arguments += ["-n", "0"]

@@ -21,7 +21,7 @@ __tracebackhide__ = unless_our_bug
 # The share of max_time that each remedy may take.
 _SHARE_OF_TIME = 1 / 6
 # How often the steps are run again to explain one gate.
-_MOST_RERUNS = 4
+_MOST_RERUNS = 5
 
 _CHANGES: Mapping[suspects.Remedy, Callable[[Setup], Setup]] = {
     suspects.CHANNELS_LAST: counterfactuals.channels_last,

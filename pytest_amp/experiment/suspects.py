@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pytest_amp import units
+from pytest_amp.experiment import functions
 from pytest_amp.judge import gates, sequential
 from pytest_amp.judge.case import Case
 from pytest_amp.observations import Timing
@@ -29,13 +30,17 @@ class Suspect:
         gate: the failed gate that the change may clear.
         lines: the source lines to keep in float32.
         modules: the modules to keep in float32. Without either, autocast's cast cache is off.
+        function: the function whose lines these are, if they are all that it computes.
     """
 
     gate: str
     lines: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
+    function: str | None = None
 
     def __str__(self) -> str:
+        if self.function is not None:
+            return f"all of {self.function}() kept in float32"
         *most, last = (*self.lines, *self.modules, "")[:-1] or ("",)
         kept = f"{', '.join(most)} and {last}" if most else last
         return f"{kept} kept in float32" if kept else "autocast's cast cache off"
@@ -45,20 +50,25 @@ def suspects(finding: Finding, case: Case) -> tuple[Suspect, ...]:
     """Return what reruns have to change to test a finding, one after the other, until one helps.
 
     A line comes before a module, since it says more. Behind the finding's own line, which may only
-    be where harm is done, comes the line at which the forward pass left fp32, together with those
-    that made its inputs, which may have been rounded too far already.
+    be where harm is done, comes the line at which the forward pass left fp32, then all of the
+    function that the finding is in, and then the line together with those that made its inputs,
+    which may have been rounded too far already.
     """
     if finding.suppressed is not None:
         return ()
     if _failed(case, "loss_diff") and finding.code in _LEAVING_FLOAT32:
         left, module = case.seen.numerics.departure, _module(finding)
+        place, location = (left.place, left.location) if left else (None, None)
+        fed = (place, location, *left.made_at) if left and place else ()
+        found = (
+            *(Suspect("loss_diff", _once(each)) for each in ((finding.location,), (place,))),
+            _function(finding.location or place, case),
+            Suspect("loss_diff", _once(fed)),
+        )
+        lines = [each for each in found if each and each.lines]
         most = _lines_of_the_model(case)
-        lines: list[tuple[str, ...]] = [(finding.location,)] if finding.location else []
-        if left is not None and left.place is not None and left.location is not None:
-            both = (left.place, left.location)
-            lines += [(left.place,), (*dict.fromkeys((*both, *left.made_at)),)]
         return (
-            *(Suspect("loss_diff", each) for each in dict.fromkeys(lines) if not most & {*each}),
+            *(each for each in dict.fromkeys(lines) if not most & {*each.lines}),
             *((Suspect("loss_diff", modules=(module,)),) if module else ()),
         )
     if _failed(case, "memory_reduction") and finding.code in _CASTS:
@@ -69,7 +79,7 @@ def suspects(finding: Finding, case: Case) -> tuple[Suspect, ...]:
 def judged(finding: Finding, suspect: Suspect, rerun: Case) -> Finding:
     """Return the finding with what the rerun showed; it is confirmed if the gate now passes.
 
-    A line that was confirmed becomes its place.
+    If its own line was not among those that were confirmed, the first of these becomes its place.
     """
     every = gates.judge(rerun.seen, rerun.limits)
     again = next(gate for gate in every if gate.name == suspect.gate)
@@ -79,10 +89,16 @@ def judged(finding: Finding, suspect: Suspect, rerun: Case) -> Finding:
     return replace(
         finding,
         confirmed=passed,
-        location=suspect.lines[0] if passed and suspect.lines else finding.location,
+        location=_place(finding, suspect) if passed else finding.location,
         message=f"{finding.message}; with {suspect}, {suspect.gate} {verdict}{shown}",
         evidence={**finding.evidence, "counterfactual": str(suspect), "value": again.value},
     )
+
+
+def _place(finding: Finding, confirmed: Suspect) -> str | None:
+    if not confirmed.lines or finding.location in confirmed.lines:
+        return finding.location
+    return confirmed.lines[0]
 
 
 @dataclass(frozen=True)
@@ -144,6 +160,21 @@ def helped(remedy: Remedy, timed: Timing, error_rate: float) -> str | None:
         f"{units.duration(before)} without ({units.ratio(ratio)} {units.interval(low, high)}): "
         f"{remedy.line}"
     )
+
+
+def _once(lines: Sequence[str | None]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(line for line in lines if line))
+
+
+def _function(location: str | None, case: Case) -> Suspect | None:
+    """Return the function that a line is in, with all its lines that compute something."""
+    function = functions.around(location) if location else None
+    if function is None:
+        return None
+    rows = case.seen.amp.operators.rows if case.seen.amp.operators else ()
+    called = dict.fromkeys(row.location for row in rows if row.location and row.phase == "forward")
+    lines = function.lines_of(called)
+    return Suspect("loss_diff", lines, function=function.name) if lines[1:] else None
 
 
 def _lines_of_the_model(case: Case) -> set[str]:

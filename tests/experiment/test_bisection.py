@@ -163,6 +163,19 @@ def test_pasting_the_fix_makes_the_test_pass(pytester: pytest.Pytester, bisected
     pytester.runpytest("--amp-static").assert_outcomes(passed=1)
 
 
+def test_each_trial_is_printed_as_it_ends(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(pytester.path)
+    pytester.makepyfile(test_it=net("return x") + BODY_IS_THE_STEP)
+    assert bisect.main("test_it.py::test_step", [], print) == bisect.FOUND
+    heading, number, trial, conclusion = capsys.readouterr().out.splitlines()
+    assert heading == "bisecting test_it.py::test_step on cpu in bfloat16"
+    assert "modules, max_loss_diff 2.0%" in number
+    assert trial.startswith("  trial  1  nothing in float32")
+    assert conclusion.startswith("nothing to do: the losses agree as it is")
+
+
 def test_what_no_precision_explains_is_said(bisected) -> None:
     loss = "F.cross_entropy(model(x).float(), y)"
     outside = net("return x") + SETUP_OF_ITS_OWN.replace(

@@ -99,7 +99,8 @@ def custom_function(error: BaseException) -> str | None:
     for frame, _ in walk_tb(error.__traceback__):
         code = frame.f_code
         if code in written:
-            context = frame.f_locals.get(code.co_varnames[0])  # it knows an inheriting class
+            first = "".join(code.co_varnames[:1])
+            context = frame.f_locals.get(first)  # it knows an inheriting class
             found = getattr(context, "_forward_cls", written[code]).__name__
     return found
 
