@@ -559,12 +559,14 @@ class Numerics:
         gradients: the trained parameters' gradients.
         outputs: what modules returned, in the order of their first calls.
         departure: the operator at which the forward passes part, if there is one.
+        lines: the user's lines that call operators in the amp arm's forward passes.
         inputs_off: how far the inputs of a line's operators are off at most in the forward pass.
     """
 
     gradients: tuple[Gradient, ...] = ()
     outputs: tuple[ModuleOutput, ...] = ()
     departure: Departure | None = None
+    lines: tuple[str, ...] = ()
     inputs_off: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -53,7 +53,7 @@ COMMANDS = (
     Command("rules", "list all rules", _nothing, rules.list_all),
     Command("explain", "what a rule looks for, why it hurts and the fix",
             rules.explain_arguments, rules.explain_one),
-    Command("bisect", "which modules must stay in float32 for a test's losses to hold",
+    Command("bisect", "which lines and modules a test's losses need in float32",
             _bisect_arguments, _bisect),
     Command("history", history.HELP, history.arguments, history.run),
     Command("compare", compare.HELP, compare.arguments, compare.run),

@@ -75,7 +75,9 @@ def found_in(bench: Workbench) -> dict[str, Candidate]:
         return around, -path.count(".") * around, each.flops
 
     return {
-        **{each.location: _line(each) for each in sorted(lines, key=lambda each: each.flops > 0)},
+        **{
+            each.location: _line(each) for each in sorted(lines, key=lambda each: each.has_products)
+        },
         **{each.call.path: _module(each) for each in sorted(modules, key=place)},
     }
 

@@ -171,9 +171,7 @@ def _function(location: str | None, case: Case) -> Suspect | None:
     function = functions.around(location) if location else None
     if function is None:
         return None
-    rows = case.seen.amp.operators.rows if case.seen.amp.operators else ()
-    called = dict.fromkeys(row.location for row in rows if row.location and row.phase == "forward")
-    lines = function.lines_of(called)
+    lines = function.lines_of(case.seen.numerics.lines)
     return Suspect("loss_diff", lines, function=function.name) if lines[1:] else None
 
 

@@ -208,7 +208,7 @@ def test_the_tests_own_settings_hold_and_more_can_be_given(bisected) -> None:
     _, said = bisected(source, "test_it.py::test_step", "--amp-override", "max_loss_diff=9")
     assert "on cpu in float16" in said
     assert "max_loss_diff 900%" in said
-    assert "nothing to do: the losses agree as it is (1 trial, 13 steps" in said
+    assert "nothing to do: the losses agree as it is (1 trial, 14 steps" in said
 
 
 def test_a_module_of_torchs_own_is_kept_where_it_is_called(bisected) -> None:

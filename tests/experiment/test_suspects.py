@@ -123,13 +123,12 @@ def test_lines_are_tried_before_modules_and_then_those_that_fed_them() -> None:
 def test_all_lines_of_a_function_are_tried_together() -> None:
     here = "tests/experiment/test_suspects.py"
     first = test_all_lines_of_a_function_are_tried_together.__code__.co_firstlineno
-    rows = [replace(PRODUCT, flops=0, location=f"{here}:{first + n}") for n in (1, 3)]
-    others = [replace(PRODUCT, location=f"{here}:{n}") for n in (1, 2, 3)]
-    observed = seen(amp={**DIVERGED, "operators": replace(IN_BF16, rows=(*rows, *others))})
-    placed = replace(finding(module=None), location=rows[1].location)
+    own = (f"{here}:{first + 1}", f"{here}:{first + 3}")
+    numerics = Numerics(lines=(f"{here}:1", *own, f"{here}:2"))
+    observed = replace(seen(amp=DIVERGED), numerics=numerics)
+    placed = replace(finding(module=None), location=own[1])
     alone, together = suspects.suspects(placed, case(observed, max_loss_diff=0.02))
-    assert alone.lines == (rows[1].location,)
-    assert together.lines == (rows[0].location, rows[1].location)
+    assert (alone.lines, together.lines) == (own[1:], own)
     assert str(together) == (
         "all of test_all_lines_of_a_function_are_tried_together() kept in float32"
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
+
+import torch
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import Workbench
-from pytest_amp.lab.watch.modules import Call
+from pytest_amp.lab.watch.flops import is_heavy
+from pytest_amp.lab.watch.forward_values import ForwardValues
+from pytest_amp.lab.watch.modules import Call, ModuleStack
 from pytest_amp.lab.watch.operators import OpRecord
-from pytest_amp.observations import OpRow
 
 __tracebackhide__ = unless_our_bug
 
@@ -19,12 +23,15 @@ class Line(NamedTuple):
     Attributes:
         location: the line, as ``file:line``.
         ops: the names of its operators.
-        flops: the FLOPs of its operators.
     """
 
     location: str
     ops: tuple[str, ...]
-    flops: int
+
+    @property
+    def has_products(self) -> bool:
+        """Whether it calls matrix products, convolutions or attention."""
+        return any(map(is_heavy, self.ops))
 
 
 class Module(NamedTuple):
@@ -42,26 +49,27 @@ class Module(NamedTuple):
 
 
 def lines_and_modules(bench: Workbench) -> tuple[list[Line], list[Module]]:
-    """Run a step of the amp arm, and return what computes something in its forward pass."""
-    record = OpRecord()
-    with bench.built("amp") as resident, resident.active(), record.watching():
-        resident.step()
+    """Run two steps of the amp arm, and return what computes something in their forward passes."""
+    modules, record = ModuleStack(), OpRecord()
+    with bench.built("amp") as resident, resident.active():
+        eager = torch.compiler.set_stance("force_eager")
+        with eager, modules, ForwardValues(modules).watching() as values:
+            resident.step()
+        with record.watching():
+            resident.step()
         calls = record.modules.calls()
+    torchs = {call.path for call in modules.calls() if is_torchs(call.module)}
     rows = [row for row in record.operators().rows if row.phase == "forward"]
-    torchs = {call.path for call in calls if is_torchs(call.module)}
-    lines: dict[str, list[OpRow]] = {}
-    for row in rows:
-        if row.location is not None and row.module not in torchs:
-            lines.setdefault(row.location, []).append(row)
     return (
         [
-            Line(location, (*dict.fromkeys(row.op for row in own),), _flops(own))
-            for location, own in lines.items()
+            Line(location, own)
+            for location, calls_of in values.called.items()
+            if (own := _once(op for op, module in calls_of if module not in torchs))
         ],
         [
-            Module(call, own[0].location, _flops(own))
+            Module(call, own_rows[0].location, sum(row.flops for row in own_rows))
             for call in calls
-            if (own := [row for row in rows if row.module == call.path])
+            if (own_rows := [row for row in rows if row.module == call.path])
         ],
     )
 
@@ -71,5 +79,5 @@ def is_torchs(module: object) -> bool:
     return type(module).__module__.partition(".")[0] == "torch"
 
 
-def _flops(rows: list[OpRow]) -> int:
-    return sum(row.flops for row in rows)
+def _once(names: Iterable[str]) -> tuple[str, ...]:
+    return (*dict.fromkeys(names),)

@@ -50,11 +50,13 @@ def inspect(
     gradients = witness.gradients_beside(baseline)
     ran_in = amp.operators.main_reduced_dtype if amp.operators else None
     dtype = ran_in or dtype_name(bench.dtype)
-    parted = departure(baseline.computed, witness.computed, dtype)
+    parted = departure(baseline.values.computed, witness.values.computed, dtype)
     if parted or any(each.error > UNEXPLAINED_FROM[dtype] for each in gradients):
         rounded = _rounded(bench, getattr(torch, dtype), baseline.steps)
         gradients = _beside_rounding(gradients, rounded.gradients_beside(baseline))
-        parted = departure(baseline.computed, witness.computed, dtype, rounded.computed)
+        parted = departure(
+            baseline.values.computed, witness.values.computed, dtype, rounded.values.computed
+        )
     return (
         fp32,
         amp,
@@ -65,7 +67,8 @@ def inspect(
             ),
             outputs=witness.outputs_beside(baseline),
             departure=parted,
-            inputs_off=inputs_off(baseline.computed, witness.computed),
+            lines=tuple(witness.values.called),
+            inputs_off=inputs_off(baseline.values.computed, witness.values.computed),
         ),
     )
 

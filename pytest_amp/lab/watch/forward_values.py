@@ -45,6 +45,8 @@ class ForwardValues(DispatchMode):
 
     Attributes:
         computed: the operators, in the order in which they ran.
+        called: the names of all operators by the user's line that calls them, each with the module
+            that it is called in; here those that only move or convert values are among them.
     """
 
     def __init__(self, modules: ModuleStack) -> None:
@@ -56,6 +58,7 @@ class ForwardValues(DispatchMode):
         self._went_back = False
         self._ancestries = Ancestries()
         self.computed: list[Computed] = []
+        self.called: dict[str, dict[tuple[str, str | None], None]] = {}
 
     @contextmanager
     def watching(self) -> Iterator[ForwardValues]:
@@ -76,6 +79,9 @@ class ForwardValues(DispatchMode):
         if self._is_elsewhere():
             return func(*args, **kwargs)
         name, line = operator_name(func), location()
+        module = self._modules.path()
+        if line is not None:
+            self.called.setdefault(line, {})[name, module] = None
         tensors = _tensors((args, kwargs))
         ancestry = self._ancestries.of(tensors)
         given = () if name in _MOVES else tuple(map(spots, _numbers((args, kwargs))))
@@ -88,7 +94,7 @@ class ForwardValues(DispatchMode):
             first = made[0]
             self.computed.append(
                 Computed(
-                    name, _shape(first), dtype_name(first.dtype), self._modules.path(), line,
+                    name, _shape(first), dtype_name(first.dtype), module, line,
                     spots(first) if _is_float(first) else (), given,
                     tuple(each for each in ancestry.lines if each != line), ancestry.products,
                 )

@@ -21,7 +21,7 @@ from pytest_amp.lab.watch.events import OptimizerSteps
 from pytest_amp.lab.watch.forward_values import ForwardValues
 from pytest_amp.lab.watch.modules import Call, ModuleStack
 from pytest_amp.lab.watch.tensors import values
-from pytest_amp.observations import Computed, Gradient, ModuleOutput
+from pytest_amp.observations import Gradient, ModuleOutput
 
 __tracebackhide__ = unless_our_bug
 
@@ -36,7 +36,7 @@ class Witness:
             CPU.
         parameters: those parameters, until `let_go`.
         steps: how many steps it took until all optimizers had stepped.
-        computed: the operators of the first step's forward passes.
+        values: the first step's forward passes.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,6 @@ class Witness:
         self.parameters: list[torch.Tensor] = []
         self._shapes: list[torch.Size] = []
         self.steps = 0
-        self.computed: list[Computed] = []
         self._outputs: dict[str, torch.Tensor] = {}
         self._largest: dict[str, float] = {}
 
@@ -56,14 +55,13 @@ class Witness:
             modules: what knows the modules that are being called.
         """
         with OptimizerSteps(self._take_gradients), ForwardValues(modules).watching() as values:
-            self.computed = values.computed
-            self._values = values
+            self.values = values
             yield
 
     def step_ended(self) -> None:
         """Count a step, and record no more operators."""
         self.steps += 1
-        self._values.end()
+        self.values.end()
 
     def let_go(self) -> None:
         """Release the arm's parameters, before another arm is built."""
