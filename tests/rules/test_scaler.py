@@ -166,6 +166,13 @@ def test_each_of_torchs_messages_has_a_meaning_of_its_own() -> None:
     assert not of_raised("Index out of range")
 
 
+def test_an_update_that_comes_too_early_is_told_where_it_belongs() -> None:
+    [found] = of_raised("No inf checks were recorded prior to update.")
+    assert "it belongs at the end of each step, once, after the scaler.step(optimizer)" in str(
+        found
+    )
+
+
 def test_a_model_in_half_is_told_as_such() -> None:
     [found] = of_raised("Attempting to unscale FP16 gradients.")
     assert (found.code, found.severity, found.location) == ("AMP102", "error", "train.py:12")

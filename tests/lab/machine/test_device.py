@@ -267,3 +267,14 @@ def test_versions_of_a_cpu_run_name_torch_and_nothing_that_was_not_used() -> Non
 def test_memory_that_ran_out_is_known_by_what_the_libraries_say(text, is_oom) -> None:
     assert choose("cpu").is_oom(RuntimeError(text)) is is_oom
     assert not choose("cpu").is_oom(ValueError(text))
+
+
+def test_only_the_device_that_is_measured_is_waited_for(monkeypatch) -> None:
+    """Without a number torch waits for the current one, which may be another."""
+    waited: list[tuple[object, ...]] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *given: waited.append(given))
+    monkeypatch.setattr(torch.mps, "synchronize", lambda *given: waited.append(given))
+    Device(torch.device("cuda:1")).synchronize()
+    Device(torch.device("mps")).synchronize()
+    Device(torch.device("cpu")).synchronize()
+    assert waited == [(torch.device("cuda:1"),), ()]
