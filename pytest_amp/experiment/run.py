@@ -32,6 +32,7 @@ from pytest_amp.lab.phases.scale_drill import two_scales
 from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.observations import Observations, Timing
 from pytest_amp.progress import Progress
+from pytest_amp.results.explanation import in_order
 from pytest_amp.results.report import AmpReport
 from pytest_amp.rules import registry
 from pytest_amp.settings.resolved import Settings
@@ -74,7 +75,7 @@ def run(job: Job, progress: Progress) -> AmpReport:
         found = registry.findings(case, settings.select, settings.ignore)
         found = confirmed(bench, settings, case, found)
     loss = case.gates["loss_diff"]
-    return replace(
+    report = replace(
         blank,
         verdict=gates.verdict_of(gated, found),
         duration_s=time.perf_counter() - began,
@@ -92,6 +93,8 @@ def run(job: Job, progress: Progress) -> AmpReport:
         phases_s=phases_of(progress),
         dtype_map=mapped,
     )
+    suppressed = (each for each in found if each.suppressed is not None)
+    return replace(report, findings=(*in_order(report), *suppressed))
 
 
 @contextmanager

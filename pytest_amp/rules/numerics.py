@@ -16,6 +16,9 @@ from pytest_amp.rules.base import Word, rule
 from pytest_amp.rules.comparable import are_comparable
 from pytest_amp.rules.measurement import differing_starts
 
+# A gradient of which rounding fp32's products leaves nothing is itself what is left of sums that
+# cancel, as of a bias before a normalisation.
+RESIDUE = 0.9
 # A tenth of a gradient's elements. ReLUs that flip because of rounding zero far fewer.
 UNDERFLOW = 0.1
 # The share in the norm of all gradients from which a gradient is compared by itself.
@@ -109,7 +112,9 @@ def underflows(case: Case) -> list[Gradient]:
     lost = [
         each
         for each in _gradients(case)
-        if each.zeroed >= UNDERFLOW and each.zeroed > 2 * (each.zeroed_by_rounding or 0.0)
+        if each.zeroed >= UNDERFLOW
+        and each.zeroed > 2 * (each.zeroed_by_rounding or 0.0)
+        and (each.rounding or 0.0) < RESIDUE
     ]
     left = case.seen.numerics.departure
     overflowed = left is not None and math.isinf(left.off)

@@ -237,5 +237,16 @@ def a_difference_that_rounds_to_zero_in_bfloat16(arm):
 
 
 @healthy("AMP302")
+def shifts_that_a_normalisation_takes_away(arm):
+    """Of two examples each gets the other's gradient with its sign turned, and the sum is zero."""
+    model = nn.Sequential(
+        nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16), nn.BatchNorm1d(16),
+        nn.ReLU(), nn.Linear(16, 4),
+    )  # fmt: skip
+    x, y = batch(2)
+    return train(arm, sgd(model), lambda: F.cross_entropy(model(x).float(), y))
+
+
+@healthy("AMP302")
 def a_difference_in_float32(arm):
     return far_away(arm, torch.float32)
