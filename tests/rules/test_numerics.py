@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pytest_amp.observations import (
+    Departure,
     Gradient,
     ModuleOutput,
     Numerics,
@@ -281,3 +282,62 @@ def test_amp302_leaves_alone_what_rounding_zeroes_as_well() -> None:
     assert heard(first_step(flipped, dtype="bfloat16")) is None
     lost = replace(flipped, zeroed_by_rounding=0.01)
     assert heard(first_step(lost, dtype="bfloat16")).code == "AMP302"
+
+
+def test_a_residue_of_sums_that_cancel_does_not_underflow() -> None:
+    lost = replace(gradient(0, zeroed=0.5), rounding=1.0, zeroed_by_rounding=0.1)
+    assert heard(first_step(lost, dtype="bfloat16")) is None
+    assert heard(first_step(replace(lost, rounding=0.5), dtype="bfloat16")).code == "AMP302"
+
+
+# AMP304 where an operator leaves fp32 by itself.
+
+
+LEFT = Departure("aten::log", "loss", "loss.py:9", "bfloat16", 0.6, 0.002, 0.003)
+
+
+def parted(left=LEFT, *gradients, **more):
+    return seen(
+        dtype="bfloat16", numerics=Numerics(gradients or (gradient(),), departure=left), **more
+    )
+
+
+def test_amp304_names_the_operator_that_leaves_fp32_though_all_gradients_agree() -> None:
+    found = heard(parted())
+    assert (found.code, found.module, found.location) == ("AMP304", "loss", "loss.py:9")
+    assert found.message.startswith(
+        "aten::log in loss at loss.py:9 (bfloat16) is the first to leave fp32: its output is off "
+        "by 60%, and its inputs are off by 0.20%, by more than bfloat16 explains"
+    )
+
+
+def test_amp304_places_a_gradient_at_the_operator_that_left_fp32() -> None:
+    found = heard(parted(LEFT, gradient(cosine=0.5), amp=PLACES))
+    assert found.location == "loss.py:9"
+    assert "the first gradient of layers.0.weight is not fp32's" in found.message
+    assert "going forward, aten::log in loss at loss.py:9 (bfloat16)" in found.message
+
+
+def test_amp304_names_the_product_whose_rounding_is_enough() -> None:
+    left = replace(LEFT, op="aten::cos", rounding=0.5, products=("net.py:4", "net.py:2"))
+    found = heard(parted(left))
+    assert found.location == "net.py:4"
+    assert "rounding the product at net.py:4 that it is made from is enough" in found.message
+
+
+def test_amp304_says_where_on_the_way_back_gradients_leave_fp32() -> None:
+    back = replace(LEFT, op="Scale", node="ScaleBackward")
+    found = heard(parted(None, gradient(cosine=0.5), gradients_left=back))
+    assert found.location == "loss.py:9"
+    assert "going backward, the gradient of Scale in loss at loss.py:9 (ScaleBackward" in str(found)
+
+
+@pytest.mark.parametrize("off", [0.1, float("inf")])
+def test_amp304_leaves_alone_what_is_little_and_what_amp301_tells(off) -> None:
+    assert heard(parted(replace(LEFT, off=off))) is None
+
+
+def test_amp304_does_not_accuse_what_the_noise_floor_excuses() -> None:
+    nudged = losses(*scaled(1.5))
+    chaotic = parted(amp={"losses": losses(*scaled(1.4))}, floor=replace(FLOOR, losses=nudged))
+    assert "AMP304" not in {each.code for each in findings(chaotic, max_loss_diff=0.02)}
