@@ -339,5 +339,5 @@ def test_amp304_leaves_alone_what_is_little_and_what_amp301_tells(off) -> None:
 
 def test_amp304_does_not_accuse_what_the_noise_floor_excuses() -> None:
     nudged = losses(*scaled(1.5))
-    chaotic = parted(amp={"losses": losses(*scaled(1.4))}, floor=replace(FLOOR, losses=nudged))
+    chaotic = parted(amp={"losses": losses(*scaled(1.4))}, floor={"losses": nudged})
     assert "AMP304" not in {each.code for each in findings(chaotic, max_loss_diff=0.02)}
