@@ -75,10 +75,12 @@ def judged(finding: Finding, suspect: Suspect, rerun: Case) -> Finding:
     passed = again.verdict == "pass"
     verdict = "passes" if passed else "still fails"
     shown = f" ({units.share(again.value)})" if again.value is not None else ""
+    location = suspect.lines[0] if passed and suspect.lines else finding.location
     return replace(
         finding,
         confirmed=passed,
-        location=suspect.lines[0] if passed and suspect.lines else finding.location,
+        location=location,
+        no_location=None if location else finding.no_location,
         message=f"{finding.message}; with {suspect}, {suspect.gate} {verdict}{shown}",
         evidence={**finding.evidence, "counterfactual": str(suspect), "value": again.value},
     )
