@@ -16,6 +16,7 @@ from pytest_amp.errors import AmpError, add_note, unless_our_bug
 from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.machine.global_state import GlobalState, seed_all
 from pytest_amp.lab.scaling.scaler import AmpScaler, FixtureScaler
+from pytest_amp.lab.watch.made import noted
 from pytest_amp.progress import Progress
 
 __tracebackhide__ = unless_our_bug
@@ -250,7 +251,8 @@ class Workbench:
         self._alive += 1
         try:
             try:
-                resident.build(change(self._setup))
+                with noted():
+                    resident.build(change(self._setup))
             except Exception as error:
                 if not isinstance(error, AmpError):
                     add_note(error, f"pytest-amp: raised in setup of the {name} arm")

@@ -31,22 +31,24 @@ def differing_recipes(case: Case) -> Iterator[Word]:
     for path, module in fp32.modules.items():
         other = amp.modules.get(path, module)
         if module != other:
-            yield _word("modules", module, other, module=path.partition(".")[2] or path)
+            within = path.partition(".")[2] or path
+            yield _word("modules", module, other, amp.line_in(within), within)
             return  # one tells enough, where a setting is passed to many
     rates = [each.operators.dropout_rates if each.operators else () for each in (fp32, amp)]
     if all(rates) and rates[0] != rates[1]:
         fp32_rates, amp_rates = (", ".join(map(units.number, each)) for each in rates)
-        yield _word("dropout", f"dropout with p={fp32_rates}", f"p={amp_rates}")
+        where = amp.operators.dropout_at if amp.operators else None
+        yield _word("dropout", f"dropout with p={fp32_rates}", f"p={amp_rates}", where)
 
 
 def _optimizers(fp32: OptimizerUse, amp: OptimizerUse) -> Iterator[Word]:
-    where = fp32.location if fp32.location == amp.location else amp.location
+    where, made = amp.location, amp.made_at or amp.location
     if fp32.name != amp.name:
-        yield _word("optimizer", fp32.name, amp.name, location=where)
+        yield _word("optimizer", fp32.name, amp.name, location=made)
         return
     settings = _differing(fp32.settings, amp.settings)
     for name, (ours, theirs) in settings.items():
-        yield _word("optimizer", f"{fp32.name} with {name}={ours}", f"{name}={theirs}", where)
+        yield _word("optimizer", f"{fp32.name} with {name}={ours}", f"{name}={theirs}", made)
     if not settings:
         yield from _schedules(fp32, amp, where)
     counts = len(fp32.rates), len(amp.rates)

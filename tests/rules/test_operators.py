@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_amp.observations import OpRow, Parameter, RoundTrip, ScalerUse
+from pytest_amp.observations import OpRow, Parameter, RoundTrip, ScalerUse, StaleCast
 from tests.helpers.observations import IN_BF16, findings, scaled, seen, timing
 
 MIB = 2**20
@@ -75,8 +75,14 @@ def test_amp102_leaves_full_precision_alone(dtypes) -> None:
 
 
 def test_amp103_speaks_of_each_module_with_a_stale_cast() -> None:
-    found = findings(seen(amp={"operators": replace(IN_BF16, stale=("a", "b.c"))}))
+    stale = StaleCast("a", "a.weight", "net.py:3", "train.py:9"), StaleCast("b.c", None, "net.py:4")
+    found = findings(seen(amp={"operators": replace(IN_BF16, stale=stale)}))
     assert [(each.code, each.module) for each in found] == [("AMP103", "a"), ("AMP103", "b.c")]
+    first, second = found
+    assert first.location == "train.py:9"  # the region that outlives the update
+    assert first.message.startswith("a.weight was updated")
+    assert "at net.py:3" in first.message
+    assert second.location == "net.py:4"
 
 
 # AMP104 missing-gradients

@@ -44,6 +44,7 @@ class ForwardValues(DispatchMode):
 
     Attributes:
         computed: the operators, in the order in which they ran.
+        uses: the user's line that first used what was there before the step, by its memory.
     """
 
     def __init__(self, modules: ModuleStack) -> None:
@@ -55,6 +56,7 @@ class ForwardValues(DispatchMode):
         self._went_back = False
         self._lines: dict[int, dict[str | None, None]] = {}  # by storage
         self.computed: list[Computed] = []
+        self.uses: dict[int, str | None] = {}
 
     @contextmanager
     def watching(self) -> Iterator[ForwardValues]:
@@ -76,6 +78,8 @@ class ForwardValues(DispatchMode):
             return func(*args, **kwargs)
         name, line = operator_name(func), location()
         made_at = self._made_at((args, kwargs))
+        for held in set(map(storage, _tensors((args, kwargs)))) - self._lines.keys():
+            self.uses.setdefault(held, line)
         given = () if name in _MOVES else tuple(map(spots, _numbers((args, kwargs))))
         out = func(*args, **kwargs)  # it may change what was sampled before
         tensors = _tensors(out)
