@@ -82,7 +82,8 @@ class OpRow:
         largest: the bytes of the largest single output.
         stretch: how often the most expanded input repeats its memory; 1 if none is expanded.
         dims: the dimensions of matrix products that a kernel's alignment depends on.
-        location: the user's line that made the first call, as ``file:line``.
+        location: the user's line that made the first call, as ``file:line``; in a backward pass,
+            the line of the forward call.
         chosen: whether the step itself asked for float32. It did if the call is in a region that is
             switched off for its device, if it is an explicit cast up, or if it works outside of any
             region on values that were cast up, and on no weight.

@@ -96,7 +96,7 @@ class OpRecord(DispatchMode):
         self._reduced_weights = False
         self._optimizers = OptimizerSteps()
         self._function_nodes: dict[str, str] = {}
-        self._callers: dict[int, tuple[str | None, bool]] = {}
+        self._callers: dict[int, tuple[str | None, bool, str | None]] = {}
         self._last_node = -1
         self._round_trips = RoundTrips()
         self._updates = Updates(self._made.__contains__, self._optimizers)
@@ -242,7 +242,7 @@ class OpRecord(DispatchMode):
             self._reduced_weights |= any(map(self._is_weight, filter(is_reduced, inputs)))
         known = {storage(tensor) for tensor in inputs}
         sizes = [size(each) for each in outputs if storage(each) not in known]
-        module, phase, in_autocast, function = self._caller()
+        module, phase, in_autocast, function, forward = self._caller()
         if phase == "forward":
             if here.casting and _casts_up(func, inputs, outputs):
                 self._round_trips.begin(inputs, outputs, module)
@@ -268,7 +268,7 @@ class OpRecord(DispatchMode):
         tally = self._rows.get(key)
         if tally is None:
             sent_from = here.sender.location if here.sender else None
-            where = location(sent_from) if phase in ("forward", "recompute") else None
+            where = location(sent_from) if phase in ("forward", "recompute") else forward
             row = OpRow(
                 name, dtype, made, module, phase, in_autocast, function,
                 location=where, chosen=chosen, lacks_autocast=lacking, computed=computed,
@@ -284,32 +284,31 @@ class OpRecord(DispatchMode):
         elif name == "aten::_to_copy" and inputs:
             tally.stretch = max(tally.stretch, stretch(inputs[0]))
 
-    def _caller(self) -> tuple[str | None, Phase, bool, str | None]:
-        """Return the module, the phase, whether autocast is in force, and the custom function."""
+    def _caller(self) -> tuple[str | None, Phase, bool, str | None, str | None]:
+        """Return the module, the phase, whether autocast is in force, and the custom function.
+
+        In a backward pass, the line of the forward call follows.
+        """
         here = self._threads.here
         inside = here.functions[-1] if here.functions else None
         call = self.modules.top
         if self._optimizers.at_work:
-            return None, "update", False, inside
+            return None, "update", False, inside, None
         if torch._C._current_graph_task_id() == -1 or (call is not None and call.again):
             path = call.path if call is not None else None
-            caller = path, here.autocast
             node_made = _next_node()
             # Each thread numbers its own nodes. The first call to see a new node made it.
             if here.sender is None and node_made != self._last_node:
                 self._last_node = node_made
-                self._callers[node_made - 1] = caller
-            return (
-                path,
-                "recompute" if call is not None and call.again else "forward",
-                caller[1],
-                inside,
-            )
+                self._callers[node_made - 1] = path, here.autocast, location()
+            phase: Phase = "recompute" if call is not None and call.again else "forward"
+            return path, phase, here.autocast, inside, None
         node: Any = torch._C._current_autograd_node()
         if node is None:
-            return None, "backward", False, inside
-        path, in_autocast = self._callers.get(node._sequence_nr(), (None, False))
-        return path, "backward", in_autocast, inside or self._function_nodes.get(node.name())
+            return None, "backward", False, inside, None
+        path, in_autocast, line = self._callers.get(node._sequence_nr(), (None, False, None))
+        inside = inside or self._function_nodes.get(node.name())
+        return path, "backward", in_autocast, inside, line
 
     def _look_for_stale(self, inputs: Tensors) -> None:
         """Note where a cast is used although its weight has been updated since."""
