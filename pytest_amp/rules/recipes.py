@@ -26,13 +26,15 @@ def differing_recipes(case: Case) -> Iterator[Word]:
     shapes = _shapes(fp32.start.inputs), _shapes(amp.start.inputs)
     if all(shapes) and shapes[0] != shapes[1]:
         yield _word("first inputs", f"the shapes {shapes[0]}", shapes[1], amp.start.inputs_at)
-    for ours, theirs in zip(fp32.optimizers, amp.optimizers, strict=False):
-        yield from _optimizers(ours, theirs)
+    for number, (ours, theirs) in enumerate(zip(fp32.optimizers, amp.optimizers, strict=False)):
+        moved_at = amp.scaler.moved_at.get(number) or fp32.scaler.moved_at.get(number)
+        yield from _optimizers(ours, theirs, moved_at)
     for path, module in fp32.modules.items():
         other = amp.modules.get(path, module)
         if module != other:
             within = path.partition(".")[2] or path
-            yield _word("modules", module, other, amp.line_in(within), within)
+            where = amp.line_in(within) or amp.start.inputs_at
+            yield _word("modules", module, other, where, within)
             return  # one tells enough, where a setting is passed to many
     rates = [each.operators.dropout_rates if each.operators else () for each in (fp32, amp)]
     if all(rates) and rates[0] != rates[1]:
@@ -41,7 +43,7 @@ def differing_recipes(case: Case) -> Iterator[Word]:
         yield _word("dropout", f"dropout with p={fp32_rates}", f"p={amp_rates}", where)
 
 
-def _optimizers(fp32: OptimizerUse, amp: OptimizerUse) -> Iterator[Word]:
+def _optimizers(fp32: OptimizerUse, amp: OptimizerUse, moved_at: str | None) -> Iterator[Word]:
     where, made = amp.location, amp.made_at or amp.location
     if fp32.name != amp.name:
         yield _word("optimizer", fp32.name, amp.name, location=made)
@@ -50,7 +52,7 @@ def _optimizers(fp32: OptimizerUse, amp: OptimizerUse) -> Iterator[Word]:
     for name, (ours, theirs) in settings.items():
         yield _word("optimizer", f"{fp32.name} with {name}={ours}", f"{name}={theirs}", made)
     if not settings:
-        yield from _schedules(fp32, amp, where)
+        yield from _schedules(fp32, amp, moved_at or where)
     counts = len(fp32.rates), len(amp.rates)
     if min(counts) < FEWER_STEPS * max(counts):
         steps = units.plural(counts[0], "step")
