@@ -716,6 +716,7 @@ class Overflow:
         backward_at: the user's line that called it.
         hidden: whether such a pass began, optimizers nevertheless stepped on finite gradients, and
             the scale stayed.
+        cleared_at: the user's line that made these gradients finite.
         moves: for each `step()` of a scheduler without arguments, its optimizer's number.
         scale: the loss scale before, and after the update; None if there was no update.
         next_loss_finite: whether the following step's loss was finite.
@@ -736,6 +737,7 @@ class Overflow:
     backward: bool = False
     backward_at: str | None = None
     hidden: bool = False
+    cleared_at: str | None = None
     moves: tuple[int, ...] = ()
     scale: tuple[float, float | None] = (0.0, None)
     next_loss_finite: bool = True

@@ -193,7 +193,7 @@ def stepped_on_overflow(case: Case) -> Iterator[Word]:
                 "them and the loss scale does not back off; leave inf gradients to the scaler",
                 {"scale": list(each.scale)},
                 severity="warning",
-                location=each.backward_at,
+                location=each.cleared_at or each.backward_at,
             )
             return
 

@@ -44,10 +44,13 @@ def overflow(bench: Workbench, steps: int, begin: int = 0) -> OverflowDrill | No
     if drill is not None and drill.overflows[-1].died:
         inject = _with_infinite_gradients
         drill = _drilled(bench, steps, begin, inject)
-    if drill is not None and any(each.ruined or each.ruined_later for each in drill.overflows):
-        writes = NonfiniteTrail()
-        return _drilled(bench, steps, begin, inject, writes) or drill
-    return drill
+    signs = [each for each in drill.overflows if _has_a_trail(each)] if drill else []
+    return (_drilled(bench, steps, begin, inject, NonfiniteTrail()) if signs else None) or drill
+
+
+def _has_a_trail(found: Overflow) -> bool:
+    """Return whether inf got into something, or out of it, on a line that is worth a search."""
+    return bool(found.ruined or found.ruined_later or found.hidden)
 
 
 def _drilled(
@@ -55,7 +58,7 @@ def _drilled(
     steps: int,
     begin: int,
     inject: Callable[[Any], Any],
-    writes: NonfiniteTrail | None = None,
+    trail: NonfiniteTrail | None = None,
 ) -> OverflowDrill | None:
     """Drill a fresh build.
 
@@ -64,22 +67,22 @@ def _drilled(
         steps: how many steps to wait for an update.
         begin: after which step the drill begins.
         inject: makes scaled losses infinite.
-        writes: follows what is not finite, where the line is looked for that wrote it.
+        trail: follows what is not finite, where lines are looked for.
     """
     run = DrilledArm(bench, "overflow drill", steps)
-    injection = _Injection(run, inject)
-    with run.built(injection.installed(), writes or nullcontext()):
+    injection = _Injection(run, inject, trail)
+    with run.built(injection.installed(), trail or nullcontext()):
         normal = _normal(run, injection, begin)
         if normal is None:
             return None
         scaled, stepped = injection.calls, frozenset(injection.stepped)
         found: list[Overflow] = []
         for call in sorted({0, scaled // 2, scaled - 1}):
-            one = _one(run, injection, call, stepped, normal)
-            if writes and (one.ruined or one.ruined_later):
+            found.append(_one(run, injection, call, stepped, normal))
+            if trail is not None:
                 bad = filter(_is_not_finite, run.watch.trained.parameters)
-                one = replace(one, ruined_at=next(filter(None, map(writes.written_at, bad)), None))
-            found.append(one)
+                line = next(filter(None, map(trail.written_at, bad)), None)
+                found[-1] = replace(found[-1], ruined_at=line)
             reached = {number for each in found for number in each.reached}
             ended = found[-1].raised or found[-1].died or not found[-1].recovered
             if ended or stepped <= reached:
@@ -141,6 +144,7 @@ def _one(
             and bool(seen.stepped_with)
             and not lowered
         ),
+        cleared_at=seen.cleared_at,
         moves=cycle.moves if cycle else (),
         scale=(seen.scale, seen.scale_after),
         next_loss_finite=next_loss_finite,
@@ -181,6 +185,7 @@ class _Seen:
     backward: bool = False
     backward_at: str | None = None
     dropped: bool = False
+    cleared_at: str | None = None
     scale: float = 0.0
     scale_after: float | None = None
 
@@ -188,11 +193,14 @@ class _Seen:
 class _Injection:
     """Makes the loss of one `scale()` infinite, and watches optimizers up to the next update."""
 
-    def __init__(self, run: DrilledArm, inject: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, run: DrilledArm, inject: Callable[[Any], Any], trail: NonfiniteTrail | None = None
+    ) -> None:
         self.calls = 0
         self.done = False  # in this cycle
         self._run = run
         self._inject = inject
+        self._trail = trail
         self._call: int | None = None
         self._looking = False
         self._inside = False
@@ -296,8 +304,15 @@ class _Injection:
         self._seen.stepped.add(number)
         if self._run.taken == self._step:
             self._seen.stepped_with.add(number)
+            self._note_cleared(optimizer)
         if self._looking and not self._inside and optimizer not in self._before:
             self._before[optimizer] = self._look(optimizer)
+
+    def _note_cleared(self, optimizer: Optimizer) -> None:
+        gradients = [param.grad for _, param in self._run.parameters(optimizer)]
+        for gradient in gradients:
+            if self._trail is not None and gradient is not None and not self._seen.cleared_at:
+                self._seen.cleared_at = self._trail.cleared_at(gradient)
 
     def _after_step(self, optimizer: Optimizer) -> None:
         before = self._before.pop(optimizer, None)

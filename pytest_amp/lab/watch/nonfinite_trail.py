@@ -49,12 +49,15 @@ class _Trail:
 class NonfiniteTrail(DispatchMode):
     """Knows, of a tensor that is not finite, which line wrote that and where it was first made.
 
+    Of a tensor that has become finite, it knows where that happened.
+
     What was not finite before it was entered has no trail.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._trails: dict[int, _Trail] = {}
+        self._cleared: dict[int, tuple[StorageWeakRef, str | None]] = {}
 
     def written_at(self, tensor: torch.Tensor) -> str | None:
         """Return the line that first wrote inf or NaN into the tensor's memory."""
@@ -65,6 +68,11 @@ class NonfiniteTrail(DispatchMode):
         """Return where the tensor's inf or NaN was first made."""
         trail = self._of(tensor)
         return trail.origin if trail else None
+
+    def cleared_at(self, tensor: torch.Tensor) -> str | None:
+        """Return the line that made the tensor finite of something that was not."""
+        held, line = self._cleared.get(storage(tensor), (None, None))
+        return line if held is not None and not held.expired() else None
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -78,8 +86,9 @@ class NonfiniteTrail(DispatchMode):
             if held is None or not parts:
                 continue
             if all(map(is_finite, parts)):
-                if _is_whole(tensor, held):
+                if before is not None and _is_whole(tensor, held):
                     self._trails.pop(storage(tensor), None)
+                    self._cleared[storage(tensor)] = StorageWeakRef(held), location()
             elif self._of(tensor) is None:
                 line = location()
                 origin = before.origin if before else Made(operator_name(func), line)

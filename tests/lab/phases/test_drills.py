@@ -309,12 +309,17 @@ def test_the_zeros_that_a_fused_optimizer_starts_from_are_no_change() -> None:
 
 
 def test_gradients_that_are_made_finite_hide_the_overflow() -> None:
+    line = 0
+
     def edit(_, model, __):
+        nonlocal line
         for p in model.parameters():
+            line = inspect.currentframe().f_lineno + 1
             torch.nan_to_num_(p.grad, posinf=0.0, neginf=0.0)
 
     seen = drill(training(edit))
     assert seen.hidden
+    assert seen.cleared_at == f"tests/lab/phases/test_drills.py:{line}"
     assert seen.scale == (2.0**16, 2.0**16)
 
 

@@ -65,3 +65,15 @@ def test_what_was_there_before_has_no_trail() -> None:
     with NonfiniteTrail() as trail:
         kept.mul(2)
     assert trail.origin_of(kept) is None
+
+
+def test_the_line_that_makes_it_finite_is_known_in_place_and_anew() -> None:
+    kept = torch.zeros(3)
+    with NonfiniteTrail() as trail:
+        kept.fill_(torch.inf)
+        new, anew = torch.nan_to_num(kept), here()
+        line = here() + 1
+        kept.clamp_(-1, 1)
+    assert trail.cleared_at(new) == f"{HERE}:{anew}"
+    assert trail.cleared_at(kept) == f"{HERE}:{line}"
+    assert trail.cleared_at(torch.zeros(3)) is None
