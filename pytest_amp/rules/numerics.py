@@ -205,8 +205,8 @@ def _accuses(left: Departure, case: Case) -> bool:
 
 def _departed(left: Departure) -> str:
     module = f" in {left.module}" if left.module else ""
-    what = f"{left.op}{module} at {left.location}"
-    off = f"off by {units.share(left.off)}"
+    what = f"{left.op}{module}" + (f" at {left.location}" if left.location else "")
+    off = f"off by {units.share(left.off)}" if math.isfinite(left.off) else "not finite"
     if left.node is not None:
         return (
             f"the gradient of {what} ({left.node}, {left.dtype}) is the first to leave fp32's: it "
