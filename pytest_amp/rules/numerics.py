@@ -208,7 +208,7 @@ def _accuses(left: Departure, case: Case) -> bool:
 
 def _departed(left: Departure) -> str:
     module = f" in {left.module}" if left.module else ""
-    what = f"{left.op}{module} at {left.location}"
+    what = f"{left.op}{module}" + (f" at {left.location}" if left.location else "")
     off = f"off by {units.share(left.off)}" if math.isfinite(left.off) else "not finite"
     if left.node is not None:
         return (
