@@ -44,8 +44,12 @@ def overflow(bench: Workbench, steps: int, begin: int = 0) -> OverflowDrill | No
     if drill is not None and drill.overflows[-1].died:
         inject = _with_infinite_gradients
         drill = _drilled(bench, steps, begin, inject)
-    signs = [each for each in drill.overflows if _has_a_trail(each)] if drill else []
-    return (_drilled(bench, steps, begin, inject, NonfiniteTrail()) if signs else None) or drill
+    if drill is None or not any(map(_has_a_trail, drill.overflows)):
+        return drill
+    try:
+        return _drilled(bench, steps, begin, inject, NonfiniteTrail()) or drill
+    except Exception:  # noqa: BLE001 - what the drill has shown stands without its lines
+        return drill
 
 
 def _has_a_trail(found: Overflow) -> bool:
