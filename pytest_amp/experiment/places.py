@@ -15,9 +15,10 @@ from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.phases import first_backward, kept, nonfinite
 from pytest_amp.lab.phases.drill import attempted
 from pytest_amp.lab.watch.assignments import assigned_at
+from pytest_amp.rules.gradients import UNDERFLOW, ran_in, underflows, unexplained
 from pytest_amp.rules.measurement import differing_starts
 from pytest_amp.rules.memory import growth
-from pytest_amp.rules.numerics import UNDERFLOW, ran_in, ruined_state, underflows, unexplained
+from pytest_amp.rules.numerics import ruined_state
 
 __tracebackhide__ = unless_our_bug
 
