@@ -72,10 +72,15 @@ def test_float16_allows_less() -> None:
 
 
 def test_what_rounding_the_products_does_excuses_an_operator() -> None:
-    fp32, amp = [ran("sub", ONE, ONE)], [ran("sub", off(0.3), ONE)]
-    rounded = [ran("sub", off(0.1), ONE)]
+    fp32, amp = [ran("sub", ONE, ONE)], [ran("sub", off(0.18), ONE)]
+    rounded = [ran("sub", off(0.05), ONE)]
     assert departure(fp32, amp, "bfloat16", rounded) is None
-    assert departure(fp32, amp, "bfloat16", [ran("sub", off(0.05), ONE)]) is not None
+    assert departure(fp32, amp, "bfloat16", [ran("sub", off(0.04), ONE)]) is not None
+
+
+def test_but_only_up_to_a_fifth() -> None:
+    fp32, amp = [ran("sub", ONE, ONE)], [ran("sub", off(0.21), ONE)]
+    assert departure(fp32, amp, "bfloat16", amp) is not None
 
 
 def test_a_product_whose_rounding_alone_does_it_is_the_place() -> None:
