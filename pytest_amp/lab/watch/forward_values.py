@@ -112,6 +112,7 @@ class ForwardValues(DispatchMode):
             or torch._C._current_graph_task_id() != -1
             or self._optimizers.at_work
             or (self._went_back and not torch.is_grad_enabled())
+            or _is_capturing()
         )
 
     def _around_scale(self, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -124,6 +125,11 @@ class ForwardValues(DispatchMode):
     def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         self._went_back = True
         return original(*args, **kwargs)
+
+
+def _is_capturing() -> bool:
+    """Return whether a CUDA graph is being captured; no value can be read meanwhile."""
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
 def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
