@@ -11,20 +11,30 @@ from typing import Literal, NamedTuple
 
 
 class Code(NamedTuple):
-    """A row of the table of rules. `explains` lists the gates whose failure it may have caused."""
+    """A row of the table of rules.
+
+    Attributes:
+        name: the rule's name.
+        severity: whether it fails a test.
+        explains: the gates whose failure it may have caused.
+        placeless: why its findings have no line of the user's, if by nature they have none.
+    """
 
     name: str
     severity: Literal["error", "warning"]
     explains: tuple[str, ...] = ()
+    placeless: str | None = None
 
 
 CODES = {
-    "AMP001": Code("nothing-measured", "error"),
-    "AMP002": Code("not-reproducible", "warning"),
+    "AMP001": Code("nothing-measured", "error", placeless="it is about a call that is missing"),
+    "AMP002": Code("not-reproducible", "warning", placeless="two whole runs are compared"),
     "AMP003": Code("arms-start-differ", "error"),
     "AMP004": Code("fp32-arm-not-fp32", "error"),
-    "AMP005": Code("baseline-flags", "warning"),
-    "AMP006": Code("noisy-machine", "warning"),
+    "AMP005": Code(
+        "baseline-flags", "warning", placeless="flags belong to the process, whoever sets them"
+    ),
+    "AMP006": Code("noisy-machine", "warning", placeless="it is about the machine"),
     "AMP007": Code("recipes-differ", "error", ("loss_diff", "memory_reduction", "speedup")),
     "AMP101": Code("amp-no-op", "error", ("speedup", "memory_reduction", "coverage")),
     "AMP102": Code("half-parameters", "error", ("loss_diff",)),
@@ -55,16 +65,23 @@ CODES = {
     "AMP302": Code("gradient-underflow", "warning", ("loss_diff",)),
     "AMP303": Code("overflow-risk", "warning", ("loss_diff", "skipped_steps")),
     "AMP304": Code("gradient-mismatch", "warning", ("loss_diff",)),
-    "AMP305": Code("below-noise-floor", "warning"),
+    "AMP305": Code("below-noise-floor", "warning", placeless="it is about a threshold"),
     "AMP306": Code("nonfinite-state", "error", ("loss_diff",)),
     "AMP307": Code("lost-updates", "warning"),
-    "AMP401": Code("no-native-support", "warning", ("speedup",)),
+    "AMP401": Code(
+        "no-native-support", "warning", ("speedup",), placeless="it is about the device"
+    ),
     "AMP402": Code("fp32-fallback", "warning", ("speedup", "coverage", "memory_reduction")),
     "AMP403": Code("cast-bound", "warning", ("speedup", "memory_reduction")),
-    "AMP404": Code("host-bound", "warning", ("speedup",)),
+    "AMP404": Code("host-bound", "warning", ("speedup",), placeless="it is about a whole step"),
     "AMP405": Code("slow-shapes", "warning", ("speedup",)),
     "AMP406": Code("wasted-casts", "warning", ("speedup", "memory_reduction")),
-    "AMP501": Code("memory-not-reduced", "warning", ("memory_reduction",)),
+    "AMP501": Code(
+        "memory-not-reduced",
+        "warning",
+        ("memory_reduction",),
+        placeless="it is about the peak as a whole",
+    ),
     "AMP502": Code("memory-growth", "error", ("memory_reduction",)),
     "AMP503": Code("cast-materialised", "warning", ("memory_reduction",)),
 }

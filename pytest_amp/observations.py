@@ -8,9 +8,23 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Losses = Mapping[str, tuple[float, ...]]
+
+
+class Named(NamedTuple):
+    """A name that a function of the user's has for a value, at a moment.
+
+    Attributes:
+        file: the function's file.
+        line: the line at which it is.
+        name: the name.
+    """
+
+    file: str
+    line: int
+    name: str
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,8 @@ class Start:
         parameter_samples: the norm of each parameter, followed by signed sums of its elements.
         input_samples: the same of each input.
         inputs_at: the user's line that called the first module.
+        inputs_named: what the user's functions called the first of its inputs at that moment.
+        inputs_made_at: the user's line that gave them that name, where it was looked for.
     """
 
     parameters: tuple[str, ...] | None = None
@@ -36,6 +52,8 @@ class Start:
     parameter_samples: tuple[tuple[float, ...], ...] = ()
     input_samples: tuple[tuple[float, ...], ...] = ()
     inputs_at: str | None = None
+    inputs_named: tuple[Named, ...] = ()
+    inputs_made_at: str | None = None
 
 
 Phase = Literal["forward", "backward", "recompute", "update"]
@@ -64,12 +82,15 @@ class OpRow:
         largest: the bytes of the largest single output.
         stretch: how often the most expanded input repeats its memory; 1 if none is expanded.
         dims: the dimensions of matrix products that a kernel's alignment depends on.
-        location: the user's line that made the first call, as ``file:line``.
+        location: the user's line that made the first call, as ``file:line``; in a backward pass,
+            the line of the forward call.
         chosen: whether the step itself asked for float32. It did if the call is in a region that is
-            switched off inside one that is on, if it is an explicit cast up, or if it works outside
-            of any region on values that were cast up, and on no weight.
+            switched off for its device, if it is an explicit cast up, or if it works outside of any
+            region on values that were cast up, and on no weight.
         lacks_autocast: whether another thread made the call, outside of any region, although
             autocast was in force where the thread got its work from.
+        computed: of a cast, whether autocast cast what the model had computed: a value that
+            gradients flow through, or one that was read from a weight.
         seconds: the host's time until the calls returned. It measures the work only on a device
             that is done by then, as a CPU is.
     """
@@ -90,12 +111,52 @@ class OpRow:
     location: str | None = None
     chosen: bool = False
     lacks_autocast: bool = False
+    computed: bool = False
     seconds: float = field(default=0.0, compare=False)
 
     @property
     def is_cast(self) -> bool:
         """Whether the operator only copies a tensor into another dtype."""
         return self.op == "aten::_to_copy" and self.out is not None and self.out != self.dtype
+
+
+@dataclass(frozen=True)
+class Region:
+    """An autocast region that the inspected step entered; each line's regions are one.
+
+    Attributes:
+        location: the user's line that entered it.
+        device: the device type that it is for.
+        dtype: the dtype that it casts to; None if it is switched off.
+        nested: whether it was entered inside of one that was switched on.
+        flops: the FLOPs of the forward pass that ran in it, and in none within it.
+        bytes: the bytes of floating point tensors that were made there.
+    """
+
+    location: str | None
+    device: str
+    dtype: str | None
+    nested: bool = False
+    flops: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class StaleCast:
+    """A weight's cast that was used after the weight's update.
+
+    Attributes:
+        module: the module that used it.
+        weight: the weight's path, if a module that was called owns it.
+        location: the user's line that used it.
+        region: the line that entered the outermost autocast region, if the cast was made in the
+            same one.
+    """
+
+    module: str
+    weight: str | None = None
+    location: str | None = None
+    region: str | None = None
 
 
 @dataclass(frozen=True)
@@ -158,13 +219,19 @@ class Operators:
         framework: the package whose training loop ran the step, if it is a known one.
         reduced_weights: whether weights that are kept in reduced precision were multiplied.
         rows: the calls, grouped into one row for all that are alike.
-        stale: the modules that computed with a weight's cast from before the weight's update.
+        stale: for each module that computed with a weight's cast from before the weight's update,
+            the first such cast.
+        backward_at: the user's line that began the first backward pass.
         backward_under_autocast: how many backward passes began inside an autocast region.
+        backward_under_autocast_at: the user's line that began the first of them.
         backward_scale: how many times larger the loss was when backward was called on it than when
             the step returned it; None if that can't be told.
         updates: what the step, rather than an optimizer, did to reduced tensors that it found
             there.
         round_trips: what was cast up, and used for nothing but to be cast down again.
+        regions: the autocast regions, in the order in which they were first entered.
+        draws_at: the user's line of each of the draws.
+        dropout_at: the user's line of the first draw that dropped elements.
     """
 
     flops_by_dtype: Mapping[str, int] = field(default_factory=dict)
@@ -180,11 +247,16 @@ class Operators:
     framework: str | None = None
     reduced_weights: bool = False
     rows: tuple[OpRow, ...] = ()
-    stale: tuple[str, ...] = ()
+    stale: tuple[StaleCast, ...] = ()
+    backward_at: str | None = None
     backward_under_autocast: int = 0
+    backward_under_autocast_at: str | None = None
     backward_scale: float | None = None
     updates: tuple[StateUpdate, ...] = ()
     round_trips: tuple[RoundTrip, ...] = ()
+    regions: tuple[Region, ...] = ()
+    draws_at: tuple[str | None, ...] = ()
+    dropout_at: str | None = None
 
     @property
     def flops(self) -> int:
@@ -221,12 +293,14 @@ class Parameter:
         has_gradient: whether it had a gradient at any step of its optimizer.
         name: its path, if a module that was called owns it.
         location: the user's line of the forward operator that first used it, if one was seen.
+        optimizer: the number of the optimizer that holds it.
     """
 
     dtype: str
     has_gradient: bool
     name: str | None = None
     location: str | None = None
+    optimizer: int = 0
 
 
 @dataclass(frozen=True)
@@ -261,7 +335,10 @@ class ScalerUse:
         updates_before_step: the updates between a backward pass and a scaler's step on its
             gradients.
         made_in_steps: how many enabled scalers were created while steps ran.
-        made_at: the user's line that created the last of them.
+        made_at: the user's line that created the last of them; otherwise the one that created the
+            scaler that scaled first, if the step has one of its own.
+        scaled_at: the user's line that first scaled a loss.
+        growth_interval: after how many steps that scaler's scale grows.
         steps: the scalers' steps, in order.
         moves: each `step()` of a scheduler without arguments, as the experiment's step and the
             optimizer's number; -1 if that optimizer never stepped.
@@ -278,6 +355,8 @@ class ScalerUse:
     updates_before_step: int = 0
     made_in_steps: int = 0
     made_at: str | None = None
+    scaled_at: str | None = None
+    growth_interval: int | None = None
     steps: tuple[ScalerStep, ...] = ()
     moves: tuple[tuple[int, int], ...] = ()
     scale_calls_when_off: int = 0
@@ -304,6 +383,7 @@ class OptimizerUse:
         name: its class name.
         settings: its hyperparameters at its first step, as text, by name.
         location: the user's line of that step.
+        made_at: the user's line that made it.
         rates: the first group's learning rate at each step, taken or skipped; None if it is not a
             plain number.
     """
@@ -312,6 +392,7 @@ class OptimizerUse:
     settings: Mapping[str, str] = field(default_factory=dict)
     location: str | None = None
     rates: tuple[float | None, ...] = ()
+    made_at: str | None = None
 
 
 @dataclass(frozen=True)
@@ -371,6 +452,26 @@ class ParityRun:
     def stepped_at(self, number: int) -> str | None:
         """Return the user's line on which an optimizer stepped, if it is known."""
         return self.optimizers[number].location if number < len(self.optimizers) else None
+
+    def place_of(self, parameter: Parameter) -> str | None:
+        """Return the user's line that uses a parameter, or else the one that trains it."""
+        if parameter.location is not None:
+            return parameter.location
+        known = self.optimizers[parameter.optimizer :][:1]
+        return known[0].made_at or known[0].location if known else None
+
+    def line_in(self, module: str | None) -> str | None:
+        """Return the user's line of the first operator of a module, or of one within it."""
+        rows = self.operators.rows if self.operators and module else ()
+        within = f"{module}."
+        return next(
+            (
+                row.location
+                for row in rows
+                if row.location and row.module and f"{row.module}.".startswith(within)
+            ),
+            None,
+        )
 
 
 @dataclass(frozen=True)
@@ -644,10 +745,12 @@ class Overflow:
         backward_at: the user's line that called it.
         hidden: whether such a pass began, optimizers nevertheless stepped on finite gradients, and
             the scale stayed.
+        cleared_at: the user's line that made these gradients finite.
         moves: for each `step()` of a scheduler without arguments, its optimizer's number.
         scale: the loss scale before, and after the update; None if there was no update.
         next_loss_finite: whether the following step's loss was finite.
         recovered: whether one of the next few steps was taken.
+        ruined_at: the user's line that first wrote inf or NaN into one of either.
         raised: what the scaler raised meanwhile.
         raised_at: the user's line of the call that it refused.
         died: what the step itself raised, with its type; None if it went on.
@@ -663,10 +766,12 @@ class Overflow:
     backward: bool = False
     backward_at: str | None = None
     hidden: bool = False
+    cleared_at: str | None = None
     moves: tuple[int, ...] = ()
     scale: tuple[float, float | None] = (0.0, None)
     next_loss_finite: bool = True
     recovered: bool = True
+    ruined_at: str | None = None
     raised: str | None = None
     raised_at: str | None = None
     died: str | None = None
@@ -828,6 +933,8 @@ class Observations:
         gradients_left: where gradients leave fp32's, if they do and the forward pass did not.
         accumulated: how micro-batches add up, where there are several to one step.
         resume: what follows from the user's checkpoint, where there is one.
+        state_origin: where the inf or NaN came from that the amp arm's state ends with.
+        kept_at: the user's line that makes what an amp step keeps, if memory grows.
     """
 
     device: str
@@ -848,3 +955,5 @@ class Observations:
     rounded: Losses | None = None
     accumulated: Accumulated | None = None
     resume: Resume | None = None
+    state_origin: Origin | None = None
+    kept_at: str | None = None

@@ -44,8 +44,7 @@ class Outcome:
 
     @property
     def placed(self):
-        lines = enumerate(self.case.read_text("utf-8").splitlines(), 1)
-        marked = {number for number, line in lines if line.endswith(MARK)}
+        marked = marked_in(self.case.read_text("utf-8"))
         mine = [each for each in self.findings if each["code"] in self.expected]
         return any(self.line_of(each) in marked for each in mine)
 
@@ -57,6 +56,16 @@ class Outcome:
     @property
     def false_error(self):
         return self.verdict not in ("pass", "inconclusive") or bool(self.codes("error"))
+
+
+def marked_in(source):
+    """The lines that are marked; a mark stands for the whole of a simple statement."""
+    marked = {n for n, line in enumerate(source.splitlines(), 1) if line.endswith(MARK)}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.stmt) and not hasattr(node, "body"):
+            lines = set(range(node.lineno, node.end_lineno + 1))
+            marked |= lines if lines & marked else set()
+    return marked
 
 
 def expected_of(case):

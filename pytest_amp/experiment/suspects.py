@@ -86,10 +86,12 @@ def judged(finding: Finding, suspect: Suspect, rerun: Case) -> Finding:
     passed = again.verdict == "pass"
     verdict = "passes" if passed else "still fails"
     shown = f" ({units.share(again.value)})" if again.value is not None else ""
+    location = _place(finding, suspect) if passed else finding.location
     return replace(
         finding,
         confirmed=passed,
-        location=_place(finding, suspect) if passed else finding.location,
+        location=location,
+        no_location=None if location else finding.no_location,
         message=f"{finding.message}; with {suspect}, {suspect.gate} {verdict}{shown}",
         evidence={**finding.evidence, "counterfactual": str(suspect), "value": again.value},
     )

@@ -17,6 +17,7 @@ from pytest_amp.lab.machine.compiled import forget_compiled_code, let_go_of_grap
 from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.machine.global_state import GlobalState, seed_all
 from pytest_amp.lab.scaling.scaler import AmpScaler, FixtureScaler
+from pytest_amp.lab.watch.made import noted
 from pytest_amp.progress import Progress
 
 __tracebackhide__ = unless_our_bug
@@ -271,7 +272,8 @@ class Workbench:
         self._alive += 1
         try:
             try:
-                resident.build(change(self._setup))
+                with noted():
+                    resident.build(change(self._setup))
             except Exception as error:
                 if not isinstance(error, AmpError):
                     add_note(error, f"pytest-amp: raised in setup of the {name} arm")

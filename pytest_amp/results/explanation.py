@@ -225,7 +225,7 @@ def _findings(report: Explained) -> Iterator[str]:
         if behind := _causes(finding, spoken):
             cause = f", a consequence of {' and '.join(behind)}"
         yield f"  {finding.severity} {finding.title}{cause}"
-        yield from _wrapped(finding.message, "    ")
+        yield from _wrapped(finding.text, "    ")
     for note in report.notes:
         yield from _wrapped(f"note: {note}", "  ")
     if spoken:

@@ -170,6 +170,7 @@ class Finding:
         message (str): what was found, and what to do about it.
         module (str | None): the path of the module that it is about.
         location (str | None): the file and line of the user's code.
+        no_location (str | None): why there is no such line, if there is none.
         evidence (Mapping[str, Any]): the figures that the finding is based on.
         confirmed (bool): whether a rerun showed that it is the cause of a failed gate.
         suppressed (str | None): the reason that the setting `ignore` gives; None if the finding
@@ -185,6 +186,7 @@ class Finding:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     confirmed: bool = False
     suppressed: str | None = None
+    no_location: str | None = None
 
     @property
     def stands(self) -> bool:
@@ -198,8 +200,13 @@ class Finding:
         location = f" ({self.location})" if self.location else ""
         return f"{self.code} {self.name}{module}{location}"
 
+    @property
+    def text(self) -> str:
+        """The message, and why there is no line to look at, if there is none."""
+        return f"{self.message} (no line: {self.no_location})" if self.no_location else self.message
+
     def __str__(self) -> str:
-        return f"{self.title}: {self.message}"
+        return f"{self.title}: {self.text}"
 
 
 @dataclass(frozen=True)

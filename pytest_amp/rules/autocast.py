@@ -9,6 +9,7 @@ from pytest_amp import units
 from pytest_amp.judge.case import Case
 from pytest_amp.observations import REDUCED, Parameter
 from pytest_amp.rules.base import Word, rule
+from pytest_amp.rules.places import where_it_ran
 
 
 @rule("AMP101")
@@ -30,9 +31,19 @@ def amp_no_op(case: Case) -> Iterator[Word]:
             return
         what = "byte of activations"
     elsewhere = [d for d in operators.autocast_devices if d != case.seen.device_type]
+    work = max(operators.rows, key=lambda row: (row.flops, row.bytes), default=None)
+    line = work.location if work else None
+    off = [r for r in operators.regions if r.dtype is None and r.device == case.seen.device_type]
+    most = max(off, key=lambda region: (region.flops, region.bytes), default=None)
     if any(row.lacks_autocast for row in operators.rows):
         why = "autocast was entered, but the work ran in other threads, which do not inherit it"
         cure = "enter arm.autocast() inside the function that the thread runs"
+    elif most is not None and (most.flops or (most.bytes and not operators.flops)):
+        why = "a region that is switched off (enabled=False) " + (
+            "inside of the arm's keeps the work in float32" if most.nested else "is around the work"
+        )
+        cure = "leave it out, or pass it enabled=arm.enabled"
+        line = most.location or line
     elif operators.autocast_entered and not elsewhere:
         why = "autocast was entered, but around nothing that it casts"
         cure = "see that arm.autocast() covers the forward pass, on the device that the model is on"
@@ -44,6 +55,7 @@ def amp_no_op(case: Case) -> Iterator[Word]:
             else "autocast was not in force"
         )
         cure = "run the forward pass and the loss under arm.autocast()"
+        line = next((r.location for r in operators.regions if r.device in elsewhere), None) or line
     if operators.framework is not None:
         cure = _switch(operators.framework, case)
     yield Word(
@@ -53,6 +65,7 @@ def amp_no_op(case: Case) -> Iterator[Word]:
             "bytes_by_dtype": dict(operators.bytes_by_dtype),
             "autocast_entered": operators.autocast_entered,
         },
+        location=line,
     )
 
 
@@ -122,6 +135,7 @@ def dtype_substituted(case: Case) -> Iterator[Word]:
             f"the amp arm ran in {ran[0]} where {asked} was asked for: every figure "
             f"here is {ran[0]}'s; ask for it (dtype={ran[0]!r}), or pass arm.dtype on",
             {"asked": asked, "ran": ran[0]},
+            location=where_it_ran(operators, ran),
         )
 
 
@@ -153,6 +167,7 @@ def half_parameters(case: Case) -> Iterator[Word]:
         {"reduced": len(named), "trained": len(trained), "dtypes": dtypes},
         severity=None if ours else "warning",
         module=_module_of(named[0]),
+        location=case.seen.amp.place_of(named[0]),
     )
 
 
@@ -160,13 +175,16 @@ def half_parameters(case: Case) -> Iterator[Word]:
 def stale_autocast_cache(case: Case) -> Iterator[Word]:
     """Look for modules that used a weight's cast from before the weight's update."""
     operators = case.seen.amp.operators
-    for module in operators.stale if operators else ():
+    for stale in operators.stale if operators else ():
+        name = stale.weight or "a weight"
+        used = f" at {stale.location}" if stale.location and stale.region else ""
         yield Word(
-            "a weight was updated, and its cast from before the update was used again: autocast "
-            "keeps casts until its outermost region ends, so let each step have a region of its "
-            "own (and leave every region that is entered)",
-            {"module": module},
-            module=module,
+            f"{name} was updated, and its cast from before the update was used again{used}: "
+            "autocast keeps casts until its outermost region ends, so let each step have a region "
+            "of its own (and leave every region that is entered)",
+            {"module": stale.module, "weight": stale.weight, "used_at": stale.location},
+            module=stale.module,
+            location=stale.region or stale.location,
         )
 
 
@@ -185,11 +203,13 @@ def missing_gradients(case: Case) -> Iterator[Word]:
     ]  # fmt: skip
     if lost:
         yield Word(
-            f"{units.plural(len(lost), 'parameter')} that train in fp32 got no gradient under amp "
+            f"{units.plural(len(lost), 'parameter')} that train{'s' * (len(lost) == 1)} in fp32 "
+            f"got no gradient under amp "
             f"in any step ({_first_names(lost)}): something cuts the graph there, such as a cast "
             "of .data, a detach, or a no_grad region that caches a cast",
             {"parameters": [each.name for each in lost]},
             module=_module_of(lost[0]),
+            location=case.seen.amp.place_of(lost[0]),
         )
 
 
@@ -204,6 +224,7 @@ def backward_under_autocast(case: Case) -> Iterator[Word]:
             "pass run in the dtypes of their forward pass by themselves, and autocast may cast "
             "them once more; end the region after the loss",
             {"backward_passes": operators.backward_under_autocast},
+            location=operators.backward_under_autocast_at,
         )
 
 
@@ -214,16 +235,23 @@ def recompute_dtype(case: Case) -> Iterator[Word]:
     One shared dtype is enough to stay silent, since a module may rightly mix dtypes.
     """
     first = _products(case, "forward", "module")
+    alike: defaultdict[tuple[frozenset[str], frozenset[str], str | None], list[str]]
+    alike = defaultdict(list)
     for module, again in _products(case, "recompute", "module").items():
         before = first.get(module)
         if before and not again & before:
-            yield Word(
-                f"a checkpointed segment ran in {_or(before)} and is computed again in "
-                f"{_or(again)}: its gradients belong to a different forward pass; recompute it "
-                "under the same autocast state (torch.utils.checkpoint does so by itself)",
-                {"forward": sorted(before), "recompute": sorted(again)},
-                module=module or None,
-            )
+            line = _line_of_products(case, "recompute", "module", module)
+            alike[frozenset(before), frozenset(again), line].append(module)
+    for (ahead, repeated, line), modules in alike.items():
+        more = f" ({', '.join(modules[:3])}{', ...' * (len(modules) > 3)})" if modules[1:] else ""
+        yield Word(
+            f"a checkpointed segment{more} ran in {_or(ahead)} and is computed again in "
+            f"{_or(repeated)}: its gradients belong to a different forward pass; recompute it "
+            "under the same autocast state (torch.utils.checkpoint does so by itself)",
+            {"forward": sorted(ahead), "recompute": sorted(repeated), "modules": modules},
+            module=modules[0] or None,
+            location=line,
+        )
 
 
 @rule("AMP107")
@@ -238,6 +266,7 @@ def custom_function_dtype(case: Case) -> Iterator[Word]:
                 "them with torch.amp.custom_fwd and torch.amp.custom_bwd of this device type, so "
                 "that both see the same autocast state",
                 {"function": function, "forward": sorted(ahead), "backward": sorted(back)},
+                location=_line_of_products(case, "forward", "function", function),
             )
 
 
@@ -270,6 +299,13 @@ def _products(case: Case, phase: str, key: str) -> dict[str, set[str]]:
         if row.flops and row.phase == phase:
             found[getattr(row, key) or ""].add(row.dtype)
     return dict(found)
+
+
+def _line_of_products(case: Case, phase: str, key: str, value: str) -> str | None:
+    """Return the user's line of the first of these matrix products."""
+    rows = case.seen.amp.operators.rows if case.seen.amp.operators else ()
+    mine = (row for row in rows if row.flops and row.phase == phase)
+    return next((row.location for row in mine if (getattr(row, key) or "") == value), None)
 
 
 def _first_names(parameters: Iterable[Parameter]) -> str:

@@ -80,6 +80,7 @@ class Word:
         severity: replaces the rule's own severity; a rule lowers it where no harm is shown.
         module: the path of the module that it is about.
         location: the user's line, as ``file:line``.
+        no_place: why there is no line, where the rule knows that better than `NOT_SEEN`.
     """
 
     message: str
@@ -87,6 +88,15 @@ class Word:
     severity: Severity | None = None
     module: str | None = None
     location: str | None = None
+    no_place: str | None = None
+
+    def why_nowhere(self, code: str) -> str | None:
+        """Return why there is no line of the user's; None if there is one."""
+        return None if self.location else self.no_place or CODES[code].placeless or NOT_SEEN
+
+
+# Why a finding has no line, if its rule looks for one.
+NOT_SEEN = "its line was looked for and not seen"
 
 
 @dataclass(frozen=True)
@@ -113,6 +123,7 @@ class Rule:
                 message=word.message,
                 module=word.module,
                 location=word.location,
+                no_location=word.why_nowhere(self.code),
                 evidence=dict(word.evidence),
             )
 

@@ -32,7 +32,7 @@ def summary(code: str) -> str:
 
 def for_terminal(code: str) -> str:
     """Format a rule's text for 80 columns: no marks, code indented, everything else wrapped."""
-    name, severity, _ = CODES[code]
+    name, severity, *_ = CODES[code]
     lines = [f"{code} {name} ({severity})", ""]
     in_code = False
     paragraph: list[str] = []
@@ -67,7 +67,7 @@ def page() -> str:
     """Return the text of docs/reference/rules.md: a table of all rules, and then each of them."""
     rows = [
         f"| [{code}](#{code.lower()}-{name}) | {name} | {severity} | {summary(code)} |"
-        for code, (name, severity, _) in CODES.items()
+        for code, (name, severity, *_) in CODES.items()
     ]
     head = (
         "# The rules\n\n"

@@ -13,6 +13,7 @@ from pytest_amp.judge.comparison import other_flags
 from pytest_amp.judge.gates import draws_differ
 from pytest_amp.observations import REDUCED, Start
 from pytest_amp.rules.base import Compared, NeverCalled, Word, rule
+from pytest_amp.rules.places import where_it_ran
 
 REPEATS_WITHIN = 1e-4
 # Two random draws differ by more than their own size; rounding to bfloat16 moves an input by less
@@ -123,6 +124,7 @@ def differing_starts(case: Case) -> Iterator[Word]:
             "an optimizer was made outside setup(arm), so every arm goes on training the same "
             f"weights: nothing below is comparable; {fix}",
             {"what": "optimizer"},
+            location=case.seen.amp.stepped_at(0),
         )
         return
     for what, values, rounding in (
@@ -130,11 +132,15 @@ def differing_starts(case: Case) -> Iterator[Word]:
         ("first inputs", _inputs, ROUNDED),
     ):
         first, other, second = values(fp32), values(amp), values(again)
+        line = (
+            amp.inputs_made_at or amp.inputs_at if what == "first inputs" else _optimizer_made(case)
+        )
         if first.differ(second, MOVED_AND_BACK):
             yield Word(
                 f"two fp32 builds from one seed start from different {what}: nothing below is "
                 f"comparable; {fix}",
                 {"what": what, "between": "fp32 and fp32"},
+                location=line,
             )
             return
         if first.differ(other, rounding):
@@ -145,6 +151,7 @@ def differing_starts(case: Case) -> Iterator[Word]:
                     "the autocast region, to compare like with like",
                     {"what": "random draws"},
                     severity="warning",
+                    location=_first_other_draw(case),
                 )
                 return
             made = "" if what == "weights" else "; data made in the amp dtype is different data"
@@ -152,6 +159,7 @@ def differing_starts(case: Case) -> Iterator[Word]:
                 f"the two arms start from different {what}: nothing below is comparable; "
                 f"{fix}{made}",
                 {"what": what, "between": "fp32 and amp"},
+                location=line,
             )
             return
     differing = first_losses_differ(case)
@@ -161,7 +169,23 @@ def differing_starts(case: Case) -> Iterator[Word]:
             f"two fp32 builds from one seed have different first losses ({a:.6g} and {b:.6g}): "
             f"nothing below is comparable; {fix}",
             {"what": "first losses", "losses": [a, b]},
+            no_place="no module was called on data, whose line could be told",
         )
+
+
+def _optimizer_made(case: Case) -> str | None:
+    """Return the line that makes the amp arm's first optimizer, near which its weights are."""
+    used = case.seen.amp.optimizers
+    return used[0].made_at or used[0].location if used else None
+
+
+def _first_other_draw(case: Case) -> str | None:
+    """Return the line of the first random draw in which the arms differ."""
+    fp32, amp = case.seen.fp32.operators, case.seen.amp.operators
+    if fp32 is None or amp is None:
+        return None
+    draws = zip(fp32.draws or (), amp.draws or (), amp.draws_at, strict=False)
+    return next((line for ours, theirs, line in draws if ours != theirs), None)
 
 
 @rule("AMP004")
@@ -187,12 +211,14 @@ def fp32_arm_not_fp32(case: Case) -> Iterator[Word]:
             "kept in it: the speedup is over that, not over a float32 model",
             evidence,
             severity="warning",
+            location=where_it_ran(operators, REDUCED),
         )
     else:
         yield Word(
             f"{units.share(share)} of the fp32 arm's FLOPs ran in {dtypes}: a hard-coded autocast "
             "or cast spoils the baseline; enter arm.autocast() in its place",
             evidence,
+            location=where_it_ran(operators, REDUCED),
         )
 
 

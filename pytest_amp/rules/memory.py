@@ -27,19 +27,25 @@ GROWS = 1e-3
 def cast_materialised(case: Case) -> Iterator[Word]:
     """Look for a single cast that takes 30% or more of the amp arm's peak, and at least 1 MiB.
 
-    Casts that the step itself asks for are left out: the author knows of them.
+    Casts that the step itself asks for are left out, since the author knows of them, and so are
+    autocast's casts down of what the model computed: that is in float32 because a weight is, or
+    because autocast keeps an operator there, and can't be made in another dtype. A cast in the
+    backward pass only follows from one of the forward pass.
     """
     peak, operators = case.seen.amp.peak_bytes, case.seen.amp.operators
     casts = [
         row
         for row in (operators.rows if operators else ())
-        if row.is_cast and not (row.chosen or _is_the_step_s_own(row))
+        if row.is_cast
+        and row.phase in ("forward", "recompute")
+        and not (row.chosen or _is_the_step_s_own(row))
+        and not (row.computed and row.out in REDUCED and row.stretch == 1)
     ]
     if not casts or not peak:
         return
     largest = max(casts, key=lambda row: row.largest)
     share = largest.largest / peak
-    if share < DOMINANT or largest.largest < LEAST_BYTES or largest.phase == "update":
+    if share < DOMINANT or largest.largest < LEAST_BYTES:
         return
     stretched = (
         f" of a tensor that is expanded {largest.stretch} times, and becomes that large"
@@ -104,7 +110,7 @@ def memory_growth(case: Case) -> Iterator[Word]:
 
     It is an error if it grows only under AMP, and a warning if it grows in both arms.
     """
-    amp, fp32 = _growth(case.seen.amp), _growth(case.seen.fp32)
+    amp, fp32 = growth(case.seen.amp), growth(case.seen.fp32)
     if not amp:
         return
     too = f", and {units.size(fp32)} in fp32" if fp32 else ", and nothing in fp32"
@@ -113,10 +119,12 @@ def memory_growth(case: Case) -> Iterator[Word]:
         "(or graphs) of past steps, such as a list of losses that are not detached",
         {"bytes_per_step": amp, "fp32_bytes_per_step": fp32},
         severity="warning" if fp32 else None,
+        location=case.seen.kept_at,
+        no_place="no operator of torch's made what is kept",
     )
 
 
-def _growth(run: ParityRun) -> int:
+def growth(run: ParityRun) -> int:
     """Return the bytes per step by which memory grows, or 0 unless it does in every later step.
 
     The first half of the run is left out, since optimizers create their state and caches fill in

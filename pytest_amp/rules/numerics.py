@@ -61,6 +61,7 @@ def nonfinite_loss(case: Case) -> Iterator[Word]:
         {"step": step + 1, **origins.evidence(origin)},
         module=None if origin is None else origin.module,
         location=None if origin is None else origin.location,
+        no_place=None if origin else "no operator of that step made inf or NaN when it ran again",
     )
 
 
@@ -207,7 +208,7 @@ def _accuses(left: Departure, case: Case) -> bool:
 
 def _departed(left: Departure) -> str:
     module = f" in {left.module}" if left.module else ""
-    what = f"{left.op}{module} at {left.location}"
+    what = f"{left.op}{module}" + (f" at {left.location}" if left.location else "")
     off = f"off by {units.share(left.off)}" if math.isfinite(left.off) else "not finite"
     if left.node is not None:
         return (
@@ -282,6 +283,7 @@ def overflow_risk(case: Case) -> Iterator[Word]:
             "(torch.autocast(..., enabled=False)), normalise before it, or use bfloat16",
             {"largest": worst.largest, "modules": [each.module for each in beyond]},
             module=worst.module,
+            location=case.seen.amp.line_in(worst.module),
         )
 
 
@@ -330,27 +332,32 @@ def nonfinite_state(case: Case) -> Iterator[Word]:
 
     If the loss is not finite at the end either, the state is a consequence, and AMP301 speaks.
     """
-    amp, fp32 = case.seen.amp, case.seen.fp32
-    names = [name for name in amp.nonfinite_state if name not in fp32.nonfinite_state]
-    if not names or not all(math.isfinite(curve[-1]) for curve in amp.losses.values()):
+    names, origin = ruined_state(case), case.seen.state_origin
+    if not names:
         return
     module = names[0].rpartition(".")[0] or None
-    rows = amp.operators.rows if amp.operators else ()
-    line = next((row.location for row in rows if row.module == module and row.location), None)
+    made = f", first made by {origin.op}" if origin else ""
     several = f" (and {len(names) - 1} more)" if names[1:] else ""
     yield Word(
-        f"{names[0]}{several} is not finite after the amp arm's steps, and is in fp32: an overflow "
-        "in a forward pass stays there for good, and whatever reads it later, such as an "
+        f"{names[0]}{several} is not finite after the amp arm's steps{made}, and is in fp32: an "
+        "overflow in a forward pass stays there for good, and whatever reads it later, such as an "
         "evaluation, is not finite either; a skipped step does not undo it: keep what overflows "
         "in float32 (torch.autocast(..., enabled=False)), or scale its inputs down",
         {"state": names},
         module=module,
-        location=line,
+        location=origin.location if origin else case.seen.amp.line_in(module),
     )
+
+
+def ruined_state(case: Case) -> list[str]:
+    """Return the names of the state that AMP306 speaks of."""
+    amp, fp32 = case.seen.amp, case.seen.fp32
+    names = [name for name in amp.nonfinite_state if name not in fp32.nonfinite_state]
+    return names if all(math.isfinite(curve[-1]) for curve in amp.losses.values()) else []
 
 
 def _location_of(gradient: Gradient, case: Case) -> str | None:
     """Return the user's line that uses the gradient's parameter, if it is known."""
     parameters = case.seen.amp.parameters
     known = gradient.parameter < len(parameters)
-    return parameters[gradient.parameter].location if known else None
+    return case.seen.amp.place_of(parameters[gradient.parameter]) if known else None

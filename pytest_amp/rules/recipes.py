@@ -26,29 +26,33 @@ def differing_recipes(case: Case) -> Iterator[Word]:
     shapes = _shapes(fp32.start.inputs), _shapes(amp.start.inputs)
     if all(shapes) and shapes[0] != shapes[1]:
         yield _word("first inputs", f"the shapes {shapes[0]}", shapes[1], amp.start.inputs_at)
-    for ours, theirs in zip(fp32.optimizers, amp.optimizers, strict=False):
-        yield from _optimizers(ours, theirs)
+    for number, (ours, theirs) in enumerate(zip(fp32.optimizers, amp.optimizers, strict=False)):
+        moved_at = amp.scaler.moved_at.get(number) or fp32.scaler.moved_at.get(number)
+        yield from _optimizers(ours, theirs, moved_at)
     for path, module in fp32.modules.items():
         other = amp.modules.get(path, module)
         if module != other:
-            yield _word("modules", module, other, module=path.partition(".")[2] or path)
+            within = path.partition(".")[2] or path
+            where = amp.line_in(within) or amp.start.inputs_at
+            yield _word("modules", module, other, where, within)
             return  # one tells enough, where a setting is passed to many
     rates = [each.operators.dropout_rates if each.operators else () for each in (fp32, amp)]
     if all(rates) and rates[0] != rates[1]:
         fp32_rates, amp_rates = (", ".join(map(units.number, each)) for each in rates)
-        yield _word("dropout", f"dropout with p={fp32_rates}", f"p={amp_rates}")
+        where = amp.operators.dropout_at if amp.operators else None
+        yield _word("dropout", f"dropout with p={fp32_rates}", f"p={amp_rates}", where)
 
 
-def _optimizers(fp32: OptimizerUse, amp: OptimizerUse) -> Iterator[Word]:
-    where = fp32.location if fp32.location == amp.location else amp.location
+def _optimizers(fp32: OptimizerUse, amp: OptimizerUse, moved_at: str | None) -> Iterator[Word]:
+    where, made = amp.location, amp.made_at or amp.location
     if fp32.name != amp.name:
-        yield _word("optimizer", fp32.name, amp.name, location=where)
+        yield _word("optimizer", fp32.name, amp.name, location=made)
         return
     settings = _differing(fp32.settings, amp.settings)
     for name, (ours, theirs) in settings.items():
-        yield _word("optimizer", f"{fp32.name} with {name}={ours}", f"{name}={theirs}", where)
+        yield _word("optimizer", f"{fp32.name} with {name}={ours}", f"{name}={theirs}", made)
     if not settings:
-        yield from _schedules(fp32, amp, where)
+        yield from _schedules(fp32, amp, moved_at or where)
     counts = len(fp32.rates), len(amp.rates)
     if min(counts) < FEWER_STEPS * max(counts):
         steps = units.plural(counts[0], "step")

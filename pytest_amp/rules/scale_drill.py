@@ -58,6 +58,7 @@ def modified_before_unscale(case: Case) -> Iterator[Word]:
         },
         module=worst.parameter.rpartition(".")[0] or None,
         location=line,
+        no_place="no line was seen to change gradients while they were scaled",
     )
 
 

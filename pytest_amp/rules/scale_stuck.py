@@ -25,7 +25,7 @@ def scale_that_is_stuck(case: Case, found: Stuck) -> Word:
         why, origin = _OF_THE_LOSS, case.seen.nonfinite_origin
     anew = found.how == "stays" and made_anew(use)
     return Word(
-        _said(found, optimizer_name(use.optimizers, found.optimizer), why, anew=anew),
+        _said(found, use, why, anew=anew),
         {
             "scale": found.scale,
             "skipped": found.skips,
@@ -33,11 +33,29 @@ def scale_that_is_stuck(case: Case, found: Stuck) -> Word:
             **(origins.evidence(origin) if origin else {}),
         },
         module=origin.module if origin else None,
-        location=use.made_at if anew else origin.location if origin else None,
+        location=_where(found, use, origin, anew=anew),
     )
 
 
-def _said(found: Stuck, which: str, why: str, *, anew: bool) -> str:
+# A scale that grows after fewer steps than this is over the edge again before long.
+_A_FEW_STEPS = 20
+
+
+def _where(found: Stuck, use: ScalerUse, origin: Origin | None, *, anew: bool) -> str | None:
+    """Return the line of what is to be changed: the scaler's own, or where gradients overflow."""
+    elsewhere = origin is not None and (origin.at_one or origin.phase == "kept")
+    if anew or (found.how == "again" and grows_soon(use) and not elsewhere):
+        return use.made_at or (origin.location if origin else use.scaled_at)
+    return (origin.location if origin else None) or use.scaled_at
+
+
+def grows_soon(use: ScalerUse) -> bool:
+    """Return whether the scale grows after so few steps that it keeps overflowing."""
+    return use.growth_interval is not None and use.growth_interval < _A_FEW_STEPS
+
+
+def _said(found: Stuck, use: ScalerUse, why: str, *, anew: bool) -> str:
+    which = optimizer_name(use.optimizers, found.optimizer)
     counted = f"{found.skips} of {len(found.steps)}"
     if found.how == "low":
         return (
@@ -57,9 +75,18 @@ def _said(found: Stuck, which: str, why: str, *, anew: bool) -> str:
         )
     return (
         f"the GradScaler skipped {counted} steps of {which} after it had found a scale "
-        f"({found.scale:g} at the end): see that zero_grad() runs after a skipped step too, and "
-        f"that growth_interval is not a few steps{further}"
+        f"({found.scale:g} at the end): {_advice(use)}{further}"
     )
+
+
+def _advice(use: ScalerUse) -> str:
+    if grows_soon(use):
+        often = "step" if use.growth_interval == 1 else f"{use.growth_interval} steps"
+        return (
+            f"its scale grows after every {often}, and so overflows again and again; leave "
+            "growth_interval at 2000"
+        )
+    return "see that zero_grad() runs after a skipped step too, and that the scale is lowered then"
 
 
 def _shown(origin: Origin, dtype: str) -> str:

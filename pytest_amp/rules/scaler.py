@@ -89,6 +89,7 @@ def scaler_with_bf16(case: Case) -> Iterator[Word]:
             "range and needs none: it costs an inf check per step and can only skip steps; make "
             "it with enabled=False",
             {"scaled": case.seen.amp.scaler.scaled, "skipped_steps": case.seen.amp.skipped_steps},
+            location=case.seen.amp.scaler.made_at or case.seen.amp.scaler.scaled_at,
         )
 
 
@@ -176,7 +177,7 @@ def stepped_on_overflow(case: Case) -> Iterator[Word]:
                 "keeps (an average of gradients or of their norm, a buffer) took the inf in; "
                 "leave it as it was where gradients are not finite",
                 {"ruined": list(each.ruined_later)},
-                location=case.seen.amp.stepped_at(0),
+                location=each.ruined_at or case.seen.amp.stepped_at(0),
             )
             return
         if each.ruined and not each.changed:
@@ -186,6 +187,7 @@ def stepped_on_overflow(case: Case) -> Iterator[Word]:
                 "along the gradient, a projection, an average); see that gradients are finite "
                 "before anything is made of them",
                 {"ruined": list(each.ruined)},
+                location=each.ruined_at,
             )
             return
         if each.hidden and not (first_differing(case) or any(differing_accumulation(case))):
@@ -195,6 +197,7 @@ def stepped_on_overflow(case: Case) -> Iterator[Word]:
                 "them and the loss scale does not back off; leave inf gradients to the scaler",
                 {"scale": list(each.scale)},
                 severity="warning",
+                location=each.cleared_at or each.backward_at,
             )
             return
 
@@ -280,6 +283,7 @@ def fp16_without_scaler(case: Case) -> Iterator[Word]:
         "lost; use arm.scaler (scale, step, update), or bfloat16",
         {"flops": sum(row.flops for row in backward), "scale": operators.backward_scale},
         module=backward[0].module,
+        location=operators.backward_at,
     )
 
 

@@ -64,7 +64,7 @@ def fp32_fallback(case: Case) -> Iterator[Word]:
     yield Word(
         f"{units.share(share)} of the forward FLOPs stay in float32, outside of any autocast "
         f"region, most of them in {_place(kept[0])}: cover them, or show that this is on "
-        "purpose with a nested region that is switched off (enabled=False)",
+        "purpose with a region that is switched off around them (enabled=False)",
         {"share": share, "where": [_place(row) for row in kept[:5]]},
         module=kept[0].module,
         location=kept[0].location,

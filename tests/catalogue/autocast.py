@@ -64,6 +64,28 @@ def the_flag_is_ignored_in_a_compiled_model(arm):
     return stepping(arm, sgd(model), lambda: F.cross_entropy(compiled(x), y))
 
 
+@faulty("AMP101")
+def a_region_of_the_models_own_that_nobody_switches_on(arm):
+    model, (x, y) = mlp(), batch()
+
+    def forward():
+        with torch.autocast("cpu", enabled=False):
+            return model(x)
+
+    return train(arm, sgd(model), lambda: F.cross_entropy(forward(), y))
+
+
+@faulty("AMP101")
+def a_switch_that_is_off_in_both_arms(arm):
+    model, (x, y) = mlp(), batch()
+
+    def loss_of():
+        with torch.autocast("cpu", dtype=BF16, enabled=False):
+            return F.cross_entropy(model(x), y)
+
+    return stepping(arm, sgd(model), loss_of)
+
+
 @healthy("AMP101")
 def a_decorated_forward(arm):
     model, (x, y) = mlp(), batch()

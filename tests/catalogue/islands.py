@@ -54,6 +54,28 @@ def favor_attention_in_float32(arm):
     return train(arm, sgd(project, head), loss_of)
 
 
+@in_both_dtypes("AMP402")
+def a_penalty_in_float32_beside_the_region(arm):
+    """A region that is switched off says what is wanted, whether it is in another one or not."""
+    critic = nn.Sequential(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 1))
+    optimizer = sgd(critic)
+    x = torch.randn(48, 8)
+
+    def step():
+        optimizer.zero_grad()
+        with arm.autocast():
+            loss = critic(x).float().mean()
+        with off():
+            steep = critic(x).square().mean()
+        loss = loss + steep
+        arm.scaler.scale(loss).backward()
+        arm.scaler.step(optimizer)
+        arm.scaler.update()
+        return loss.detach()
+
+    return step
+
+
 @in_both_dtypes("AMP503")
 def messages_that_are_averaged_in_float32(arm):
     """Many edges and few nodes: what is cast up to be summed is the step's largest tensor."""

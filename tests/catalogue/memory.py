@@ -209,3 +209,39 @@ def a_table_of_which_rows_are_cast(arm):
         torch.optim.SGD(head.parameters(), lr=0.1),
         lambda: head(table(rows)).float().square().mean(),
     )
+
+
+def embedded(arm, embedding):
+    """Embeddings are looked up in float32, as their table is, and autocast casts what they give."""
+    head = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 4))
+    words = torch.randint(30, (16_384,))
+    parameters = [p for p in (*embedding.parameters(), *head.parameters()) if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    return train(arm, optimizer, lambda: head(embedding(words)).float().square().mean())
+
+
+@healthy("AMP503")
+def an_embedding_before_a_linear_layer(arm):
+    return embedded(arm, nn.Embedding(30, 64))
+
+
+@healthy("AMP503")
+def a_frozen_embedding_before_a_linear_layer(arm):
+    return embedded(arm, nn.Embedding(30, 64).requires_grad_(False))
+
+
+@healthy("AMP503")
+def a_norm_before_a_linear_layer(arm):
+    """Autocast keeps the norm in float32, and casts what it returns."""
+    return embedded(arm, nn.Sequential(nn.Embedding(30, 64), nn.LayerNorm(64)))
+
+
+@faulty("AMP503")
+def a_large_float32_matrix_that_the_step_makes(arm):
+    model, x = nn.Linear(16, 16), torch.randn(1024, 16)
+
+    def loss_of():
+        h = model(x)
+        return (torch.eye(1024) @ h).float().square().mean()
+
+    return train(arm, sgd(model), loss_of)

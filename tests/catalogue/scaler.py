@@ -774,6 +774,46 @@ def a_move_along_gradients_that_are_finite(arm):
     return uphill_and_back(arm, cautious=True)
 
 
+def uphill_with_two_backward_passes(arm, set_to_none):
+    """The first pass's gradients are dropped, infinite or not, before the second one begins."""
+    model, scaler, (x, y) = mlp(), arm.scaler, batch()
+    optimizer, parameters = sgd(model), list(model.parameters())
+
+    def backward():
+        optimizer.zero_grad(set_to_none=set_to_none)
+        with arm.autocast():
+            loss = F.cross_entropy(model(x).float(), y)
+        scaler.scale(loss).backward()
+        return loss
+
+    def step():
+        loss = backward()
+        length = torch.stack([p.grad.norm() for p in parameters]).norm()
+        moves = [0.05 * p.grad / length for p in parameters] if length.isfinite() else []
+        with torch.no_grad():
+            for p, move in zip(parameters, moves, strict=False):
+                p.add_(move)
+        backward()
+        with torch.no_grad():
+            for p, move in zip(parameters, moves, strict=False):
+                p.sub_(move)
+        scaler.step(optimizer)
+        scaler.update()
+        return loss
+
+    return step
+
+
+@healthy("AMP206", **HALF)
+def gradients_that_are_dropped_after_looking_ahead(arm):
+    return uphill_with_two_backward_passes(arm, set_to_none=True)
+
+
+@healthy("AMP206", **HALF)
+def gradients_that_are_zeroed_after_looking_ahead(arm):
+    return uphill_with_two_backward_passes(arm, set_to_none=False)
+
+
 @faulty("AMP206", **HALF)
 def made_finite_and_stepped_past_the_scaler(arm):
     def take(optimizer, model):

@@ -101,6 +101,20 @@ def a_loss_head_that_was_forgotten(arm):
     return stepping(arm, sgd(body, head), loss_of)
 
 
+@faulty("AMP402")
+def a_switch_for_another_device(arm):
+    """Which keeps nothing in float32 on purpose here."""
+    body, head, (x, y) = nn.Linear(8, 16), nn.Linear(16, 64), batch()
+
+    def loss_of():
+        with arm.autocast():
+            h = body(x)
+        with torch.autocast("cuda", enabled=False):
+            return F.cross_entropy(head(h.float()), y)
+
+    return stepping(arm, sgd(body, head), loss_of)
+
+
 @healthy("AMP402")
 def a_small_part_kept_in_float32_on_purpose(arm):
     model, gate, (x, y) = mlp(64), nn.Linear(8, 1), batch()

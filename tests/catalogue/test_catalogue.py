@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pytest_amp.codes import CODES
 from pytest_amp.judge.case import Case
 from pytest_amp.rules.registry import RULES
 from tests.catalogue.__main__ import table
@@ -15,13 +16,8 @@ from tests.catalogue.registry import Step, load
 from tests.helpers.lab import codes
 
 STEPS = load()
-# Rules that know the user's line of a fault, and the steps of theirs in which no line does it.
-PLACED = {"AMP203", "AMP204", "AMP205", "AMP206", "AMP208", "AMP209", "AMP211", "AMP212", "AMP213"}
-UNPLACED = {
-    "steps left out where the scaled norm is large",  # nothing is changed
-    "a move along gradients that may be inf",  # without an optimizer
-    "overflows that are made finite",  # in a hook
-}
+# What no line does.
+UNPLACED = {"steps left out where the scaled norm is large"}
 README = Path(__file__).parent / "README.md"
 
 
@@ -43,9 +39,12 @@ def test_a_faulty_step_raises_its_code_and_no_other_error(step: Step) -> None:
     assert step.code in codes(report)
     others = [f for f in report.findings if f.stands and f.code != step.code]
     assert [str(finding) for finding in others] == []
-    if step.code in PLACED and step.name not in UNPLACED:
-        places = [f.location or "" for f in report.findings if f.code == step.code]
-        assert all(place.startswith("tests/catalogue/") for place in places), places
+    for each in report.findings:
+        assert bool(each.location) is not bool(each.no_location), each
+        has_place = CODES[each.code].placeless is None and step.name not in UNPLACED
+        assert bool(each.location) is has_place, each
+        if each.location:
+            assert each.location.startswith(("tests/catalogue/", "tests/helpers/")), each
 
 
 def marked(setup: Callable[..., object]) -> set[str]:

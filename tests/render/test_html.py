@@ -268,3 +268,10 @@ def test_a_write_leaves_what_was_there_where_it_fails(tmp_path, monkeypatch) -> 
     with pytest.raises(OSError, match="No space"):
         html.write(path, "second")
     assert path.read_bytes() == b"first \\ud800"
+
+
+def test_a_finding_without_a_line_says_why() -> None:
+    reason = "it is about the machine"
+    found = Finding("AMP006", "noisy-machine", "warning", "pairs spread", no_location=reason)
+    shown = Elements(page(replace(faulty(), findings=(found,)))).shown
+    assert f"pairs spread (no line: {reason})" in shown

@@ -105,6 +105,7 @@ def reports(finite: bool) -> st.SearchStrategy[AmpReport]:
         message=words,
         module=text,
         location=text,
+        no_location=text,
         evidence=st.dictionaries(words, plain_json, max_size=2),
         confirmed=st.booleans(),
         suppressed=text,

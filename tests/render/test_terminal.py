@@ -552,3 +552,11 @@ def test_errors_are_told_before_warnings_and_each_by_its_code() -> None:
     text = "\n".join(text_of(line) for line in summary([report], 100, 0))
     places = [text.index(f"{code} ") for code in ("AMP204", "AMP301", "AMP105", "AMP402")]
     assert places == sorted(places)
+
+
+def test_a_finding_without_a_line_says_why() -> None:
+    reason = "it is about the machine"
+    found = Finding("AMP006", "noisy-machine", "warning", "pairs spread", no_location=reason)
+    report = AmpReport("test_it.py::test_step", "pass", "2026-01-31", findings=(found,))
+    text = "\n".join(text_of(line) for line in summary([report], 100, 0))
+    assert f"AMP006 noisy-machine: pairs spread (no line: {reason})" in text

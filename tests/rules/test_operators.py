@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_amp.observations import OpRow, Parameter, RoundTrip, ScalerUse
+from pytest_amp.observations import OpRow, Parameter, Region, RoundTrip, ScalerUse, StaleCast
 from tests.helpers.observations import IN_BF16, findings, scaled, seen, timing
 
 MIB = 2**20
@@ -75,8 +75,14 @@ def test_amp102_leaves_full_precision_alone(dtypes) -> None:
 
 
 def test_amp103_speaks_of_each_module_with_a_stale_cast() -> None:
-    found = findings(seen(amp={"operators": replace(IN_BF16, stale=("a", "b.c"))}))
+    stale = StaleCast("a", "a.weight", "net.py:3", "train.py:9"), StaleCast("b.c", None, "net.py:4")
+    found = findings(seen(amp={"operators": replace(IN_BF16, stale=stale)}))
     assert [(each.code, each.module) for each in found] == [("AMP103", "a"), ("AMP103", "b.c")]
+    first, second = found
+    assert first.location == "train.py:9"  # the region that outlives the update
+    assert first.message.startswith("a.weight was updated")
+    assert "at net.py:3" in first.message
+    assert second.location == "net.py:4"
 
 
 # AMP104 missing-gradients
@@ -133,6 +139,17 @@ def test_amp106_leaves_alone_what_is_the_same_or_elsewhere(again) -> None:
     assert heard(rows(FLOPS, again)) == (None, "")
 
 
+def test_amp106_is_one_finding_for_what_one_line_recomputes() -> None:
+    def both(module):
+        first = replace(FLOPS, module=module)
+        return first, replace(first, phase="recompute", dtype="float32", location="net.py:25")
+
+    [finding] = findings(rows(*both("a"), *both("b")))
+    assert (finding.code, finding.module, finding.location) == ("AMP106", "a", "net.py:25")
+    assert "(a, b)" in finding.message
+    assert finding.evidence["modules"] == ["a", "b"]
+
+
 def test_amp107_speaks_where_a_functions_backward_runs_in_another_dtype() -> None:
     ahead = replace(FLOPS, function="Product")
     behind = replace(ahead, phase="backward", dtype="float32")
@@ -176,6 +193,31 @@ def test_amp110_names_what_other_threads_ran_without_the_region() -> None:
 )
 def test_amp110_leaves_alone(row) -> None:
     assert heard(rows(FLOPS, row)) == (None, "")
+
+
+@pytest.mark.parametrize(
+    ("regions", "says", "place"),
+    [
+        (
+            (Region("train.py:5", "cpu", "bfloat16"), Region("net.py:9", "cpu", None, True, 300)),
+            "a region that is switched off (enabled=False) inside of the arm's",
+            "net.py:9",
+        ),
+        (
+            (Region("net.py:9", "cpu", None, flops=300),),
+            "a region that is switched off (enabled=False) is around the work",
+            "net.py:9",
+        ),
+        ((Region("net.py:9", "cpu", None),), "around nothing that it casts", "net.py:7"),
+        ((), "around nothing that it casts", "net.py:7"),
+    ],
+)
+def test_amp101_points_at_the_region_that_is_off_or_at_the_work(regions, says, place) -> None:
+    work = OpRow("aten::mm", "float32", "float32", "head", flops=300, location="net.py:7")
+    observed = rows(work, flops_by_dtype={"float32": 300}, bytes_by_dtype={}, regions=regions)
+    [finding] = findings(observed)
+    assert (finding.code, finding.location) == ("AMP101", place)
+    assert says in finding.message
 
 
 def test_amp101_says_where_all_the_work_went() -> None:

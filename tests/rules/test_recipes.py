@@ -41,6 +41,12 @@ def test_an_optimizer_that_trains_otherwise_is_named_with_its_line(changed, what
     assert figures in finding.message
 
 
+def test_settings_are_placed_where_the_optimizer_is_made() -> None:
+    other = replace(ADAM, settings={"lr": "0.001", "eps": "0.0001"}, made_at="train.py:2")
+    [finding] = said({"optimizers": (other,)})
+    assert finding.location == "train.py:2"
+
+
 @pytest.mark.parametrize(
     "changed",
     [

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from pytest_amp.codes import CODES
 from pytest_amp.judge.case import Case
 from pytest_amp.observations import FRAMEWORKS, Operators, OpRow, Origin, Start
 from pytest_amp.results.values import Finding
@@ -731,3 +732,32 @@ def test_nothing_measured_is_an_error_that_says_what_to_call() -> None:
     assert isinstance(finding, Finding)
     assert (finding.code, finding.name, finding.stands) == ("AMP001", "nothing-measured", True)
     assert "call amp_benchmark(setup)" in finding.message
+
+
+# A finding's place.
+
+
+def test_a_finding_without_a_line_says_why() -> None:
+    speed = replace(seen(), native_support=False, timing=timing(*(0.5,) * 12))
+    [machine] = [each for each in findings(speed) if each.code == "AMP401"]
+    assert (machine.location, machine.no_location) == (None, "it is about the device")
+    assert str(machine).endswith("(no line: it is about the device)")
+
+
+def test_a_line_that_was_looked_for_and_not_found_is_told_as_such() -> None:
+    [found] = findings(seen(amp={"operators": replace(IN_BF16, backward_under_autocast=1)}))
+    assert (found.code, found.location) == ("AMP105", None)
+    assert found.no_location == "its line was looked for and not seen"
+
+
+def test_a_finding_with_a_line_needs_no_reason() -> None:
+    began = replace(IN_BF16, backward_under_autocast=1, backward_under_autocast_at="train.py:3")
+    [found] = findings(seen(amp={"operators": began}))
+    assert (found.location, found.no_location) == ("train.py:3", None)
+    assert "no line" not in str(found)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_reason_is_part_of_a_sentence(code) -> None:
+    reason = CODES[code].placeless
+    assert reason is None or (reason[0].islower() and not reason.endswith("."))

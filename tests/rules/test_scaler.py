@@ -319,6 +319,17 @@ def test_a_scaler_that_is_made_in_each_step_is_told() -> None:
     assert said("AMP207", observed(replace(USE, made_in_steps=1))) is None
 
 
+def test_a_scale_that_grows_too_soon_is_placed_where_the_scaler_is_made() -> None:
+    again = steps("..x.x.x.x.")
+    use = replace(USE, steps=again, made_at="train.py:3", scaled_at="train.py:9")
+    [soon] = findings(observed(replace(use, growth_interval=1)))
+    assert soon.location == "train.py:3"
+    assert "its scale grows after every step" in soon.message
+    [other] = findings(observed(replace(use, growth_interval=2000)))
+    assert other.location == "train.py:9"
+    assert "zero_grad() runs after a skipped step too" in other.message
+
+
 def test_a_step_that_leaves_an_overflow_out_by_itself_is_a_warning() -> None:
     left_out = overflowed(left_out=True, backward_at="train.py:8")
     [finding] = findings(observed(overflow=left_out))

@@ -146,9 +146,16 @@ class _Look:
                     hidden=("memory ran out in the inspected step",), hidden_reduced=True
                 )
             names = modules.parameter_names()
-            found = [(names.get(id(each)), record.place_of(each)) for each in witness.parameters]
+            found = [
+                (names.get(id(each)), record.place_of(each) or witness.place_of(each))
+                for each in witness.parameters
+            ]
             witness.let_go()
-        return replace(run, operators=operators, parameters=_with_places(run.parameters, found))
+        return replace(
+            run,
+            operators=operators,
+            parameters=_with_places(run.parameters, found),
+        )
 
     def _recorded(self, resident: Any, record: OpRecord) -> Operators:
         losses = LossCurves()

@@ -8,11 +8,15 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import Resident, Workbench
 from pytest_amp.lab.scaling.scaler import set_scale
 from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.first_nonfinite import FirstNonfinite
+from pytest_amp.lab.watch.nonfinite_trail import NonfiniteTrail
+from pytest_amp.lab.watch.state import MadeModules
 from pytest_amp.observations import Origin
 
 __tracebackhide__ = unless_our_bug
@@ -64,6 +68,31 @@ def locate_stuck(bench: Workbench, step: int, scale: float) -> Origin | None:
         return replace(at_one, scale=scale, at_one=True)
     found = at_one or own
     return None if found is None else replace(found, scale=scale, at_one=False)
+
+
+def locate_state(bench: Workbench, steps: int, name: str) -> Origin | None:
+    """Find which operator first made the inf or NaN that the amp arm's state ends with.
+
+    Args:
+        bench: builds the arm.
+        steps: how many steps to run.
+        name: the name of the parameter or buffer that is not finite then.
+    """
+    modules, trail = MadeModules(), NonfiniteTrail()
+    with (
+        torch.compiler.set_stance("force_eager"),
+        bench.built("amp") as resident,
+        resident.active(),
+        trail,
+    ):
+        for index in range(steps):
+            bench.progress.at("locating", "amp", index + 1, steps)
+            resident.step()
+            bad = modules.nonfinite_tensors().get(name)
+            if bad is not None:
+                made = trail.origin_of(bad)
+                return Origin(index, made.op, None, made.location) if made else None
+    return None
 
 
 @contextmanager

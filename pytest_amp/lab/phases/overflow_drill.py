@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from pytest_amp.lab.phases.drill import Cycle, DrilledArm
 from pytest_amp.lab.scaling.scaler import infinite, raised_by_scaler
 from pytest_amp.lab.watch.events import OptimizerSteps, subscribed
 from pytest_amp.lab.watch.fingerprint import digest
+from pytest_amp.lab.watch.nonfinite_trail import NonfiniteTrail
 from pytest_amp.lab.watch.source import location, location_of
 from pytest_amp.lab.watch.tensors import floating, is_finite, plain_parts
 from pytest_amp.observations import Overflow, OverflowDrill
@@ -38,18 +39,43 @@ def overflow(bench: Workbench, steps: int, begin: int = 0) -> OverflowDrill | No
     A step may well refuse a loss that is infinite, and yet bear gradients that are. So if it
     raises, the drill is repeated with a finite loss and infinite gradients, which decides.
     """
-    drill = _drilled(bench, steps, begin, infinite)
+    inject = infinite
+    drill = _drilled(bench, steps, begin, inject)
     if drill is not None and drill.overflows[-1].died:
-        return _drilled(bench, steps, begin, _with_infinite_gradients)
-    return drill
+        inject = _with_infinite_gradients
+        drill = _drilled(bench, steps, begin, inject)
+    if drill is None or not any(map(_has_a_trail, drill.overflows)):
+        return drill
+    try:
+        return _drilled(bench, steps, begin, inject, NonfiniteTrail()) or drill
+    except Exception:  # noqa: BLE001 - what the drill has shown stands without its lines
+        return drill
+
+
+def _has_a_trail(found: Overflow) -> bool:
+    """Return whether inf got into something, or out of it, on a line that is worth a search."""
+    return bool(found.ruined or found.ruined_later or found.hidden)
 
 
 def _drilled(
-    bench: Workbench, steps: int, begin: int, inject: Callable[[Any], Any]
+    bench: Workbench,
+    steps: int,
+    begin: int,
+    inject: Callable[[Any], Any],
+    trail: NonfiniteTrail | None = None,
 ) -> OverflowDrill | None:
+    """Drill a fresh build.
+
+    Args:
+        bench: builds the arm.
+        steps: how many steps to wait for an update.
+        begin: after which step the drill begins.
+        inject: makes scaled losses infinite.
+        trail: follows what is not finite, where lines are looked for.
+    """
     run = DrilledArm(bench, "overflow drill", steps)
-    injection = _Injection(run, inject)
-    with run.built(injection.installed()):
+    injection = _Injection(run, inject, trail)
+    with run.built(injection.installed(), trail or nullcontext()):
         normal = _normal(run, injection, begin)
         if normal is None:
             return None
@@ -57,6 +83,10 @@ def _drilled(
         found: list[Overflow] = []
         for call in sorted({0, scaled // 2, scaled - 1}):
             found.append(_one(run, injection, call, stepped, normal))
+            if trail is not None:
+                bad = filter(_is_not_finite, run.watch.trained.parameters)
+                line = next(filter(None, map(trail.written_at, bad)), None)
+                found[-1] = replace(found[-1], ruined_at=line)
             reached = {number for each in found for number in each.reached}
             ended = found[-1].raised or found[-1].died or not found[-1].recovered
             if ended or stepped <= reached:
@@ -111,7 +141,14 @@ def _one(
         backward=seen.backward,
         backward_at=seen.backward_at,
         left_out=seen.backward and not seen.reached and not seen.stepped_with and not lowered,
-        hidden=seen.backward and not seen.reached and bool(seen.stepped_with) and not lowered,
+        hidden=(
+            seen.backward
+            and not seen.dropped
+            and not seen.reached
+            and bool(seen.stepped_with)
+            and not lowered
+        ),
+        cleared_at=seen.cleared_at,
         moves=cycle.moves if cycle else (),
         scale=(seen.scale, seen.scale_after),
         next_loss_finite=next_loss_finite,
@@ -151,6 +188,8 @@ class _Seen:
     stepped_with: set[int] = field(default_factory=set)
     backward: bool = False
     backward_at: str | None = None
+    dropped: bool = False
+    cleared_at: str | None = None
     scale: float = 0.0
     scale_after: float | None = None
 
@@ -158,16 +197,20 @@ class _Seen:
 class _Injection:
     """Makes the loss of one `scale()` infinite, and watches optimizers up to the next update."""
 
-    def __init__(self, run: DrilledArm, inject: Callable[[Any], Any]) -> None:
+    def __init__(
+        self, run: DrilledArm, inject: Callable[[Any], Any], trail: NonfiniteTrail | None = None
+    ) -> None:
         self.calls = 0
         self.done = False  # in this cycle
         self._run = run
         self._inject = inject
+        self._trail = trail
         self._call: int | None = None
         self._looking = False
         self._inside = False
         self._accumulates = False
         self._called: str | None = None
+        self._infinite: list[torch.Tensor] = []
         self._scaler: Any = None
         self._step = -1
         self._before: dict[Optimizer, dict[str, str]] = {}
@@ -181,6 +224,7 @@ class _Injection:
         """Start counting again, and make the loss of `scale()` number `call`, from 0, infinite."""
         self.calls, self.done, self._call, self._looking = 0, False, call, False
         self._before.clear()
+        self._infinite = []
         self._seen = _Seen()
         return self._seen
 
@@ -216,12 +260,21 @@ class _Injection:
         return scaled
 
     def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        """Note whether the pass adds to parameters' gradients.
+        """Note whether the pass adds to parameters' gradients, and what became of infinite ones.
 
         ``torch.autograd.grad`` returns gradients to the step instead, so no optimizer has them yet.
+        If a pass begins where the last one's infinite gradients are gone, the step dropped them, as
+        one does that looks ahead along them and then starts afresh.
         """
         self._accumulates, self._called = bool(kwargs.get("accumulate_grad")), location()
-        return original(*args, **kwargs)
+        if self._accumulates and self._infinite:
+            self._seen.dropped |= all(not _holds_anything(each.grad) for each in self._infinite)
+            self._infinite = []
+        result = original(*args, **kwargs)
+        if self._looking and self._accumulates and self._seen.backward:
+            trained = self._run.watch.trained.parameters
+            self._infinite = [each for each in trained if _is_not_finite(each.grad)]
+        return result
 
     def _note_backward(self, _: torch.Tensor) -> None:
         if self._accumulates:
@@ -240,9 +293,13 @@ class _Injection:
             self._compare(optimizer, before)
 
     def _around_update(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
+        """Look no further after an update, unless the overflow has not reached an optimizer yet.
+
+        A step may update the scale after each of its optimizers.
+        """
         result = original(scaler, *args, **kwargs)
         if self._looking and scaler.is_enabled():
-            self._looking = False
+            self._looking = not self._seen.reached
             self._seen.scale_after = scaler.get_scale()
         return result
 
@@ -251,8 +308,15 @@ class _Injection:
         self._seen.stepped.add(number)
         if self._run.taken == self._step:
             self._seen.stepped_with.add(number)
+            self._note_cleared(optimizer)
         if self._looking and not self._inside and optimizer not in self._before:
             self._before[optimizer] = self._look(optimizer)
+
+    def _note_cleared(self, optimizer: Optimizer) -> None:
+        gradients = [param.grad for _, param in self._run.parameters(optimizer)]
+        for gradient in gradients:
+            if self._trail is not None and gradient is not None and not self._seen.cleared_at:
+                self._seen.cleared_at = self._trail.cleared_at(gradient)
 
     def _after_step(self, optimizer: Optimizer) -> None:
         before = self._before.pop(optimizer, None)
@@ -293,6 +357,11 @@ def _with_infinite_gradients(scaled: Any) -> Any:
     if loss.requires_grad:
         loss.register_hook(lambda gradient: gradient * math.inf)
     return scaled
+
+
+def _holds_anything(gradient: torch.Tensor | None) -> bool:
+    parts = [] if gradient is None else floating(gradient)
+    return any(bool((part != 0).any()) for part in parts)
 
 
 def _is_not_finite(tensor: torch.Tensor | None) -> bool:

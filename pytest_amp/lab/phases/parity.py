@@ -185,12 +185,14 @@ def _steps(
         trained.samples,
         first.samples,
         first.location,
+        first.names,
     )
 
 
 def _parameters(trained: Trained) -> tuple[Parameter, ...]:
     return tuple(
-        Parameter(dtype_name(each.dtype), trained.has_gradient(each)) for each in trained.parameters
+        Parameter(dtype_name(each.dtype), trained.has_gradient(each), optimizer=owner)
+        for each, owner in zip(trained.parameters, trained.owners, strict=True)
     )
 
 

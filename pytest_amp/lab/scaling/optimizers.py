@@ -18,6 +18,7 @@ class Trained:
     def __init__(self) -> None:
         self.optimizers: list[Optimizer] = []
         self.parameters: list[torch.Tensor] = []
+        self.owners: list[int] = []  # the number of each parameter's optimizer
         self._start: list[str] = []
         self._samples: list[tuple[float, ...]] = []
         self._with_gradient: set[int] = set()
@@ -77,6 +78,7 @@ class Trained:
         for group in optimizer.param_groups:
             new = [param for param in group["params"] if id(param) not in known_parameters]
             self.parameters.extend(new)
+            self.owners.extend(len(self.optimizers) - 1 for _ in new)
             self._start.extend(digest(new))
             self._samples.extend(map(sample, new))
         return len(self.optimizers) - 1

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 from torch.optim import Optimizer
 
+from pytest_amp.lab.watch.made import made_at
 from pytest_amp.lab.watch.source import location
 from pytest_amp.observations import OptimizerUse
 
@@ -18,7 +20,7 @@ class RecipeNotes:
     """Notes each optimizer's settings at its first step, and its learning rates at all steps."""
 
     def __init__(self) -> None:
-        self._first: dict[int, tuple[str, dict[str, str], str | None]] = {}
+        self._first: dict[int, OptimizerUse] = {}
         self._rates: defaultdict[int, list[float | None]] = defaultdict(list)
 
     def step(self, optimizer: Optimizer, number: int) -> None:
@@ -29,7 +31,12 @@ class RecipeNotes:
             number: its number in the run.
         """
         if number not in self._first:
-            self._first[number] = type(optimizer).__name__, _settings(optimizer), location()
+            self._first[number] = OptimizerUse(
+                type(optimizer).__name__,
+                _settings(optimizer),
+                location(),
+                made_at=made_at(optimizer),
+            )
         rate = optimizer.param_groups[0].get("lr") if optimizer.param_groups else None
         # A rate that is a tensor may be on a device, which would have to be waited for.
         self._rates[number].append(float(rate) if isinstance(rate, (int, float)) else None)
@@ -37,7 +44,7 @@ class RecipeNotes:
     def read(self) -> tuple[OptimizerUse, ...]:
         """Return what was noted, in the order of the optimizers' numbers."""
         return tuple(
-            OptimizerUse(*self._first[number], tuple(self._rates[number]))
+            replace(self._first[number], rates=tuple(self._rates[number]))
             for number in sorted(self._first)
         )
 

@@ -21,6 +21,7 @@ from pytest_amp.lab.scaling.optimizers import Trained
 from pytest_amp.lab.scaling.recipe import RecipeNotes
 from pytest_amp.lab.scaling.scaler import ScalerLog
 from pytest_amp.lab.watch.events import Closure, OptimizerSteps, subscribed
+from pytest_amp.lab.watch.made import made_at, noted
 from pytest_amp.lab.watch.source import location
 from pytest_amp.observations import ScalerStep, ScalerUse
 
@@ -80,6 +81,8 @@ class StepWatch:
         self._moved_at: list[tuple[Any, str | None]] = []
         self._made = 0
         self._made_at: str | None = None
+        self._scaled_at: str | None = None
+        self._growth_interval: int | None = None
 
     def next_step(self) -> None:
         """Begin another step of the experiment."""
@@ -110,6 +113,8 @@ class StepWatch:
             updated_at=self._accumulation.updated_at,
             most_passes=self._accumulation.most_passes,
             made_at=self._made_at,
+            scaled_at=self._scaled_at,
+            growth_interval=self._growth_interval,
             moves=tuple((step, self._number_of(scheduler)) for step, scheduler in self._moves),
         )
 
@@ -117,6 +122,7 @@ class StepWatch:
     def installed(self) -> Iterator[None]:
         """Watch what happens inside."""
         with (
+            noted(),
             subscribed(
                 scaler_made=self._around_making,
                 scale=self._around_scale,
@@ -143,10 +149,13 @@ class StepWatch:
         original(scaler, *args, **kw)
         if scaler.is_enabled():
             self._made += 1
-            self._made_at = location()
+            self._made_at = made_at(scaler)
 
     def _around_scale(self, original: Around, scaler: Any, *args: Any, **kw: Any) -> Any:
         on = bool(scaler.is_enabled())
+        if on and not self._scaled:
+            self._scaled_at, self._growth_interval = location(), scaler.get_growth_interval()
+            self._made_at = made_at(scaler)
         self._scaled += on
         self._scale_calls_when_off += not on
         return original(scaler, *args, **kw)

@@ -40,6 +40,10 @@ class Ancestries:
             _once(line for each in known for line in each.products),
         )
 
+    def unknown(self, tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """Return those of the tensors that no operator has made."""
+        return [tensor for tensor in tensors if storage(tensor) not in self._known]
+
     def extend(
         self, func: Any, line: str | None, given: Ancestry, made: Iterable[torch.Tensor]
     ) -> None:

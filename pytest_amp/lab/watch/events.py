@@ -41,6 +41,7 @@ _EVENTS: Mapping[str, tuple[Callable[[Any, str, Around], Any], Any, tuple[str, .
     "unscale": (wrapped, GradScaler, ("unscale_",)),
     "scaler_step": (wrapped, GradScaler, ("step",)),
     "update": (wrapped, GradScaler, ("update",)),
+    "optimizer_made": (patched, Optimizer, ("__init__",)),
     "schedule_made": (wrapped, LRScheduler, ("__init__",)),
     "schedule_step": (wrapped, LRScheduler, ("step",)),
     "backward": (patched, torch.autograd, ("_engine_run_backward",)),
@@ -66,10 +67,11 @@ def subscribed(**around: Around) -> Iterator[None]:
     """Call each subscriber around its event, for as long as the block runs.
 
     The events are ``scaler_made``, ``scaler_loaded``, ``scale``, ``unscale``, ``scaler_step``
-    and ``update`` of GradScalers, ``schedule_made`` and ``schedule_step`` of learning rate
-    schedulers, ``backward``, ``autocast_enter`` and ``autocast_exit``, ``module_call``, a tensor's
-    ``cast``, ``thread_started``, work that is ``submitted`` to a pool of threads, and
-    ``profiler_prepared`` and ``profiler_enabled``. For an optimizer's steps see `OptimizerSteps`.
+    and ``update`` of GradScalers, ``optimizer_made``, ``schedule_made`` and ``schedule_step`` of
+    learning rate schedulers, ``backward``, ``autocast_enter`` and ``autocast_exit``,
+    ``module_call``, a tensor's ``cast``, ``thread_started``, work that is ``submitted`` to a pool
+    of threads, and ``profiler_prepared`` and ``profiler_enabled``. For an optimizer's steps see
+    `OptimizerSteps`.
     """
     with ExitStack() as stack:
         for event, subscriber in around.items():

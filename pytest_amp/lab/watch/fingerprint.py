@@ -11,9 +11,11 @@ import torch
 from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import unless_our_bug
+from pytest_amp.lab.watch.assignments import names_of
 from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.source import location
 from pytest_amp.lab.watch.tensors import plain_parts, real
+from pytest_amp.observations import Named
 
 __tracebackhide__ = unless_our_bug
 
@@ -96,11 +98,13 @@ class Inputs(NamedTuple):
         digests: a digest of each; None if no module was called.
         samples: what `sample` returns for each.
         location: the user's line that called the module.
+        names: what the user's functions call the first of them.
     """
 
     digests: tuple[str, ...] | None
     samples: tuple[tuple[float, ...], ...]
     location: str | None = None
+    names: tuple[Named, ...] = ()
 
 
 @torch.no_grad()
@@ -146,7 +150,10 @@ def first_inputs(seen: list[Inputs]) -> Iterator[None]:
             watch.close()
             inputs = pytree.tree_leaves((args, kwargs))
             if all(getattr(each, "grad_fn", None) is None for each in inputs):
-                seen.append(Inputs(digest(inputs), tuple(map(sample, inputs)), location()))
+                first = next(filter(torch.is_tensor, inputs), None)
+                names = () if first is None else names_of(first)
+                samples = tuple(map(sample, inputs))
+                seen.append(Inputs(digest(inputs), samples, location(), names))
         return original(module, *args, **kwargs)
 
     with ExitStack() as watch:

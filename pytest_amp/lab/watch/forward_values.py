@@ -47,6 +47,7 @@ class ForwardValues(DispatchMode):
         computed: the operators, in the order in which they ran.
         called: the names of all operators by the user's line that calls them, each with the module
             that it is called in; here those that only move or convert values are among them.
+        uses: the user's line that first used what was there before the step, by its memory.
     """
 
     def __init__(self, modules: ModuleStack) -> None:
@@ -59,6 +60,7 @@ class ForwardValues(DispatchMode):
         self._ancestries = Ancestries()
         self.computed: list[Computed] = []
         self.called: dict[str, dict[tuple[str, str | None], None]] = {}
+        self.uses: dict[int, str | None] = {}
 
     @contextmanager
     def watching(self) -> Iterator[ForwardValues]:
@@ -83,6 +85,8 @@ class ForwardValues(DispatchMode):
         if line is not None:
             self.called.setdefault(line, {})[name, module] = None
         tensors = _tensors((args, kwargs))
+        for tensor in self._ancestries.unknown(tensors):
+            self.uses.setdefault(storage(tensor), line)
         ancestry = self._ancestries.of(tensors)
         given = () if name in _MOVES else tuple(map(spots, _numbers((args, kwargs))))
         out = func(*args, **kwargs)  # it may change what was sampled before

@@ -20,7 +20,7 @@ from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.events import OptimizerSteps
 from pytest_amp.lab.watch.forward_values import ForwardValues
 from pytest_amp.lab.watch.modules import Call, ModuleStack
-from pytest_amp.lab.watch.tensors import values
+from pytest_amp.lab.watch.tensors import storage, values
 from pytest_amp.observations import Gradient, ModuleOutput
 
 __tracebackhide__ = unless_our_bug
@@ -57,6 +57,10 @@ class Witness:
         with OptimizerSteps(self._take_gradients), ForwardValues(modules).watching() as values:
             self.values = values
             yield
+
+    def place_of(self, parameter: torch.Tensor) -> str | None:
+        """Return the user's line that first used the parameter in the first step."""
+        return self.values.uses.get(storage(parameter))
 
     def step_ended(self) -> None:
         """Count a step, and record no more operators."""

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from threading import RLock
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
 import torch
@@ -35,9 +35,17 @@ from pytest_amp.lab.watch.tensors import (
     stretch,
     values,
 )
-from pytest_amp.lab.watch.threads import Threads
+from pytest_amp.lab.watch.threads import EnteredRegion, Threads
 from pytest_amp.lab.watch.updates import Updates
-from pytest_amp.observations import FRAMEWORKS, REDUCED, Operators, OpRow, Phase
+from pytest_amp.observations import (
+    FRAMEWORKS,
+    REDUCED,
+    Operators,
+    OpRow,
+    Phase,
+    Region,
+    StaleCast,
+)
 
 __tracebackhide__ = unless_our_bug
 
@@ -71,8 +79,14 @@ class OpRecord(DispatchMode):
         self._made: set[int] = set()
         # Weak references keep storages' addresses from being reused for tensors that kernels make
         # and no dispatch mode sees.
-        self._casts: dict[int, tuple[StorageWeakRef, ref[torch.Tensor], int]] = {}
-        self._stale: dict[str, None] = {}
+        self._casts: dict[int, _Cast] = {}
+        self._stale: dict[str, StaleCast] = {}
+        self._from_weights: set[int] = set()
+        self._regions: list[EnteredRegion] = []
+        self._draws_at: list[str | None] = []
+        self._dropout_at: str | None = None
+        self._backward_at: str | None = None
+        self._backward_under_autocast_at: str | None = None
         self._widened: set[int] = set()
         self._autocast_entered = 0
         self._autocast_devices: dict[str, None] = {}
@@ -82,7 +96,7 @@ class OpRecord(DispatchMode):
         self._reduced_weights = False
         self._optimizers = OptimizerSteps()
         self._function_nodes: dict[str, str] = {}
-        self._callers: dict[int, tuple[str | None, bool]] = {}
+        self._callers: dict[int, tuple[str | None, bool, str | None]] = {}
         self._last_node = -1
         self._round_trips = RoundTrips()
         self._updates = Updates(self._made.__contains__, self._optimizers)
@@ -115,11 +129,16 @@ class OpRecord(DispatchMode):
             framework=self._framework,
             reduced_weights=self._reduced_weights,
             rows=rows,
-            stale=tuple(self._stale),
+            stale=tuple(self._stale.values()),
+            backward_at=self._backward_at,
             backward_under_autocast=self._backward_under_autocast,
+            backward_under_autocast_at=self._backward_under_autocast_at,
             backward_scale=_scale_of(self._roots, returned),
             updates=self._updates.seen(),
             round_trips=self._round_trips.found(),
+            regions=_by_line(self._regions),
+            draws_at=tuple(self._draws_at),
+            dropout_at=self._dropout_at,
         )
 
     def place_of(self, weight: torch.Tensor) -> str | None:
@@ -174,17 +193,22 @@ class OpRecord(DispatchMode):
             self._record(func, args, kwargs, inputs, outputs, out, seconds)
         self._note_wide(func, inputs, outputs)
         known = {storage(tensor) for tensor in inputs}
+        reads_weights = not known.isdisjoint(self._weights)
         for tensor in outputs:
             place = storage(tensor)
             if place not in known:
                 self._made.add(place)
+                note = self._from_weights.add if reads_weights else self._from_weights.discard
+                note(place)
         if func is torch.ops.aten._to_copy.default and outputs and is_reduced(outputs[0]):
             weight = self._weights.get(storage(inputs[0])) if inputs else None
             if weight is not None:
                 held = memory(outputs[0])
                 if held is not None:
-                    cast = StorageWeakRef(held)
-                    self._casts[storage(outputs[0])] = cast, ref(weight), weight._version
+                    within = self._threads.here.entered
+                    self._casts[storage(outputs[0])] = _Cast(
+                        StorageWeakRef(held), ref(weight), weight._version, *within[:1]
+                    )
 
     def _record(
         self,
@@ -202,7 +226,11 @@ class OpRecord(DispatchMode):
         if here.sender is None and _draws(func, args, kwargs) and not is_update:
             self._random.update(dtype_name(t.dtype) for t in (*outputs, *inputs))
             self._draws.append(_drawn(out))
-            self._dropout_rates.update(_dropout_rate(func, args, kwargs))
+            self._draws_at.append(location())
+            rates = list(_dropout_rate(func, args, kwargs))
+            self._dropout_rates.update(rates)
+            if rates:
+                self._dropout_at = self._dropout_at or self._draws_at[-1]
         if not inputs and not outputs:
             return
         name = operator_name(func)
@@ -214,7 +242,7 @@ class OpRecord(DispatchMode):
             self._reduced_weights |= any(map(self._is_weight, filter(is_reduced, inputs)))
         known = {storage(tensor) for tensor in inputs}
         sizes = [size(each) for each in outputs if storage(each) not in known]
-        module, phase, in_autocast, function = self._caller()
+        module, phase, in_autocast, function, forward = self._caller()
         if phase == "forward":
             if here.casting and _casts_up(func, inputs, outputs):
                 self._round_trips.begin(inputs, outputs, module)
@@ -222,22 +250,28 @@ class OpRecord(DispatchMode):
                 self._round_trips.note(func, inputs, outputs)
             for used in (known & self._weights.keys()) - self._first_uses.keys():
                 self._first_uses[used] = location()
+        within = here.entered[-1] if here.entered else None
+        is_off = within is not None and within.is_off_for(inputs or outputs)
         chosen = phase == "forward" and (
-            here.island or self._is_wide(inputs)
+            here.island or is_off or self._is_wide(inputs)
             if not in_autocast
             else here.casting > 0 and _casts_up(func, inputs, outputs)
         )
+        computed = here.casting == 0 and phase == "forward" and self._is_computed(func, inputs)
+        if within is not None and phase == "forward":
+            within.flops += count or 0
+            within.bytes += sum(sizes)
         dtype = dtype_name((inputs or outputs)[0].dtype)
         made = dtype_name(outputs[0].dtype) if outputs else None
         lacking = phase == "forward" and here.lacks_autocast
-        key = (name, dtype, made, module, phase, in_autocast, function, chosen, lacking)
+        key = (name, dtype, made, module, phase, in_autocast, function, chosen, lacking, computed)
         tally = self._rows.get(key)
         if tally is None:
             sent_from = here.sender.location if here.sender else None
-            where = location(sent_from) if phase in ("forward", "recompute") else None
+            where = location(sent_from) if phase in ("forward", "recompute") else forward
             row = OpRow(
                 name, dtype, made, module, phase, in_autocast, function,
-                location=where, chosen=chosen, lacks_autocast=lacking,
+                location=where, chosen=chosen, lacks_autocast=lacking, computed=computed,
             )  # fmt: skip
             tally = self._rows[key] = _Tally(row)
         tally.count += 1
@@ -250,32 +284,31 @@ class OpRecord(DispatchMode):
         elif name == "aten::_to_copy" and inputs:
             tally.stretch = max(tally.stretch, stretch(inputs[0]))
 
-    def _caller(self) -> tuple[str | None, Phase, bool, str | None]:
-        """Return the module, the phase, whether autocast is in force, and the custom function."""
+    def _caller(self) -> tuple[str | None, Phase, bool, str | None, str | None]:
+        """Return the module, the phase, whether autocast is in force, and the custom function.
+
+        In a backward pass, the line of the forward call follows.
+        """
         here = self._threads.here
         inside = here.functions[-1] if here.functions else None
         call = self.modules.top
         if self._optimizers.at_work:
-            return None, "update", False, inside
+            return None, "update", False, inside, None
         if torch._C._current_graph_task_id() == -1 or (call is not None and call.again):
             path = call.path if call is not None else None
-            caller = path, here.autocast
             node_made = _next_node()
             # Each thread numbers its own nodes. The first call to see a new node made it.
             if here.sender is None and node_made != self._last_node:
                 self._last_node = node_made
-                self._callers[node_made - 1] = caller
-            return (
-                path,
-                "recompute" if call is not None and call.again else "forward",
-                caller[1],
-                inside,
-            )
+                self._callers[node_made - 1] = path, here.autocast, location()
+            phase: Phase = "recompute" if call is not None and call.again else "forward"
+            return path, phase, here.autocast, inside, None
         node: Any = torch._C._current_autograd_node()
         if node is None:
-            return None, "backward", False, inside
-        path, in_autocast = self._callers.get(node._sequence_nr(), (None, False))
-        return path, "backward", in_autocast, inside or self._function_nodes.get(node.name())
+            return None, "backward", False, inside, None
+        path, in_autocast, line = self._callers.get(node._sequence_nr(), (None, False, None))
+        inside = inside or self._function_nodes.get(node.name())
+        return path, "backward", in_autocast, inside, line
 
     def _look_for_stale(self, inputs: Tensors) -> None:
         """Note where a cast is used although its weight has been updated since."""
@@ -283,8 +316,8 @@ class OpRecord(DispatchMode):
             cast = self._casts.get(storage(tensor))
             if cast is None or not is_reduced(tensor):
                 continue
-            weight, version = cast[1](), cast[2]
-            if weight is None or weight._version == version or self._optimizers.at_work:
+            weight = cast.weight()
+            if weight is None or weight._version == cast.version or self._optimizers.at_work:
                 continue
             if torch._C._current_graph_task_id() != -1:
                 continue  # a backward pass needs the weights of its forward pass
@@ -292,7 +325,27 @@ class OpRecord(DispatchMode):
             if used is None or now is None:
                 continue
             if not torch.equal(spread(used), spread(now.to(used.dtype))):
-                self._stale[self.modules.path() or "outside of modules"] = None
+                self._note_stale(weight, cast)
+
+    def _note_stale(self, weight: torch.Tensor, cast: _Cast) -> None:
+        module = self.modules.path() or "outside of modules"
+        if module not in self._stale:
+            outermost = self._threads.here.entered[:1]
+            within = outermost and outermost[0] is cast.region
+            self._stale[module] = StaleCast(
+                module,
+                self.modules.parameter_names().get(id(weight)),
+                location(),
+                outermost[0].location if within else None,
+            )
+
+    def _is_computed(self, func: Any, inputs: Tensors) -> bool:
+        """Return whether a cast's input was computed by the model, rather than given to it."""
+        return func is torch.ops.aten._to_copy.default and any(
+            storage(each) not in self._weights
+            and (each.requires_grad or storage(each) in self._from_weights)
+            for each in inputs
+        )
 
     def _is_wide(self, inputs: Tensors) -> bool:
         """Return whether the inputs come from what the step has cast up, and none is a weight."""
@@ -327,6 +380,11 @@ class OpRecord(DispatchMode):
             self._autocast_devices[region.device] = None
             self._note_framework()
         here = self._threads.here
+        dtype = dtype_name(region.fast_dtype) if in_force else None
+        entered = EnteredRegion(location(), region.device, dtype, here.autocast or here.island)
+        here.entered.append(entered)
+        if self._recording:
+            self._regions.append(entered)
         here.regions.append((here.autocast, here.island))
         here.island = not in_force and (here.autocast or here.island)
         here.autocast = in_force
@@ -338,6 +396,7 @@ class OpRecord(DispatchMode):
     def _around_exit(self, original: Any, region: Any, *args: Any) -> Any:
         here = self._threads.here
         here.autocast, here.island = here.regions.pop() if here.regions else (False, False)
+        del here.entered[-1:]
         return original(region, *args)
 
     def _around_cast(self, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -351,7 +410,11 @@ class OpRecord(DispatchMode):
     def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         if self._recording:
             self._round_trips.backward_begins()
-            self._backward_under_autocast += self._threads.here.autocast
+            self._backward_at = self._backward_at or location()
+            if self._threads.here.autocast:
+                self._backward_under_autocast += 1
+                at = self._backward_under_autocast_at
+                self._backward_under_autocast_at = at or location()
             self._note_framework()
             roots = args[0] if args else ()
             self._roots += [root.detach().clone() for root in roots if root.numel() == 1]
@@ -384,6 +447,33 @@ def _casts_up(func: Any, inputs: Tensors, outputs: Tensors) -> bool:
         and any(map(is_reduced, inputs))
         and not any(map(is_reduced, outputs))
     )
+
+
+class _Cast(NamedTuple):
+    """A weight's cast.
+
+    Attributes:
+        held: its memory.
+        weight: the weight.
+        version: how often the weight had been changed when it was cast.
+        region: the outermost autocast region that it was made in.
+    """
+
+    held: StorageWeakRef
+    weight: ref[torch.Tensor]
+    version: int
+    region: EnteredRegion | None = None
+
+
+def _by_line(regions: Sequence[EnteredRegion]) -> tuple[Region, ...]:
+    """Return the regions, one for all that one line entered alike."""
+    found: dict[tuple[Any, ...], Region] = {}
+    for each in regions:
+        key = (each.location, each.device, each.dtype, each.nested)
+        known = found.get(key, Region(*key))
+        flops, made = known.flops + each.flops, known.bytes + each.bytes
+        found[key] = replace(known, flops=flops, bytes=made)
+    return tuple(found.values())
 
 
 class _Tally:

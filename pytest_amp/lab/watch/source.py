@@ -23,6 +23,11 @@ _OURS_AND_TORCHS = tuple(
     )
 )
 _SITE_PACKAGES = os.path.join(sysconfig.get_path("purelib"), "")  # noqa: PTH118
+# What runs a test is never what the test is about.
+_RUNNERS = tuple(
+    os.path.join(_SITE_PACKAGES, name, "")  # noqa: PTH118
+    for name in ("_pytest", "execnet", "pluggy", "pytest", "xdist")
+)
 
 
 def location(sent_from: str | None = None) -> str | None:
@@ -34,6 +39,20 @@ def location(sent_from: str | None = None) -> str | None:
         sent_from: in a thread without a line of the user's own, the line that gave it its work.
     """
     return _first(_callers(), sent_from)
+
+
+def made_at(made: object) -> str | None:
+    """Return the line that makes an object, from within its constructors."""
+    return _first(
+        (frame.f_code.co_filename, frame.f_lineno)
+        for frame in _frames()
+        if frame.f_code.co_name != "__init__" or _self_of(frame) is not made
+    )
+
+
+def _self_of(frame: FrameType) -> object:
+    names = frame.f_code.co_varnames
+    return frame.f_locals.get(names[0]) if names else None
 
 
 def location_of(error: BaseException) -> str | None:
@@ -60,6 +79,16 @@ def first_line_of(function: Any) -> str | None:
     return f"{_shown(code.co_filename)}:{lines[0]}" if lines else None
 
 
+def users_frames() -> Iterator[FrameType]:
+    """Yield the callers that are the user's own code, the innermost first."""
+    return (frame for frame in _frames() if is_the_users(frame.f_code.co_filename))
+
+
+def in_short(file: str, line: int) -> str:
+    """Write a line as findings show it: ``models/net.py:42``."""
+    return f"{_shown(file)}:{line}"
+
+
 def is_the_users(file: str) -> bool:
     """Return whether a source file is not torch's, Python's, ours or an installed library's."""
     return _kind(file) == "user"
@@ -77,9 +106,13 @@ def framework(known: Container[str]) -> str | None:
 
 
 def _callers() -> Iterator[tuple[str, int]]:
+    return ((frame.f_code.co_filename, frame.f_lineno) for frame in _frames())
+
+
+def _frames() -> Iterator[FrameType]:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        yield frame.f_code.co_filename, frame.f_lineno
+        yield frame
         frame = frame.f_back
 
 
@@ -95,9 +128,9 @@ def _first(lines: Iterable[tuple[str, int]], library: str | None = None) -> str 
 
 @lru_cache(maxsize=1024)
 def _kind(file: str) -> str:
-    if file.startswith(_SITE_PACKAGES) and not file.startswith(_OURS_AND_TORCHS):
+    if file.startswith(_SITE_PACKAGES) and not file.startswith((*_OURS_AND_TORCHS, *_RUNNERS)):
         return "library"
-    return "skipped" if file.startswith((*_OURS_AND_TORCHS, "<")) else "user"
+    return "skipped" if file.startswith((*_OURS_AND_TORCHS, *_RUNNERS, "<")) else "user"
 
 
 @lru_cache(maxsize=1024)

@@ -27,12 +27,16 @@ class MadeModules:
 
         A name is the path from the outermost module that holds it.
         """
-        return tuple(
-            name
+        return tuple(self.nonfinite_tensors())
+
+    def nonfinite_tensors(self) -> dict[str, torch.Tensor]:
+        """Return these parameters and buffers by name; of two with one name, the last."""
+        return {
+            name: tensor
             for root in self._outermost()
             for name, tensor in (*root.named_parameters(), *root.named_buffers())
             if not all(map(is_finite, floating(tensor)))
-        )
+        }
 
     def described(self) -> dict[str, str]:
         """Return what each module says of itself, by its path: ``Dropout(p=0.1) in training``.

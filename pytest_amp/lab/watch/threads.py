@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -31,6 +31,31 @@ class Sender(NamedTuple):
     location: str | None = None
 
 
+@dataclass(eq=False)
+class EnteredRegion:
+    """An autocast region that is in force, or was.
+
+    Attributes:
+        location: the user's line that entered it.
+        device: the device type that it is for.
+        dtype: the dtype that it casts to; None if it is switched off.
+        nested: whether it was entered inside of one that was switched on.
+        flops: the FLOPs of the forward pass that ran in it, and in none within it.
+        bytes: the bytes of floating point tensors that were made there.
+    """
+
+    location: str | None
+    device: str
+    dtype: str | None
+    nested: bool
+    flops: int = 0
+    bytes: int = 0
+
+    def is_off_for(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Return whether it is switched off for the device that these tensors are on."""
+        return self.dtype is None and any(each.device.type == self.device for each in tensors)
+
+
 @dataclass
 class Here:
     """The place of one thread in its step.
@@ -39,6 +64,7 @@ class Here:
         autocast: whether autocast casts here to a reduced dtype.
         island: whether it is switched off here, inside a region that is switched on.
         regions: the two above, outside of each region that was entered here.
+        entered: these regions themselves, the outermost first.
         casting: how many calls that cast a tensor are running.
         functions: the custom autograd functions that are running.
         sender: what gave this thread its work; None in the step's own, and in autograd's.
@@ -47,6 +73,7 @@ class Here:
     autocast: bool = field(default_factory=torch._C._is_any_autocast_enabled)
     island: bool = False
     regions: list[tuple[bool, bool]] = field(default_factory=list)
+    entered: list[EnteredRegion] = field(default_factory=list)
     casting: int = 0
     functions: list[str] = field(default_factory=list)
     sender: Sender | None = None

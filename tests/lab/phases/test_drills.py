@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import random
 import warnings
@@ -308,12 +309,17 @@ def test_the_zeros_that_a_fused_optimizer_starts_from_are_no_change() -> None:
 
 
 def test_gradients_that_are_made_finite_hide_the_overflow() -> None:
+    line = 0
+
     def edit(_, model, __):
+        nonlocal line
         for p in model.parameters():
+            line = inspect.currentframe().f_lineno + 1
             torch.nan_to_num_(p.grad, posinf=0.0, neginf=0.0)
 
     seen = drill(training(edit))
     assert seen.hidden
+    assert seen.cleared_at == f"tests/lab/phases/test_drills.py:{line}"
     assert seen.scale == (2.0**16, 2.0**16)
 
 
@@ -338,6 +344,75 @@ def test_an_overflow_that_the_scaler_saw_is_not_hidden_by_what_comes_after() -> 
     seen = drill(setup)
     assert not seen.hidden
     assert seen.scale == (2.0**16, 2.0**15)
+
+
+def test_an_overflow_that_an_update_between_two_optimizers_lets_through_is_seen_after_it() -> None:
+    def setup(arm):
+        first, second, x = mlp(), mlp(), torch.ones(4, 8)
+        a, b = (torch.optim.SGD(each.parameters(), lr=0.05) for each in (first, second))
+
+        def step():
+            a.zero_grad()
+            b.zero_grad()
+            losses = [each(x).square().mean() for each in (first, second)]
+            for loss in losses:
+                arm.scaler.scale(loss).backward()
+            arm.scaler.step(a)
+            arm.scaler.update()
+            arm.scaler.step(b)
+            arm.scaler.update()
+            return losses[0]
+
+        return step
+
+    seen = overflow(workbench(setup, HALF), 8)
+    assert [each.reached for each in seen.overflows] == [(0,), (1,)]
+    assert not any(each.hidden for each in seen.overflows)
+
+
+def test_gradients_that_are_dropped_before_the_next_pass_were_not_made_finite() -> None:
+    def setup(arm):
+        model, x = mlp(), torch.ones(4, 8)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+        def step():
+            for _ in range(2):
+                optimizer.zero_grad()
+                loss = model(x).square().mean()
+                arm.scaler.scale(loss).backward()
+            arm.scaler.step(optimizer)
+            arm.scaler.update()
+            return loss
+
+        return step
+
+    first, second = overflow(workbench(setup, HALF), 8).overflows
+    assert (first.backward, first.reached, first.hidden) == (True, (), False)
+    assert second.reached == (0,)
+
+
+def test_the_line_that_writes_inf_into_a_weight_is_named() -> None:
+    line = 0
+
+    def edit(_, model, __):
+        nonlocal line
+        with torch.no_grad():
+            line = inspect.currentframe().f_lineno + 1
+            model[0].weight.add_(model[0].weight.grad, alpha=1e-6)
+
+    seen = drill(training(edit))
+    assert seen.ruined == ("0.weight",)
+    assert seen.ruined_at == f"tests/lab/phases/test_drills.py:{line}"
+
+
+def test_the_line_at_which_the_scaler_raises_is_named() -> None:
+    def edit(scaler, model, __):
+        if not all(bool(p.grad.isfinite().all()) for p in model.parameters()):
+            scaler.update()
+
+    seen = drill(training(edit))
+    assert seen.raised is not None
+    assert seen.raised_at.startswith("tests/lab/phases/test_drills.py:")
 
 
 def test_of_two_updates_in_one_call_only_the_overflowed_one_counts() -> None:

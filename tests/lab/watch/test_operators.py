@@ -519,7 +519,7 @@ def two_updates(inside_one_region):
 
 
 def test_a_weight_whose_cast_is_older_than_its_update_is_found() -> None:
-    assert record(two_updates(inside_one_region=True)).stale == ("Linear",)
+    assert [each.module for each in record(two_updates(inside_one_region=True)).stale] == ["Linear"]
     assert record(two_updates(inside_one_region=False)).stale == ()
 
 
@@ -559,7 +559,8 @@ def test_a_region_that_was_never_left_is_found_in_the_step_after_the_recorded_on
         recorder.next_step()
         step()
     after = recorder.operators()
-    assert (before.stale, after.stale) == ((), ("Linear",))
+    assert before.stale == ()
+    assert [each.module for each in after.stale] == ["Linear"]
     assert after.flops == before.flops
 
 
