@@ -4,7 +4,8 @@ Each file in faults/ and twins/ is one amp test. It runs in a pytest of its own,
 fault is found if one of the codes in its EXPECT is reported (or, where it names the loss gate, if
 that gate fails), and placed if such a finding points at a line that is marked `# <- here`. A twin
 has to be free of errors and of warnings. `python -m benchmarks.planted 03 24` runs those two only.
-The set unseen/ was written by somebody who had not seen the tool; `--set unseen` runs it instead.
+The cases in unseen/ were written without a look at the source, and before any of them was run:
+`--set unseen` runs those instead.
 """
 
 import argparse
