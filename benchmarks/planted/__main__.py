@@ -4,6 +4,8 @@ Each file in faults/ and twins/ is one amp test. It runs in a pytest of its own,
 fault is found if one of the codes in its EXPECT is reported (or, where it names the loss gate, if
 that gate fails), and placed if such a finding points at a line that is marked `# <- here`. A twin
 has to be free of errors and of warnings. `python -m benchmarks.planted 03 24` runs those two only.
+The cases in unseen/ were written without a look at the source, and before any of them was run:
+`--set unseen` runs those instead.
 """
 
 import argparse
@@ -132,11 +134,13 @@ def table(outcomes):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="parts of the names of cases (default: all)")
+    parser.add_argument("--set", default=".", help="a folder of cases beside this file: unseen")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--write", type=Path, help="also write the table to this file")
     parser.add_argument("--details", action="store_true", help="print every finding, with its line")
     arguments = parser.parse_args()
-    cases = sorted(HERE.glob("faults/*.py")) + sorted(HERE.glob("twins/*.py"))
+    folder = HERE / arguments.set
+    cases = sorted(folder.glob("faults/*.py")) + sorted(folder.glob("twins/*.py"))
     if arguments.names:
         cases = [case for case in cases if any(name in case.stem for name in arguments.names)]
     with ThreadPoolExecutor(arguments.jobs) as pool:
