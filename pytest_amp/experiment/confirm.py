@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.experiment import suspects
+from pytest_amp.experiment import line_search, suspects
 from pytest_amp.judge.case import Case
 from pytest_amp.lab.arm import Setup, Workbench
 from pytest_amp.lab.phases import counterfactuals, parity, timing
 from pytest_amp.lab.watch import kernel_time
 from pytest_amp.results.values import Finding
+from pytest_amp.rules import registry
+from pytest_amp.rules.base import Mended
 from pytest_amp.settings.resolved import Settings
 
 __tracebackhide__ = unless_our_bug
@@ -42,19 +44,67 @@ def confirmed(
         case: what was seen and judged.
         found: what the rules found.
     """
+    found = _tried(bench, settings, case, found, suspects.by_line)
+    if suspects.wants_lines(found, case):
+        with _ending_early("the search for lines", bench):
+            found = _with_lines(bench, settings, case, found)
+    return _tried(bench, settings, case, found, suspects.by_module)
+
+
+def _tried(
+    bench: Workbench,
+    settings: Settings,
+    case: Case,
+    found: tuple[Finding, ...],
+    choose: Callable[[Finding, Case], tuple[suspects.Suspect, ...]],
+) -> tuple[Finding, ...]:
+    """Return the findings with what reruns of their suspects showed.
+
+    A gate's suspects are tried until one is confirmed, unless one was before.
+    """
     reruns: Counter[str] = Counter()
+    if any(each.confirmed for each in found):
+        reruns["loss_diff"] = _MOST_RERUNS
     for index, finding in enumerate(found):
-        for suspect in suspects.suspects(finding, case):
+        for suspect in choose(finding, case):
             if reruns[suspect.gate] == _MOST_RERUNS:
                 continue
             reruns[suspect.gate] += 1
             bench.progress.at("confirming", "amp")
             with _ending_early(finding.code, bench):
-                judged = suspects.judged(finding, suspect, _rerun(bench, settings, suspect, case))
+                judged = suspects.judged(
+                    found[index], suspect, _rerun(bench, settings, suspect, case)
+                )
                 found = (*found[:index], judged, *found[index + 1 :])
                 if judged.confirmed:
                     reruns[suspect.gate] = _MOST_RERUNS
     return found
+
+
+def _with_lines(
+    bench: Workbench, settings: Settings, case: Case, found: tuple[Finding, ...]
+) -> tuple[Finding, ...]:
+    """Return the findings with the few lines that are enough for the loss gate, if there are."""
+    reruns: dict[frozenset[str], Case] = {}
+
+    def passes(lines: frozenset[str]) -> bool:
+        bench.progress.at("confirming", "amp")
+        rerun = _rerun(bench, settings, suspects.Suspect("loss_diff", (*lines,)), case)
+        reruns[lines] = rerun
+        return suspects.gate_of(rerun, "loss_diff").verdict == "pass"
+
+    lines = line_search.smallest(suspects.lines_to_try(case), passes, settings.max_time)
+    if not lines:
+        return found
+    lines = lines[::-1]  # the first that ran is where it begins
+    suspect, rerun = suspects.Suspect("loss_diff", lines), reruns[frozenset(lines)]
+    index = suspects.about_numbers(found)
+    if index is not None:
+        judged = suspects.judged(found[index], suspect, rerun)
+        return (*found[:index], judged, *found[index + 1 :])
+    mended = Mended(lines, suspects.gate_of(rerun, "loss_diff").value)
+    words = registry.findings(mended, settings.select, settings.ignore)
+    return (*found, *(replace(each, confirmed=each.suppressed is None) for each in words))
 
 
 def _rerun(bench: Workbench, settings: Settings, suspect: suspects.Suspect, case: Case) -> Case:

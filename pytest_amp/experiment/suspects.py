@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pytest_amp import units
+from pytest_amp.codes import CODES
 from pytest_amp.experiment import functions
 from pytest_amp.judge import gates, sequential
 from pytest_amp.judge.case import Case
 from pytest_amp.observations import Timing
-from pytest_amp.results.values import Finding
+from pytest_amp.results.values import Finding, Gate
 
 _LEAVING_FLOAT32 = ("AMP301", "AMP302", "AMP303", "AMP304", "AMP306")
 _CASTS = ("AMP501", "AMP503")
@@ -46,34 +47,68 @@ class Suspect:
         return f"{kept} kept in float32" if kept else "autocast's cast cache off"
 
 
-def suspects(finding: Finding, case: Case) -> tuple[Suspect, ...]:
-    """Return what reruns have to change to test a finding, one after the other, until one helps.
+def by_line(finding: Finding, case: Case) -> tuple[Suspect, ...]:
+    """Return the lines that reruns keep in float32 to test a finding, until one helps.
 
-    A line comes before a module, since it says more. Behind the finding's own line, which may only
-    be where harm is done, comes the line at which the forward pass left fp32, then all of the
-    function that the finding is in, and then the line together with those that made its inputs,
-    which may have been rounded too far already.
+    Behind the finding's own line, which may only be where harm is done, comes the line at which the
+    forward pass left fp32, then all of the function that the finding is in, and then the line
+    together with those that made its inputs, which may have been rounded too far already.
     """
-    if finding.suppressed is not None:
+    if not _is_about_numbers(finding, case):
         return ()
-    if _failed(case, "loss_diff") and finding.code in _LEAVING_FLOAT32:
-        left, module = case.seen.numerics.departure, _module(finding)
-        place, location = (left.place, left.location) if left else (None, None)
-        fed = (place, location, *left.made_at) if left and place else ()
-        found = (
-            *(Suspect("loss_diff", _once(each)) for each in ((finding.location,), (place,))),
-            _function(finding.location or place, case),
-            Suspect("loss_diff", _once(fed)),
-        )
-        lines = [each for each in found if each and each.lines]
-        most = _lines_of_the_model(case)
-        return (
-            *(each for each in dict.fromkeys(lines) if not most & {*each.lines}),
-            *((Suspect("loss_diff", modules=(module,)),) if module else ()),
-        )
-    if _failed(case, "memory_reduction") and finding.code in _CASTS:
+    left = case.seen.numerics.departure
+    place, location = (left.place, left.location) if left else (None, None)
+    fed = (place, location, *left.made_at) if left and place else ()
+    found = (
+        *(Suspect("loss_diff", _once(each)) for each in ((finding.location,), (place,))),
+        _function(finding.location or place, case),
+        Suspect("loss_diff", _once(fed)),
+    )
+    lines = [each for each in found if each and each.lines]
+    most = _lines_of_the_model(case)
+    return tuple(each for each in dict.fromkeys(lines) if not most & {*each.lines})
+
+
+def by_module(finding: Finding, case: Case) -> tuple[Suspect, ...]:
+    """Return what reruns change if no line helped, since a module or a cache says less."""
+    if _is_about_numbers(finding, case):
+        module = _module(finding)
+        return (Suspect("loss_diff", modules=(module,)),) if module else ()
+    if finding.suppressed is None and finding.code in _CASTS and _failed(case, "memory_reduction"):
         return (Suspect("memory_reduction"),)
     return ()
+
+
+def _is_about_numbers(finding: Finding, case: Case) -> bool:
+    known = finding.suppressed is None and finding.code in _LEAVING_FLOAT32
+    return known and _failed(case, "loss_diff")
+
+
+def wants_lines(found: Sequence[Finding], case: Case) -> bool:
+    """Return whether the loss gate failed, and neither a fault nor a rerun has explained it."""
+    explained = any(
+        each.confirmed or (each.stands and each.code not in _LEAVING_FLOAT32)
+        for each in found
+        if "loss_diff" in CODES[each.code].explains
+    )
+    return _failed(case, "loss_diff") and not explained
+
+
+def lines_to_try(case: Case) -> list[str]:
+    """Return the lines that compute something beside the model, the last first."""
+    most = _lines_of_the_model(case)
+    return [line for line in reversed(case.seen.numerics.lines) if line not in most]
+
+
+def about_numbers(found: Sequence[Finding]) -> int | None:
+    """Return the number of the first finding that float32 may mend; None if there is none."""
+    those = (n for n, each in enumerate(found) if each.code in _LEAVING_FLOAT32)
+    return next((n for n in those if found[n].suppressed is None), None)
+
+
+def gate_of(case: Case, name: str) -> Gate:
+    """Judge a case that was run again, and return one of its gates."""
+    return next(gate for gate in gates.judge(case.seen, case.limits) if gate.name == name)
 
 
 def judged(finding: Finding, suspect: Suspect, rerun: Case) -> Finding:
@@ -81,8 +116,7 @@ def judged(finding: Finding, suspect: Suspect, rerun: Case) -> Finding:
 
     If its own line was not among those that were confirmed, the first of these becomes its place.
     """
-    every = gates.judge(rerun.seen, rerun.limits)
-    again = next(gate for gate in every if gate.name == suspect.gate)
+    again = gate_of(rerun, suspect.gate)
     passed = again.verdict == "pass"
     verdict = "passes" if passed else "still fails"
     shown = f" ({units.share(again.value)})" if again.value is not None else ""

@@ -25,7 +25,8 @@ FULL_COVERAGE = 0.95
 # What these find is the consequence of what those find, and is told after it.
 CAUSES: Mapping[str, tuple[str, ...]] = {
     "AMP207": ("AMP301", "AMP211"),
-    "AMP304": ("AMP103", "AMP209", "AMP302"),
+    "AMP302": ("AMP206",),
+    "AMP304": ("AMP103", "AMP206", "AMP209", "AMP302"),
 }
 _WIDTH = 88
 _GATE_WIDTH = 100  # wide enough to keep most gates' figures on one line

@@ -55,6 +55,19 @@ class RaisedAlone:
 
 
 @dataclass(frozen=True)
+class Mended:
+    """A failed loss gate that passes once a few lines are kept in float32.
+
+    Attributes:
+        lines: the lines, in the order in which they run.
+        value: the loss difference then.
+    """
+
+    lines: tuple[str, ...]
+    value: float | None
+
+
+@dataclass(frozen=True)
 class Compared:
     """The environments of a stored result and of the result that is compared with it."""
 
@@ -67,7 +80,7 @@ class NeverCalled:
     """A test that requested amp_benchmark, passed, and never called it."""
 
 
-Subject = Case | Raised | RaisedAlone | Compared | NeverCalled
+Subject = Case | Raised | RaisedAlone | Mended | Compared | NeverCalled
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pytest_amp.judge.case import Case
 from pytest_amp.observations import TIMES_ROUNDING, UNEXPLAINED_FROM, Departure, Gradient, Zeroed
 from pytest_amp.rules import origins
 from pytest_amp.rules.accumulation import differing_accumulation
-from pytest_amp.rules.base import Word, rule
+from pytest_amp.rules.base import Mended, Word, rule
 from pytest_amp.rules.comparable import are_comparable
 
 # A gradient of which rounding fp32's products leaves nothing is itself what is left of sums that
@@ -138,6 +138,20 @@ def unexplained(case: Case) -> list[Gradient]:
     return [
         each for each in _gradients(case) if each.share >= MATTERS and _is_unexplained(each, case)
     ]
+
+
+@rule("AMP304", of=Mended)
+def mended_by_lines(mended: Mended) -> Iterator[Word]:
+    """Tell of lines whose rounding adds up over the steps, though none leaves fp32 by itself."""
+    *most, last = mended.lines
+    kept = f"{', '.join(most)} and {last}" if most else last
+    yield Word(
+        "no operator of the first step leaves fp32 by itself, but rounding adds up: with "
+        f"{kept} kept in float32, loss_diff passes ({units.share(mended.value)}); do so "
+        f"{origins.IN_FLOAT32}",
+        {"lines": list(mended.lines), "value": mended.value},
+        location=mended.lines[0],
+    )
 
 
 def _accuses(left: Departure, case: Case) -> bool:

@@ -31,7 +31,7 @@ def modified_before_unscale(case: Case) -> Iterator[Word]:
     worst = max(differing, key=lambda each: each.difference)
     everything = [each for each in drill.gradients if each.optimizer == worst.optimizer]
     optimizer = optimizer_name(drill.optimizers, worst.optimizer)
-    line = drill.edited_at.get(worst.optimizer)
+    line = drill.edited_at.get(worst.optimizer) or next(iter(drill.edited_at.values()), None)
     if drill.loss_differs and drill.derived_at:
         why = (
             "the loss itself depends on the loss scale, as a penalty does that is made of scaled "
@@ -40,8 +40,9 @@ def modified_before_unscale(case: Case) -> Iterator[Word]:
         line = drill.derived_at
     else:
         what = "this line" if line else "something"
+        other = "" if line else ", or another GradScaler than the one that unscales has scaled them"
         why = (
-            f"{what} changes them while they are still scaled, as clipping does: call "
+            f"{what} changes them while they are still scaled, as clipping does{other}: call "
             "scaler.unscale_(optimizer) before it, once per step"
         )
     yield Word(

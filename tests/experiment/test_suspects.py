@@ -88,9 +88,10 @@ DIVERGED = {"losses": losses(*scaled(1.5))}
 
 def test_a_divergence_is_tried_in_the_module_that_leaves_float32_first() -> None:
     failing = case(seen(amp=DIVERGED), max_loss_diff=0.02)
-    assert suspects.suspects(finding(), failing) == (in_module("layers.1"),)
+    assert suspects.by_module(finding(), failing) == (in_module("layers.1"),)
     led = finding(first_to_leave="layers.0")
-    assert suspects.suspects(led, failing) == (in_module("layers.0"),)
+    assert suspects.by_module(led, failing) == (in_module("layers.0"),)
+    assert suspects.by_line(led, failing) == ()
 
 
 def in_module(path):
@@ -109,15 +110,13 @@ def departed(**amp):
 
 def test_lines_are_tried_before_modules_and_then_those_that_fed_them() -> None:
     placed = replace(finding(), location="loss.py:12")
-    assert suspects.suspects(placed, departed()) == (
+    assert suspects.by_line(placed, departed()) == (
         at("loss.py:12"),
         at("loss.py:9"),
         at("loss.py:9", "loss.py:8"),
-        in_module("layers.1"),
     )
     again = replace(finding(), location="loss.py:9")
-    assert suspects.suspects(again, departed())[0] == at("loss.py:9")
-    assert len(suspects.suspects(again, departed())) == 3
+    assert suspects.by_line(again, departed()) == (at("loss.py:9"), at("loss.py:9", "loss.py:8"))
 
 
 def test_all_lines_of_a_function_are_tried_together() -> None:
@@ -127,7 +126,7 @@ def test_all_lines_of_a_function_are_tried_together() -> None:
     numerics = Numerics(lines=(f"{here}:1", *own, f"{here}:2"))
     observed = replace(seen(amp=DIVERGED), numerics=numerics)
     placed = replace(finding(module=None), location=own[1])
-    alone, together = suspects.suspects(placed, case(observed, max_loss_diff=0.02))
+    alone, together = suspects.by_line(placed, case(observed, max_loss_diff=0.02))
     assert (alone.lines, together.lines) == (own[1:], own)
     assert str(together) == (
         "all of test_all_lines_of_a_function_are_tried_together() kept in float32"
@@ -139,7 +138,7 @@ def test_a_line_that_calls_the_whole_model_is_no_suspect() -> None:
     rest = replace(PRODUCT, flops=10, location="loss.py:9")
     observed = departed(operators=replace(IN_BF16, rows=(called, rest)))
     placed = replace(finding(), location="train.py:30")
-    assert suspects.suspects(placed, observed)[0] == at("loss.py:9")
+    assert suspects.by_line(placed, observed)[0] == at("loss.py:9")
 
 
 @pytest.mark.parametrize(
@@ -147,11 +146,36 @@ def test_a_line_that_calls_the_whole_model_is_no_suspect() -> None:
     [finding("AMP105"), finding(module=None), replace(finding(), suppressed="known")],
 )
 def test_other_findings_have_no_rerun(given) -> None:
-    assert suspects.suspects(given, case(seen(amp=DIVERGED), max_loss_diff=0.02)) == ()
+    failing = case(seen(amp=DIVERGED), max_loss_diff=0.02)
+    assert (suspects.by_line(given, failing), suspects.by_module(given, failing)) == ((), ())
 
 
 def test_nothing_is_tried_where_the_gate_passed() -> None:
-    assert suspects.suspects(finding(), case(seen(), max_loss_diff=0.02)) == ()
+    passing = case(seen(), max_loss_diff=0.02)
+    assert suspects.by_module(finding(), passing) == ()
+    assert not suspects.wants_lines((), passing)
+
+
+@pytest.mark.parametrize(
+    ("found", "wants"),
+    [
+        ((), True),
+        ((finding(),), True),  # not confirmed
+        ((replace(finding(), confirmed=True),), False),
+        ((replace(finding("AMP203"), severity="error"),), False),  # no matter of precision
+        ((replace(finding("AMP301"), severity="error"),), True),
+    ],
+)
+def test_lines_are_searched_where_a_failed_loss_gate_is_not_explained(found, wants) -> None:
+    assert suspects.wants_lines(found, case(seen(amp=DIVERGED), max_loss_diff=0.02)) is wants
+
+
+def test_the_lines_to_try_are_the_last_first_without_the_model() -> None:
+    called = replace(PRODUCT, location="train.py:30")
+    observed = seen(amp={**DIVERGED, "operators": replace(IN_BF16, rows=(called,))})
+    lines = Numerics(lines=("data.py:3", "train.py:30", "loss.py:8", "loss.py:9"))
+    tried = suspects.lines_to_try(case(replace(observed, numerics=lines), max_loss_diff=0.02))
+    assert tried == ["loss.py:9", "loss.py:8", "data.py:3"]
 
 
 def test_a_gate_that_passes_in_the_rerun_confirms_the_cause() -> None:

@@ -108,6 +108,7 @@ class _AtScale:
         self.kinds: tuple[str, ...] = ()
         self._steps = steps
         self._scale = scale
+        self._apart = scale == LOW  # a loss that one scaler scales and another unscales then shows
         self._forced: WeakSet[Any] = WeakSet()
         self._stepped: set[int] = set()
         self._bench = bench
@@ -187,9 +188,10 @@ class _AtScale:
         return original(scaler, *args, **kwargs)
 
     def _force(self, scaler: Any) -> None:
+        further = len(self._forced) > 0
         self._forced.add(scaler)
         if scaler.is_enabled():
-            set_scale(scaler, self._scale)
+            set_scale(scaler, self._scale / 2 if further and self._apart else self._scale)
 
     def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         within_another = torch._C._current_graph_task_id() != -1
