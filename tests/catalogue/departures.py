@@ -187,3 +187,81 @@ def a_loss_near_zero(arm):
     with torch.no_grad():
         y = model(x) + 1e-3 * torch.randn(64, 4)
     return train(arm, sgd(model, lr=0.01), lambda: F.mse_loss(model(x).float(), y))
+
+
+def summed(arm, total):
+    """A loss that is the sum of many, each about 0.5."""
+    model, x, y = nn.Linear(8, 1), torch.randn(600, 8), torch.randn(600)
+    return train(arm, sgd(model, lr=1e-5), lambda: total((model(x).squeeze(-1) - y).abs()))
+
+
+@faulty("AMP304", gates=False)
+def losses_that_are_added_one_by_one(arm):
+    """No addition is far off by itself; from 256 on each is rounded to twos."""
+
+    def total(losses):
+        losses = losses.to(arm.dtype)
+        found = losses.new_zeros(())
+        for each in losses:
+            found = found + each  # here
+        return found.float()
+
+    return summed(arm, total)
+
+
+@healthy("AMP304")
+def losses_that_are_added_one_by_one_in_float32(arm):
+    def total(losses):
+        found = torch.zeros(())
+        for each in losses.float():
+            found = found + each
+        return found
+
+    return summed(arm, total)
+
+
+@faulty("AMP203", dtype="float16", gates=False)
+def a_loss_that_another_scaler_scaled(arm):
+    """The two scalers' scales drift apart once one of them skips."""
+    model, other = nn.Linear(8, 4), nn.Linear(8, 4)
+    optimizers = sgd(model), sgd(other)
+    scalers = torch.amp.GradScaler("cpu"), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    x, y = torch.randn(16, 8), torch.randint(4, (16,))
+
+    def step():
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        with arm.autocast():
+            losses = [F.cross_entropy(each(x).float(), y) for each in (model, other)]
+        for loss in losses:
+            scalers[0].scale(loss).backward()
+        scalers[1].scale(losses[0].detach())
+        for scaler, optimizer in zip(scalers, optimizers, strict=True):
+            scaler.step(optimizer)
+        for scaler in scalers:
+            scaler.update()
+        return sum(losses)
+
+    return step
+
+
+@healthy("AMP203", dtype="float16")
+def two_scalers_each_with_its_own_loss(arm):
+    model, other = nn.Linear(8, 4), nn.Linear(8, 4)
+    optimizers = sgd(model), sgd(other)
+    scalers = torch.amp.GradScaler("cpu"), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    x, y = torch.randn(16, 8), torch.randint(4, (16,))
+
+    def step():
+        total = torch.zeros(())
+        for each, optimizer, scaler in zip((model, other), optimizers, scalers, strict=True):
+            optimizer.zero_grad()
+            with arm.autocast():
+                loss = F.cross_entropy(each(x).float(), y)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            total = total + loss.detach()
+        return total
+
+    return step

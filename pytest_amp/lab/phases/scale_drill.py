@@ -26,6 +26,9 @@ __tracebackhide__ = unless_our_bug
 # Powers of two, so that anything linear in the gradients is the same to the last bit. In float32,
 # nothing underflows at the lower scale or overflows at the higher one.
 HIGH, LOW = 2.0**14, 2.0**10
+# At the lower scale each further GradScaler that scales a loss has half the scale of the one
+# before, up to here.
+MOST_HALVED = 4
 # Above this difference, a third build shows by how much two builds at one scale differ.
 SUSPICIOUS = 1e-6
 # Losses of one step at two scales are equal, unless they are made of scaled gradients.
@@ -110,6 +113,7 @@ class _AtScale:
         self._scale = scale
         self._apart = scale == LOW  # a loss that one scaler scales and another unscales then shows
         self._forced: WeakSet[Any] = WeakSet()
+        self._scaled: WeakSet[Any] = WeakSet()
         self._stepped: set[int] = set()
         self._bench = bench
 
@@ -182,16 +186,20 @@ class _AtScale:
         self._force(scaler)
 
     def _around_scale(self, original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
-        """Force the scale of a scaler that was created before the drill."""
+        """Force the scale of a scaler that was made before the drill, or scales beside others."""
         if scaler not in self._forced:
             self._force(scaler)
+        if scaler not in self._scaled:
+            halved = min(len(self._scaled), MOST_HALVED)
+            self._scaled.add(scaler)
+            if halved and self._apart and scaler.is_enabled():
+                set_scale(scaler, self._scale / 2**halved)
         return original(scaler, *args, **kwargs)
 
     def _force(self, scaler: Any) -> None:
-        further = len(self._forced) > 0
         self._forced.add(scaler)
         if scaler.is_enabled():
-            set_scale(scaler, self._scale / 2 if further and self._apart else self._scale)
+            set_scale(scaler, self._scale)
 
     def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         within_another = torch._C._current_graph_task_id() != -1

@@ -38,7 +38,7 @@ class ForwardValues(DispatchMode):
     """Records the operators of forward passes, with samples of what they take and make.
 
     Left out are backward passes, what optimizers do, what is done to the gradients behind a
-    backward pass, and the scaling of the loss, since gradients and scales may differ.
+    backward pass, and what GradScalers do, since gradients and scales may differ.
 
     Args:
         modules: what knows the modules that are being called.
@@ -66,7 +66,13 @@ class ForwardValues(DispatchMode):
     def watching(self) -> Iterator[ForwardValues]:
         """Record what runs inside. Compiled code has to run eagerly meanwhile."""
         with (
-            subscribed(scale=self._around_scale, backward=self._around_backward),
+            subscribed(
+                scale=self._around_scaler,
+                unscale=self._around_scaler,
+                scaler_step=self._around_scaler,
+                update=self._around_scaler,
+                backward=self._around_backward,
+            ),
             self._optimizers,
             self,
         ):
@@ -115,12 +121,12 @@ class ForwardValues(DispatchMode):
             or _is_capturing()
         )
 
-    def _around_scale(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        self._scaling = True
+    def _around_scaler(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        before, self._scaling = self._scaling, True
         try:
             return original(*args, **kwargs)
         finally:
-            self._scaling = False
+            self._scaling = before
 
     def _around_backward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         self._went_back = True

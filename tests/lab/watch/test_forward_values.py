@@ -50,10 +50,14 @@ def test_moves_backward_passes_optimizers_and_clipping_are_left_out() -> None:
     assert names(values) == ["pow", "sum", "mul", "exp"]
 
 
-def test_the_loss_scale_is_left_out() -> None:
+def test_what_a_scaler_does_is_left_out() -> None:
     scaler, weight = torch.amp.GradScaler("cpu"), torch.ones(4, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
     with recorded() as values:
         scaler.scale(weight.exp().sum()).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
     assert names(values) == ["exp", "sum"]
 
 
