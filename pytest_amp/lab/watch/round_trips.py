@@ -6,7 +6,6 @@ followed. Memory is counted when a backward pass begins, by what is still alive 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -15,15 +14,13 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from pytest_amp.lab.watch.flops import operator_name
 from pytest_amp.lab.watch.source import location
-from pytest_amp.lab.watch.tensors import is_reduced, memory, size, storage
+from pytest_amp.lab.watch.tensors import Tensors, is_reduced, memory, size, storage
 from pytest_amp.observations import RoundTrip
 
 _MOVES = frozenset((
     "_to_copy", "cat", "clone", "constant_pad_nd", "flip", "gather", "index", "index_select",
     "masked_fill", "max_pool2d_with_indices", "native_dropout", "relu", "repeat", "roll",
 ))  # fmt: skip
-
-Tensors = Sequence[torch.Tensor]
 
 
 class _Held(NamedTuple):

@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from pytest_amp.observations import REDUCED
 
+Tensors = Sequence[torch.Tensor]
+
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 _REDUCED = tuple(getattr(torch, name) for name in REDUCED)
 
