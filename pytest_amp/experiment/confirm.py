@@ -100,7 +100,10 @@ def _with_lines(
     suspect, rerun = suspects.Suspect("loss_diff", lines), reruns[frozenset(lines)]
     index = suspects.about_numbers(found)
     if index is not None:
-        judged = suspects.judged(found[index], suspect, rerun)
+        finding = found[index]
+        judged = suspects.judged(finding, suspect, rerun)
+        if finding.evidence.get("op"):  # it knows the operator that went wrong
+            judged = replace(judged, location=finding.location)
         return (*found[:index], judged, *found[index + 1 :])
     mended = Mended(lines, suspects.gate_of(rerun, "loss_diff").value)
     words = registry.findings(mended, settings.select, settings.ignore)

@@ -110,7 +110,7 @@ def unscaled_gradients_that_are_added_up_in_half(arm):
 
 @faulty("AMP213")
 def gradients_that_are_added_up_in_bfloat16(arm):
-    return accumulating(arm, count=256, **kept_in(lambda: arm.dtype))
+    return accumulating(arm, count=96, **kept_in(lambda: arm.dtype))
 
 
 @faulty("AMP213")

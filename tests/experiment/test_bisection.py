@@ -115,7 +115,7 @@ def bisected(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     def run(source, nodeid="test_it.py::test_step", *more):
         pytester.makepyfile(test_it=source)
         said = []
-        code = bisect.main(nodeid, ["-p", "no:asyncio", *more], said.append)
+        code = bisect.main(nodeid, ["-p", "no:asyncio", "--amp-steps=8", *more], said.append)
         return code, "\n".join(said)
 
     return run
@@ -127,7 +127,8 @@ def net(scale=BY_SUBTRACTION):
 
 @pytest.mark.parametrize("form", [BODY_IS_THE_STEP, SETUP_OF_ITS_OWN], ids=["body", "setup"])
 def test_the_planted_line_is_found_and_the_fix_is_printed(bisected, form) -> None:
-    code, said = bisected(net(OVERFLOWING) + form, "test_it.py::test_step", "--amp-dtype=float16")
+    more = ("--amp-dtype=float16", "--amp-steps=20")
+    code, said = bisected(net(OVERFLOWING) + form, "test_it.py::test_step", *more)
     assert code == bisect.FOUND
     assert "bisecting test_it.py::test_step on cpu in float16" in said
     *_, line, _, region, source = said.splitlines()
