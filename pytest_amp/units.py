@@ -7,6 +7,7 @@ everywhere. A figure that is not known is shown as ``-``.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 _TIMES = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 _SIZES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
@@ -88,6 +89,12 @@ def printable(text: str) -> str:
 def plural(count: int, noun: str) -> str:
     """Format a count with its noun: 1 pair, 2 pairs."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def listed(items: Sequence[str]) -> str:
+    """Join items as in a sentence: a, b and c."""
+    *most, last = items
+    return f"{', '.join(most)} and {last}" if most else last
 
 
 def change(before: str, after: str) -> str:

@@ -33,3 +33,10 @@ def test_a_duration_takes_the_next_unit_where_its_digits_would_be_four(
     seconds: float, shown: str
 ) -> None:
     assert units.duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("items", "text"), [(["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")]
+)
+def test_items_are_listed_as_in_a_sentence(items, text) -> None:
+    assert units.listed(items) == text

@@ -20,6 +20,7 @@ from pytest_amp.results.values import Finding, Gate
 
 _LEAVING_FLOAT32 = ("AMP301", "AMP302", "AMP303", "AMP304", "AMP306")
 _CASTS = ("AMP501", "AMP503")
+# The share of the forward FLOPs from which on a line is taken to call the whole model.
 _MOST = 0.5
 
 
@@ -42,9 +43,8 @@ class Suspect:
     def __str__(self) -> str:
         if self.function is not None:
             return f"all of {self.function}() kept in float32"
-        *most, last = (*self.lines, *self.modules, "")[:-1] or ("",)
-        kept = f"{', '.join(most)} and {last}" if most else last
-        return f"{kept} kept in float32" if kept else "autocast's cast cache off"
+        kept = (*self.lines, *self.modules)
+        return f"{units.listed(kept)} kept in float32" if kept else "autocast's cast cache off"
 
 
 def by_line(finding: Finding, case: Case) -> tuple[Suspect, ...]:

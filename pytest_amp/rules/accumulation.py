@@ -7,20 +7,20 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pytest_amp import units
+from pytest_amp.judge.alignment import EPSILONS
 from pytest_amp.judge.case import Case
 from pytest_amp.observations import REDUCED, Accumulated, AccumulatedGradient
 from pytest_amp.rules.base import Word, rule
 from pytest_amp.rules.comparable import are_comparable
 from pytest_amp.rules.scale_drill import first_differing
 
-# The share in the norm of all gradients from which a gradient is looked at.
+# The share in the norm of all gradients from which a gradient is looked at by itself.
 MATTERS = 0.05
 # The fp32 arm's gradient is a sum of its micro-batches up to this; with noise or clipping by value
 # it is not.
 A_SUM = 1e-3
 # What is lost is compared with the dtype's rounding step, and with what autocast does to the sum.
 # Four micro-batches that are added up in bfloat16 lose 0.4 of a step, 256 lose 3 (tests/catalogue).
-EPSILONS = {"float16": 2**-10, "bfloat16": 2**-7}
 HARMFUL = 4
 # Gradients of another size or direction than autocast makes them.
 COSINE = 0.95

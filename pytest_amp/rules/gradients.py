@@ -10,7 +10,7 @@ from pytest_amp.judge.alignment import EPSILONS
 from pytest_amp.judge.case import Case
 from pytest_amp.observations import TIMES_ROUNDING, UNEXPLAINED_FROM, Departure, Gradient, Zeroed
 from pytest_amp.rules import origins
-from pytest_amp.rules.accumulation import differing_accumulation
+from pytest_amp.rules.accumulation import MATTERS, differing_accumulation
 from pytest_amp.rules.base import Mended, Word, rule
 from pytest_amp.rules.comparable import are_comparable
 
@@ -19,8 +19,6 @@ from pytest_amp.rules.comparable import are_comparable
 RESIDUE = 0.9
 # A tenth of a gradient's elements. ReLUs that flip because of rounding zero far fewer.
 UNDERFLOW = 0.1
-# The share in the norm of all gradients from which a gradient is compared by itself.
-MATTERS = 0.05
 # Healthy first gradients of small networks have cosines above 0.99 and norms within 3% in either
 # dtype. Beyond these limits something other than rounding is at work.
 COSINES = {"float16": 0.98, "bfloat16": 0.9}
@@ -143,11 +141,10 @@ def unexplained(case: Case) -> list[Gradient]:
 @rule("AMP304", of=Mended)
 def mended_by_lines(mended: Mended) -> Iterator[Word]:
     """Tell of lines whose rounding adds up over the steps, though none leaves fp32 by itself."""
-    *most, last = mended.lines
-    kept = f"{', '.join(most)} and {last}" if most else last
+    kept, value = units.listed(mended.lines), units.share(mended.value)
     yield Word(
         "no operator of the first step leaves fp32 by itself, but rounding adds up: with "
-        f"{kept} kept in float32, loss_diff passes ({units.share(mended.value)}); do so "
+        f"{kept} kept in float32, loss_diff passes ({value}); do so "
         f"{origins.IN_FLOAT32}",
         {"lines": list(mended.lines), "value": mended.value},
         location=mended.lines[0],

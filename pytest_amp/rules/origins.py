@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pytest_amp import units
 from pytest_amp.observations import REDUCED, Origin
 
 IN_FLOAT32 = "(torch.autocast(..., enabled=False), and .float() on what goes in)"
@@ -42,8 +43,7 @@ def at_scale(origin: Origin) -> str:
 def made_of(origin: Origin) -> str:
     """Return the values that the first inf or NaN was made of."""
     if origin.inputs:
-        *most, last = (f"{number:.3g}" for number in origin.inputs)
-        values = f"{', '.join(most)} and {last}" if most else last
+        values = units.listed([f"{number:.3g}" for number in origin.inputs])
         return f", made of {values}{_rounded(origin)}"
     return "" if origin.largest is None else f", from values of up to {origin.largest:.3g}"
 

@@ -149,8 +149,7 @@ class _Summed:
             self._look(run, optimizer)
 
         with ExitStack() as stack:
-            if scale and math.isfinite(scale):
-                stack.enter_context(starting_at(scale))
+            stack.enter_context(starting_at(scale))
             stack.enter_context(self._edits)
             stack.enter_context(
                 run.built(

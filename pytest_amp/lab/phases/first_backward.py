@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from contextlib import nullcontext
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.judge.alignment import distance, leaves
@@ -80,8 +78,7 @@ def _both(bench: Workbench, scale: float | None) -> tuple[NodeGradients, NodeGra
 
 def _first_step(bench: Workbench, name: ArmName, scale: float | None) -> NodeGradients:
     bench.progress.at("locating", name)
-    begun = starting_at(scale) if scale and math.isfinite(scale) else nullcontext()
-    with begun, bench.built(name) as resident, resident.active():
+    with starting_at(scale), bench.built(name) as resident, resident.active():
         with NodeGradients().watching() as watch:
             resident.step()
         return watch

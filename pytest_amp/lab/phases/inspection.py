@@ -7,7 +7,6 @@ runs eagerly, since fused kernels can't be seen, and nothing here is timed.
 
 from __future__ import annotations
 
-import math
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -50,13 +49,13 @@ def inspect(
     gradients = witness.gradients_beside(baseline)
     ran_in = amp.operators.main_reduced_dtype if amp.operators else None
     dtype = ran_in or dtype_name(bench.dtype)
-    parted = departure(baseline.values.computed, witness.values.computed, dtype)
+    computed = baseline.values.computed, witness.values.computed
+    parted, off = departure(*computed, dtype), {}
     if parted or any(each.error > UNEXPLAINED_FROM[dtype] for each in gradients):
         rounded = _rounded(bench, getattr(torch, dtype), baseline.steps)
         gradients = _beside_rounding(gradients, rounded.gradients_beside(baseline))
-        parted = departure(
-            baseline.values.computed, witness.values.computed, dtype, rounded.values.computed
-        )
+        parted = departure(*computed, dtype, rounded.values.computed)
+        off = inputs_off(*computed)
     return (
         fp32,
         amp,
@@ -68,7 +67,7 @@ def inspect(
             outputs=witness.outputs_beside(baseline),
             departure=parted,
             lines=tuple(witness.values.called),
-            inputs_off=inputs_off(baseline.values.computed, witness.values.computed),
+            inputs_off=off,
         ),
     )
 
@@ -123,8 +122,7 @@ class _Look:
         bench.progress.at("inspection", self._name)
         with ExitStack() as stack:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-            if self._scale and math.isfinite(self._scale):
-                stack.enter_context(starting_at(self._scale))
+            stack.enter_context(starting_at(self._scale))
             resident = stack.enter_context(bench.built(self._name))
             stack.enter_context(resident.active())
             modules, record = ModuleStack(left=witness.module_left), OpRecord()

@@ -27,7 +27,7 @@ __tracebackhide__ = unless_our_bug
 # nothing underflows at the lower scale or overflows at the higher one.
 HIGH, LOW = 2.0**14, 2.0**10
 # At the lower scale each further GradScaler that scales a loss has half the scale of the one
-# before, up to here.
+# before, up to here: a loss that one scales and another unscales then shows.
 MOST_HALVED = 4
 # Above this difference, a third build shows by how much two builds at one scale differ.
 SUSPICIOUS = 1e-6
@@ -111,7 +111,6 @@ class _AtScale:
         self.kinds: tuple[str, ...] = ()
         self._steps = steps
         self._scale = scale
-        self._apart = scale == LOW  # a loss that one scaler scales and another unscales then shows
         self._forced: WeakSet[Any] = WeakSet()
         self._scaled: WeakSet[Any] = WeakSet()
         self._stepped: set[int] = set()
@@ -190,9 +189,9 @@ class _AtScale:
         if scaler not in self._forced:
             self._force(scaler)
         if scaler not in self._scaled:
-            halved = min(len(self._scaled), MOST_HALVED)
+            halved = min(len(self._scaled), MOST_HALVED) if self._scale == LOW else 0
             self._scaled.add(scaler)
-            if halved and self._apart and scaler.is_enabled():
+            if halved and scaler.is_enabled():
                 set_scale(scaler, self._scale / 2**halved)
         return original(scaler, *args, **kwargs)
 

@@ -298,8 +298,14 @@ def _without_parameters(optimizer: Optimizer) -> Callable[[], None]:
 
 
 @contextmanager
-def starting_at(scale: float) -> Iterator[None]:
-    """Let new GradScalers start at the scale that the parity run found, with no search for it."""
+def starting_at(scale: float | None) -> Iterator[None]:
+    """Let new GradScalers start at the scale that the parity run found, with no search for it.
+
+    If it found none, they start as they would.
+    """
+    if not scale or not math.isfinite(scale):
+        yield
+        return
 
     def around(original: Any, scaler: Any, *args: Any, **kwargs: Any) -> Any:
         if scaler._scale is None:
