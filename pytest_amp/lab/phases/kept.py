@@ -8,13 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.watch.dispatch import DispatchMode
 from pytest_amp.lab.watch.source import location
-from pytest_amp.lab.watch.tensors import memory, size, storage
+from pytest_amp.lab.watch.tensors import memory, size, storage, tensors_in
 
 __tracebackhide__ = unless_our_bug
 
@@ -83,17 +82,13 @@ class _Allocations(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        given = _tensors((args, kwargs))
+        given = tensors_in((args, kwargs))
         known = set(map(storage, given))
         in_graph = torch.is_grad_enabled() and any(each.requires_grad for each in given)
-        for tensor in _tensors(out):
+        for tensor in tensors_in(out):
             held = memory(tensor)
             if held is not None and storage(tensor) not in known:
                 self.made.append(
                     _Allocation(StorageWeakRef(held), size(tensor), location(), in_graph)
                 )
         return out
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]

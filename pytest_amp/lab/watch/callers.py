@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.watch.events import OptimizerSteps
 from pytest_amp.lab.watch.modules import ModuleStack
 from pytest_amp.lab.watch.source import location
-from pytest_amp.lab.watch.threads import Threads
+from pytest_amp.lab.watch.threads import Here, Threads
 from pytest_amp.observations import Phase
 
 __tracebackhide__ = unless_our_bug
@@ -24,27 +23,30 @@ class Callers:
     Args:
         threads: knows the place of each thread.
         modules: knows the modules that are being called.
-        optimizers: tells which optimizer is at work.
     """
 
-    def __init__(self, threads: Threads, modules: ModuleStack, optimizers: OptimizerSteps) -> None:
+    def __init__(self, threads: Threads, modules: ModuleStack) -> None:
         self._threads = threads
         self._modules = modules
-        self._optimizers = optimizers
         self._function_nodes: dict[str, str] = {}
         self._made: dict[int, tuple[str | None, bool, str | None]] = {}
         self._last_node = -1
 
-    def caller(self) -> tuple[str | None, Phase, bool, str | None, str | None]:
+    def caller(
+        self, here: Here, is_update: bool
+    ) -> tuple[str | None, Phase, bool, str | None, str | None]:
         """Return the module, the phase, whether autocast is in force, and the custom function.
 
         In a backward pass, the line of the forward call follows.
+
+        Args:
+            here: the place of the calling thread.
+            is_update: whether an optimizer is doing its own work.
         """
-        here = self._threads.here
         inside = here.functions[-1] if here.functions else None
-        call = self._modules.top
-        if self._optimizers.at_work:
+        if is_update:
             return None, "update", False, inside, None
+        call = self._modules.top
         if torch._C._current_graph_task_id() == -1 or (call is not None and call.again):
             path = call.path if call is not None else None
             node_made = _next_node()

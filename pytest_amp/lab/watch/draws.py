@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.fingerprint import digest_in_any_dtype
 from pytest_amp.lab.watch.source import location
-from pytest_amp.lab.watch.tensors import Tensors, dtype_name
+from pytest_amp.lab.watch.tensors import Tensors, dtype_name, tensors_in
 
 __tracebackhide__ = unless_our_bug
 
@@ -47,10 +46,13 @@ class Draws:
             self.dropout_at = self.dropout_at or self.places[-1]
 
 
+def may_draw(func: Any) -> bool:
+    """Return whether an operator can draw random numbers."""
+    return torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+
+
 def draws(func: Any, args: Any, kwargs: Any) -> bool:
-    """Return whether the call draws random numbers; fused attention without dropout does not."""
-    if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
-        return False
+    """Return whether a call of such an operator does; fused attention without dropout does not."""
     for index, argument in enumerate(func._schema.arguments):
         if argument.name in ("dropout_p", "dropout"):
             given = args[index] if index < len(args) else kwargs.get(argument.name)
@@ -74,6 +76,6 @@ def _dropout_rate(func: Any, args: Any, kwargs: Any) -> Iterator[float]:
 
 def _drawn(out: Any) -> str:
     """Digest what was drawn, by value and place; a 0/1 mask gets the same digest in any dtype."""
-    tensors = [leaf for leaf in pytree.tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+    tensors = tensors_in(out)
     masks = [tensor for tensor in tensors if tensor.dtype is torch.bool]
     return " ".join(digest_in_any_dtype(tensor) for tensor in masks or tensors)

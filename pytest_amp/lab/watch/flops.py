@@ -40,7 +40,7 @@ def _linear(inputs: Any, weight: Any, *_: Any, **__: Any) -> int:
     return 2 * int(inputs.numel()) * int(weight.shape[0])
 
 
-def _linear_backward(inputs: Any, _grad: Any, weight: Any, wanted: Any) -> int:
+def _linear_backward(inputs: Any, _grad: Any, weight: Any, wanted: Any, **_: Any) -> int:
     """Count one product for each gradient that is wanted, the input's and the weight's."""
     return int(sum(wanted[:2])) * _linear(inputs, weight)
 
@@ -99,19 +99,25 @@ def operator_name(func: Any) -> str:
     return str(packet._qualified_op_name) if packet else f"higher_order::{func}"
 
 
+def formula(func: Any) -> Formula | None:
+    """Return what counts the FLOPs of a matrix product, convolution or attention.
+
+    It takes the operator's arguments, and what it returned as `out_val`. For any other operator
+    there is None.
+    """
+    packet = getattr(func, "_overloadpacket", func)
+    return flop_registry.get(packet) or _MORE.get(operator_name(func))
+
+
 def flops(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:
     """Count the FLOPs of a matrix product, convolution or attention; None for other operators."""
-    formula = flop_registry.get(getattr(func, "_overloadpacket", func))
-    if formula is not None:
-        return int(formula(*args, **kwargs, out_val=out))
-    more = _MORE.get(operator_name(func))
-    return None if more is None else more(*args, **kwargs)
+    count = formula(func)
+    return None if count is None else int(count(*args, **kwargs, out_val=out))
 
 
 def is_product(func: Any) -> bool:
-    """Return whether `flops` has a formula for an operator."""
-    packet = getattr(func, "_overloadpacket", func)
-    return packet in flop_registry or operator_name(func) in _MORE
+    """Return whether an operator is a matrix product, a convolution or attention."""
+    return formula(func) is not None
 
 
 def is_heavy(name: str) -> bool:

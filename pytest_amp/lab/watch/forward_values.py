@@ -17,7 +17,7 @@ from pytest_amp.lab.watch.flops import operator_name
 from pytest_amp.lab.watch.modules import ModuleStack
 from pytest_amp.lab.watch.source import location
 from pytest_amp.lab.watch.spots import spots
-from pytest_amp.lab.watch.tensors import dtype_name, storage
+from pytest_amp.lab.watch.tensors import dtype_name, storage, tensors_in
 from pytest_amp.observations import Computed
 
 __tracebackhide__ = unless_our_bug
@@ -90,13 +90,13 @@ class ForwardValues(DispatchMode):
         module = self._modules.path()
         if line is not None:
             self.called.setdefault(line, {})[name, module] = None
-        tensors = _tensors((args, kwargs))
+        tensors = tensors_in((args, kwargs))
         for tensor in self._ancestries.unknown(tensors):
             self.uses.setdefault(storage(tensor), line)
         ancestry = self._ancestries.of(tensors)
         given = () if name in _MOVES else tuple(map(spots, _numbers((args, kwargs))))
         out = func(*args, **kwargs)  # it may change what was sampled before
-        made = _tensors(out)
+        made = tensors_in(out)
         held = set(map(storage, tensors)) if name in _MOVES else set()
         new = [each for each in made if storage(each) not in held]
         self._ancestries.extend(func, line, ancestry, new)
@@ -145,10 +145,6 @@ def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
 
 def _is_float(tensor: torch.Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
-
-
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def _numbers(tree: Any) -> list[Any]:

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.dispatch import DispatchMode
 from pytest_amp.lab.watch.flops import operator_name
 from pytest_amp.lab.watch.source import location
-from pytest_amp.lab.watch.tensors import floating, is_finite, memory, storage
+from pytest_amp.lab.watch.tensors import floating, is_finite, memory, storage, tensors_in
 
 __tracebackhide__ = unless_our_bug
 
@@ -76,11 +75,11 @@ class NonfiniteTrail(DispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = _tensors((args, kwargs))
+        given = tensors_in((args, kwargs))
         before = next((trail for each in given if (trail := self._of(each))), None)
         known = set(map(storage, given))
         out = func(*args, **kwargs)
-        new = [each for each in _tensors(out) if storage(each) not in known]  # and no view
+        new = [each for each in tensors_in(out) if storage(each) not in known]  # and no view
         for tensor in (*new, *_written(func, args, kwargs)):
             held, parts = memory(tensor), floating(tensor)
             if held is None or not parts:
@@ -100,10 +99,6 @@ class NonfiniteTrail(DispatchMode):
         return None if trail is None or trail.held.expired() else trail
 
 
-def _tensors(tree: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
-
-
 def _written(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
     """Return the arguments that the operator changes in place."""
     schema = getattr(func, "_schema", None)  # higher-order operators have none
@@ -111,7 +106,7 @@ def _written(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
     for index, argument in enumerate(schema.arguments if schema else ()):
         if argument.alias_info is not None and argument.alias_info.is_write:
             given = args[index] if index < len(args) else kwargs.get(argument.name)
-            found += _tensors(given)
+            found += tensors_in(given)
     return found
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import RLock
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,9 +14,9 @@ from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.backward_passes import BackwardPasses
 from pytest_amp.lab.watch.callers import Callers
 from pytest_amp.lab.watch.dispatch import DispatchMode
-from pytest_amp.lab.watch.draws import Draws, draws
+from pytest_amp.lab.watch.draws import Draws, draws, may_draw
 from pytest_amp.lab.watch.events import OptimizerSteps, custom_functions, launches, subscribed
-from pytest_amp.lab.watch.flops import flops, is_heavy, operator_name
+from pytest_amp.lab.watch.flops import Formula, formula, is_heavy, operator_name
 from pytest_amp.lab.watch.modules import ModuleStack
 from pytest_amp.lab.watch.regions import Regions
 from pytest_amp.lab.watch.round_trips import RoundTrips
@@ -34,6 +34,29 @@ from pytest_amp.observations import Operators, Phase
 __tracebackhide__ = unless_our_bug
 
 
+class _Kind(NamedTuple):
+    """What is always so of an operator.
+
+    Attributes:
+        func: the operator.
+        name: its name.
+        formula: what counts its FLOPs, if anything does.
+        is_heavy: whether it may hide FLOPs that nothing counts.
+        may_draw: whether it can draw random numbers.
+    """
+
+    func: Any
+    name: str
+    formula: Formula | None
+    is_heavy: bool
+    may_draw: bool
+
+    @classmethod
+    def of(cls, func: Any) -> _Kind:
+        name, counts = operator_name(func), formula(func)
+        return cls(func, name, counts, counts is None and is_heavy(name), may_draw(func))
+
+
 class OpRecord(DispatchMode):
     """Records one step, then looks for stale casts in the next ones. Read `operators` at the end.
 
@@ -49,11 +72,12 @@ class OpRecord(DispatchMode):
         self._recording = True
         self._over = False
         self._lock = RLock()  # several threads may be at work
+        self._kinds: dict[int, _Kind] = {}
         self._weights = Weights(trained)
         self.modules = ModuleStack(self._weights.note_module)
         self._threads = Threads(self)
         self._optimizers = OptimizerSteps()
-        self._callers = Callers(self._threads, self.modules, self._optimizers)
+        self._callers = Callers(self._threads, self.modules)
         self._regions = Regions(self._threads)
         self._backwards = BackwardPasses()
         self._rows = Rows()
@@ -63,6 +87,11 @@ class OpRecord(DispatchMode):
         self._round_trips = RoundTrips()
         self._updates = Updates(self._weights.made.__contains__, self._optimizers)
         self._stale = StaleCasts(self._weights, self._threads, self.modules, self._optimizers)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Tell torch that nothing gets compiled meanwhile: it need not see to that at each call."""
+        return False
 
     def next_step(self) -> None:
         """Stop recording; from here on only look for stale casts."""
@@ -136,19 +165,24 @@ class OpRecord(DispatchMode):
         kwargs = kwargs or {}
         if self._over:
             return func(*args, **kwargs)
-        inputs = floats((args, kwargs))
+        inputs = floats((*args, *kwargs.values()))
+        read = set(map(storage, inputs))
         with self._lock:
-            self._stale.before(inputs)
-            repeated = self._updates.before(func, args, kwargs) if self._recording else None
+            self._stale.before(inputs, read)
+            repeated = None
+            if self._recording:
+                repeated = self._updates.before(func, args, kwargs, inputs)
         began = perf_counter()
         out = func(*args, **kwargs)
         seconds = perf_counter() - began
         with self._lock:
             outputs = floats(out)
+            written = [storage(each) for each in outputs]
             if self._recording:
-                self._record(func, args, kwargs, inputs, outputs, out, seconds)
-            self._wide.note(func, inputs, outputs)
-            self._weights.note_made(inputs, outputs)
+                new = [size(e) for e, at in zip(outputs, written, strict=True) if at not in read]
+                self._record(func, args, kwargs, inputs, outputs, read, new, out, seconds)
+            self._wide.note(func, inputs, outputs, read)
+            self._weights.note_made(read, written)
             self._stale.after(func, inputs, outputs)
             if repeated is not None:
                 self._updates.after(repeated, out)
@@ -161,25 +195,27 @@ class OpRecord(DispatchMode):
         kwargs: Any,
         inputs: Tensors,
         outputs: Tensors,
+        read: set[int],
+        sizes: list[int],
         out: Any,
         seconds: float,
     ) -> None:
         here = self._threads.here
         is_update = self._optimizers.at_work  # an optimizer's own work is not the step's
+        kind = self._kinds.get(id(func)) or self._kinds.setdefault(id(func), _Kind.of(func))
         # What several threads draw comes in no order.
-        if here.sender is None and not is_update and draws(func, args, kwargs):
+        if kind.may_draw and here.sender is None and not is_update and draws(func, args, kwargs):
             self._draws.note(func, args, kwargs, inputs, outputs, out)
         if not inputs and not outputs:
             return
-        name = operator_name(func)
-        count = flops(func, args, kwargs, out) if inputs else None
-        if count is None and inputs and is_heavy(name) and not is_update:
-            self._uncounted.note_unknown(name, inputs, outputs)
+        count = 0
+        if inputs and kind.formula is not None:
+            count = int(kind.formula(*args, **kwargs, out_val=out))
+        elif inputs and kind.is_heavy and not is_update:
+            self._uncounted.note_unknown(kind.name, inputs, outputs)
         if count and is_reduced(inputs[0]) and not is_update:
             self._weights.note_reduced(inputs)
-        known = {storage(tensor) for tensor in inputs}
-        sizes = [size(each) for each in outputs if storage(each) not in known]
-        module, phase, in_autocast, function, forward = self._callers.caller()
+        module, phase, in_autocast, function, forward = self._callers.caller(here, is_update)
         chosen = lacking = computed = False
         if phase == "forward":
             is_cast_up = here.casting > 0 and casts_up(func, inputs, outputs)
@@ -187,24 +223,25 @@ class OpRecord(DispatchMode):
                 self._round_trips.begin(inputs, outputs, module)
             else:
                 self._round_trips.note(func, inputs, outputs)
-            self._weights.note_uses(known)
-            chosen = is_cast_up if in_autocast else self._asks_for_float32(inputs, outputs)
+            self._weights.note_uses(read)
+            chosen = is_cast_up if in_autocast else self._asks_for_float32(inputs, outputs, read)
             lacking = here.lacks_autocast
             computed = here.casting == 0 and self._is_computed(func, inputs)
             if here.entered:
-                here.entered[-1].flops += count or 0
+                here.entered[-1].flops += count
                 here.entered[-1].bytes += sum(sizes)
         dtype = dtype_name((inputs or outputs)[0].dtype)
         made = dtype_name(outputs[0].dtype) if outputs else None
-        key = (name, dtype, made, module, phase, in_autocast, function, chosen, lacking, computed)
+        seen_as = chosen, lacking, computed
+        key = (kind.name, dtype, made, module, phase, in_autocast, function, *seen_as)
         tally = self._rows.get(key) or self._rows.begin(key, self._line(phase, forward))
-        tally.add(inputs, outputs, count or 0, sizes, seconds)
+        tally.add(inputs, outputs, count, sizes, seconds)
 
-    def _asks_for_float32(self, inputs: Tensors, outputs: Tensors) -> bool:
+    def _asks_for_float32(self, inputs: Tensors, outputs: Tensors, read: set[int]) -> bool:
         """Return whether a call outside of autocast is there because the step wants float32."""
         here = self._threads.here
         is_off = bool(here.entered) and here.entered[-1].is_off_for(inputs or outputs)
-        return here.island or is_off or self._wide.reach(inputs)
+        return here.island or is_off or self._wide.reach(read)
 
     def _is_computed(self, func: Any, inputs: Tensors) -> bool:
         """Return whether a cast's input was computed by the model, rather than given to it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -69,14 +69,6 @@ def one_by_one(args: Any, kwargs: Any) -> Iterator[tuple[Any, Any]]:
             return arg[index] if isinstance(arg, (list, tuple)) else arg
 
         yield [of(arg) for arg in args], {name: of(arg) for name, arg in kwargs.items()}
-
-
-def tensors_in(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterator[torch.Tensor]:
-    """Yield the tensors among the arguments, and those in lists."""
-    for arg in (*args, *kwargs.values()):
-        for each in arg if isinstance(arg, (list, tuple)) else (arg,):
-            if isinstance(each, torch.Tensor):
-                yield each
 
 
 def place_of(tensor: torch.Tensor) -> tuple[Any, ...]:

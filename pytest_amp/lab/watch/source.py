@@ -38,7 +38,16 @@ def location(sent_from: str | None = None) -> str | None:
     Args:
         sent_from: in a thread without a line of the user's own, the line that gave it its work.
     """
-    return _first(_callers(), sent_from)
+    library = None
+    for frame in _frames():
+        kind = _kind(frame.f_code.co_filename)
+        if kind == "user":
+            return in_short(frame.f_code.co_filename, frame.f_lineno)
+        if kind == "library" and library is None:
+            library = frame
+    if sent_from is not None or library is None:
+        return sent_from
+    return in_short(library.f_code.co_filename, library.f_lineno)
 
 
 def made_at(made: object) -> str | None:
@@ -105,10 +114,6 @@ def framework(known: Container[str]) -> str | None:
     return found
 
 
-def _callers() -> Iterator[tuple[str, int]]:
-    return ((frame.f_code.co_filename, frame.f_lineno) for frame in _frames())
-
-
 def _frames() -> Iterator[FrameType]:
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -116,7 +121,8 @@ def _frames() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _first(lines: Iterable[tuple[str, int]], library: str | None = None) -> str | None:
+def _first(lines: Iterable[tuple[str, int]]) -> str | None:
+    library = None
     for file, line in lines:
         kind = _kind(file)
         if kind == "user":

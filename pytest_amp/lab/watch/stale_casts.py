@@ -58,8 +58,15 @@ class StaleCasts:
         self._casts: dict[int, _Cast] = {}
         self._stale: dict[str, StaleCast] = {}
 
-    def before(self, inputs: Tensors) -> None:
-        """Note where a cast is used although its weight has been updated since."""
+    def before(self, inputs: Tensors, read: set[int]) -> None:
+        """Note where a cast is used although its weight has been updated since.
+
+        Args:
+            inputs: the operator's floating point inputs.
+            read: their memory.
+        """
+        if self._casts.keys().isdisjoint(read):
+            return
         for tensor in inputs:
             cast = self._casts.get(storage(tensor))
             if cast is None or not is_reduced(tensor):

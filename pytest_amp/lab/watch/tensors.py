@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -86,30 +87,63 @@ def is_finite(part: torch.Tensor) -> bool:
     return bool(torch.isfinite(wide).all())
 
 
+@cache
 def dtype_name(dtype: torch.dtype) -> str:
     """Return the dtype's short name, such as ``float16``."""
     return str(dtype).removeprefix("torch.")
 
 
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    """Return the tensors in a nested structure, such as an operator's arguments."""
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    found: list[torch.Tensor] = []
+    _collect(tree, found)
+    return found
+
+
+_PLAIN_LEAVES = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
+
+
+def _collect(tree: Any, found: list[torch.Tensor]) -> None:
+    if isinstance(tree, torch.Tensor):
+        found.append(tree)
+    elif isinstance(tree, (tuple, list)):
+        for each in tree:
+            if isinstance(each, torch.Tensor):
+                found.append(each)
+            elif type(each) not in _PLAIN_LEAVES:
+                _collect(each, found)
+    elif isinstance(tree, dict):
+        for each in tree.values():
+            _collect(each, found)
+    elif type(tree) in pytree.SUPPORTED_NODES:
+        for each in pytree.tree_leaves(tree):
+            _collect(each, found)
+
+
 def floats(tree: Any) -> list[torch.Tensor]:
     """Return the floating point tensors in a nested structure."""
-    return [
-        leaf
-        for leaf in pytree.tree_leaves(tree)
-        if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()
-    ]
+    return [each for each in tensors_in(tree) if each.is_floating_point()]
 
 
 def storage(tensor: torch.Tensor) -> int:
     """Return a number that identifies the tensor's memory for as long as it lives."""
+    if type(tensor) in PLAIN:
+        try:
+            return int(tensor.untyped_storage()._cdata)
+        except (NotImplementedError, RuntimeError):  # sparse and nested tensors have none
+            return id(tensor)
     held = memory(tensor)
     return id(tensor) if held is None else int(held._cdata)
 
 
 def memory(tensor: torch.Tensor) -> torch.UntypedStorage | None:
     """Return the storage that holds the tensor's values; None if that can't be told."""
-    parts = [tensor] if type(tensor) in PLAIN else floating(tensor) or plain_parts(tensor)
     try:
+        if type(tensor) in PLAIN:
+            return tensor.untyped_storage()
+        parts = floating(tensor) or plain_parts(tensor)
         return parts[0].untyped_storage() if parts else None
     except (NotImplementedError, RuntimeError):  # sparse and nested tensors have no storage
         return None
@@ -117,8 +151,9 @@ def memory(tensor: torch.Tensor) -> torch.UntypedStorage | None:
 
 def size(tensor: torch.Tensor) -> int:
     """Return the bytes of the tensor's values."""
-    parts = [tensor] if type(tensor) in PLAIN else plain_parts(tensor) or [tensor]
-    return sum(part.numel() * part.element_size() for part in parts)
+    if type(tensor) in PLAIN:
+        return tensor.numel() * tensor.element_size()
+    return sum(part.numel() * part.element_size() for part in plain_parts(tensor) or [tensor])
 
 
 def matrix_dims(

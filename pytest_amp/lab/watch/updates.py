@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils import _pytree as pytree
 
 from pytest_amp.lab.watch.events import OptimizerSteps
 from pytest_amp.lab.watch.repeating import (
@@ -30,12 +29,19 @@ from pytest_amp.lab.watch.repeating import (
     place_of,
     run_again,
     sampled,
-    tensors_in,
     widened,
 )
 from pytest_amp.lab.watch.source import location
 from pytest_amp.lab.watch.states import State, Value, counts, is_heir, note_compensation
-from pytest_amp.lab.watch.tensors import PLAIN, dtype_name, is_reduced, memory, storage
+from pytest_amp.lab.watch.tensors import (
+    PLAIN,
+    Tensors,
+    dtype_name,
+    is_reduced,
+    memory,
+    storage,
+    tensors_in,
+)
 from pytest_amp.observations import StateUpdate
 
 TEMPORARIES = 256
@@ -79,12 +85,19 @@ class Updates:
         self._states: list[State] = []
         self._seen: tuple[StateUpdate, ...] = ()
 
-    def before(self, func: Any, args: Any, kwargs: Any) -> list[_Call] | None:
-        """Repeat the call, if it is one of those that are repeated."""
+    def before(self, func: Any, args: Any, kwargs: Any, inputs: Tensors) -> list[_Call] | None:
+        """Repeat the call, if it is one of those that are repeated.
+
+        Args:
+            func: the operator.
+            args: its arguments.
+            kwargs: its named arguments.
+            inputs: the floating point tensors among these.
+        """
         if func not in self._operators:
             self._operators[func] = operator(func)
         op = self._operators[func]
-        if op is None or not (op.random or self._concerns(args, kwargs)):
+        if op is None or not (op.random or self._concerns(inputs)):
             return None
         calls = one_by_one(args, kwargs) if op.on_lists else [(args, kwargs)]
         return [self._repeated(op, list(a), dict(k)) for a, k in calls]
@@ -120,12 +133,12 @@ class Updates:
         """Return the updates up to `end`, one for each line of the user's."""
         return self._seen
 
-    def _concerns(self, args: Any, kwargs: Any) -> bool:
-        """Return whether an old reduced tensor, or what came from one, is among the arguments."""
+    def _concerns(self, inputs: Tensors) -> bool:
+        """Return whether an old reduced tensor, or what came from one, is among the inputs."""
         return any(
             (is_reduced(tensor) and not self._is_new(storage(tensor)))
             or (self._values and place_of(tensor) in self._values)
-            for tensor in tensors_in(args, kwargs)
+            for tensor in inputs
             if (self._values or is_reduced(tensor)) and not self._is_an_optimizers(tensor)
         )
 
@@ -135,8 +148,7 @@ class Updates:
         if optimizer is None:
             return False
         if optimizer not in self._owned:
-            owned = pytree.tree_leaves(list(vars(optimizer).values()))
-            self._owned[optimizer] = {storage(t) for t in owned if isinstance(t, torch.Tensor)}
+            self._owned[optimizer] = set(map(storage, tensors_in(vars(optimizer))))
         return storage(tensor) in self._owned[optimizer]
 
     def _repeated(self, op: Operator, args: list[Any], kwargs: dict[str, Any]) -> _Call:
@@ -154,7 +166,7 @@ class Updates:
             return _RANDOM
         if op.name == "copy":  # what the target held does not matter
             args = args[1:2]
-        tensors = list(tensors_in(args, kwargs))
+        tensors = list(tensors_in((args, kwargs)))
         if not all(type(each) in PLAIN for each in tensors):
             return None
         known = {id(each): self._value(each) for each in tensors}

@@ -36,15 +36,17 @@ class Weights:
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
             self._tensors.setdefault(storage(tensor), tensor)
 
-    def note_made(self, inputs: Tensors, outputs: Tensors) -> None:
-        """Take note of what an operator made, and of whether it read a weight."""
-        known = {storage(tensor) for tensor in inputs}
-        reads_weights = not self.absent_from(known)
-        for tensor in outputs:
-            place = storage(tensor)
-            if place not in known:
+    def note_made(self, read: set[int], written: Iterable[int]) -> None:
+        """Take note of what an operator made, and of whether it read a weight.
+
+        Args:
+            read: the memory of its inputs.
+            written: the memory of its outputs.
+        """
+        note = self._computed.discard if self.absent_from(read) else self._computed.add
+        for place in written:
+            if place not in read:
                 self.made.add(place)
-                note = self._computed.add if reads_weights else self._computed.discard
                 note(place)
 
     def note_uses(self, places: set[int]) -> None:

@@ -36,16 +36,21 @@ class WideValues:
         finally:
             here.casting -= 1
 
-    def note(self, func: Any, inputs: Tensors, outputs: Tensors) -> None:
-        """Follow what was cast up through an operator."""
-        is_wide = casts_up(func, inputs, outputs) or self.reach(inputs)
+    def note(self, func: Any, inputs: Tensors, outputs: Tensors, places: set[int]) -> None:
+        """Follow what was cast up through an operator, whose inputs are in these places."""
+        is_wide = casts_up(func, inputs, outputs) or self.reach(places)
+        if not is_wide and not self._places:
+            return
         for tensor in outputs:
             note = self._places.add if is_wide and not is_reduced(tensor) else self._places.discard
             note(storage(tensor))
 
-    def reach(self, inputs: Tensors) -> bool:
-        """Return whether the inputs come from what the step has cast up, and none is a weight."""
-        places = set(map(storage, inputs))
+    def reach(self, places: set[int]) -> bool:
+        """Return whether the step has cast up what is in one of the places, and none is a weight's.
+
+        Args:
+            places: the memory of an operator's inputs.
+        """
         return not places.isdisjoint(self._places) and self._weights.absent_from(places)
 
 
