@@ -160,7 +160,8 @@ class _Look:
         with record.watching():
             losses.append(resident.step())
             record.next_step()
-            resident.step()
+            if record.has_cast_weights:
+                resident.step()
         returned = [curve[0] for curve in losses.read().values()]
         return record.operators(returned)
 

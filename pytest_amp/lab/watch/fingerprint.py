@@ -20,11 +20,12 @@ from pytest_amp.observations import Named
 __tracebackhide__ = unless_our_bug
 
 # In elements. A CPU's caches hold this many; an accelerator takes as long to launch as for 2**20.
-_LEAST_PIECE = {"cpu": 2**12}
+_LEAST_PIECE = {"cpu": 2**15}
 _LEAST_PIECE_OF_A_DEVICE = 2**20
 _MOST_PIECES = 2**8
 _PROJECTIONS = 4
-_ODD = 0x9E3779B1
+_ODD = 0x9E3779B1 - 2**32
+_SIGN = -(2**31)  # the bit of a float32 that is its sign
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -91,6 +92,11 @@ def _sum(flat: torch.Tensor, bits_of: Callable[[torch.Tensor], torch.Tensor]) ->
     return int(total)
 
 
+def _wrapped(number: int) -> int:
+    """Return a number as it is in 32 bits."""
+    return (number + 2**31) % 2**32 - 2**31
+
+
 class Inputs(NamedTuple):
     """A module's inputs.
 
@@ -124,13 +130,14 @@ def sample(value: Any) -> tuple[float, ...]:
     total = torch.zeros(1 + _PROJECTIONS, device=flats[0].device)
     for flat in flats:
         for start, piece in pieces(flat):
-            places = torch.arange(start + 1, start + 1 + piece.numel(), device=flat.device)
-            places.mul_(_ODD)
+            places = torch.arange(piece.numel(), dtype=torch.int32, device=flat.device)
+            places.add_(_wrapped(start + 1)).mul_(_ODD)
             floats = piece.float()
+            bits = floats.view(torch.int32)
             total[0] += floats.square().sum()
             for number in range(_PROJECTIONS):
-                is_plus = places.bitwise_right_shift(16 + number).bitwise_and_(1).bool()
-                total[1 + number] += torch.where(is_plus, floats, -floats).sum()
+                signs = places.bitwise_left_shift(number).bitwise_and_(_SIGN)
+                total[1 + number] += signs.bitwise_xor_(bits).view(torch.float32).sum()
     square, *sums = total.tolist()
     return (math.sqrt(square), *sums)
 

@@ -12,13 +12,16 @@ freeing of blocks that are older than itself.
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Protocol
 
-from torch._C._profiler import RecordScope, _EventType
+import torch
+from torch._C._profiler import RecordScope, _ExtraFields_Allocation
 from torch.profiler import ProfilerActivity
 
 from pytest_amp.lab.machine.device import Device
@@ -28,6 +31,7 @@ from pytest_amp.lab.watch.profiler import Profiler
 # The most that libraries keep after their first use, such as handles and the states of cuDNN's
 # dropout. If more is kept, it is the user's code that keeps it, and it counts.
 MOST_KEPT_BY_LIBRARIES = 64 * 2**20
+_CPU = torch.device("cpu")
 _GAVE_WAY = (
     "a CPU's allocations are counted by torch.profiler, and the step has one of its own, which ran "
     "instead"
@@ -161,19 +165,20 @@ class _CpuPeak:
         levels: list[int] = []
         # When a block that is older than the profiler is freed, torch may report the size of
         # another block, from an earlier profile. So only blocks that were seen to come count.
-        for event in _allocations_on_the_cpu(profiler.kineto_results.experimental_event_tree()):
-            while len(levels) < len(self._marks_ns) and (
-                event.start_time_ns > self._marks_ns[len(levels)]
-            ):
+        marks = iter((*self._marks_ns, math.inf))
+        mark = next(marks)
+        for time_ns, place, size in _on_the_cpu(profiler.kineto_results.experimental_event_tree()):
+            while time_ns > mark:
                 levels.append(level)
-            block = event.extra_fields
-            if block.alloc_size > 0:
-                live[block.ptr] = block.alloc_size
-                level += block.alloc_size
+                mark = next(marks)
+            if size > 0:
+                live[place] = size
+                level += size
             else:
-                level -= live.pop(block.ptr, 0)
+                level -= live.pop(place, 0)
             # Until the arm has settled, the peak is no more than what is held.
-            peak = max(peak, level) if event.start_time_ns >= self._settled_ns else level
+            if level > peak or time_ns < self._settled_ns:
+                peak = level
         levels += [level] * (len(self._marks_ns) - len(levels))
         return Peak(peak, None, tuple(levels))
 
@@ -181,18 +186,24 @@ class _CpuPeak:
         return peak
 
 
-def _allocations_on_the_cpu(events: Iterable[Any]) -> list[Any]:
-    """Return the CPU's allocation events, ordered by time.
+def _on_the_cpu(events: Iterable[Any]) -> list[tuple[int, int, int]]:
+    """Return what was allocated and freed on the CPU, ordered by time.
 
     With a GPU, the tree also has its allocations and events of its runtime.
+
+    Returns:
+        The time in ns, the address, and the bytes, which are negative where they were freed.
     """
-    found, waiting = [], list(events)[::-1]
-    while waiting:
+    found: list[tuple[int, int, int]] = []
+    waiting = list(events)[::-1]
+    while waiting:  # there may be 100,000 of them, and each attribute is a call into C++
         event = waiting.pop()
-        waiting += event.children[::-1]
-        if event.tag == _EventType.Allocation and event.extra_fields.device.type == "cpu":
-            found.append(event)
-    return sorted(found, key=lambda event: event.start_time_ns)
+        extra = event.extra_fields
+        if type(extra) is not _ExtraFields_Allocation:
+            waiting += event.children[::-1]
+        elif extra.device == _CPU:
+            found.append((event.start_time_ns, extra.ptr, extra.alloc_size))
+    return sorted(found, key=itemgetter(0))
 
 
 @contextmanager

@@ -99,6 +99,11 @@ class OpRecord(DispatchMode):
         self._regions.end()
         self._updates.end()
 
+    @property
+    def has_cast_weights(self) -> bool:
+        """Whether a weight was cast to a reduced dtype, so that the next step may use the cast."""
+        return self._stale.has_casts
+
     def operators(self, returned: Sequence[float] = ()) -> Operators:
         """Return what was seen.
 

@@ -94,6 +94,11 @@ class StaleCasts:
                         StorageWeakRef(held), ref(weight), weight._version, *within[:1]
                     )
 
+    @property
+    def has_casts(self) -> bool:
+        """Whether there is any cast of a weight."""
+        return bool(self._casts)
+
     def found(self) -> tuple[StaleCast, ...]:
         """Return the casts that were used when they were stale, one for each module."""
         return tuple(self._stale.values())
