@@ -20,7 +20,7 @@ from pytest_amp.observations import Named
 __tracebackhide__ = unless_our_bug
 
 # In elements. A CPU's caches hold this many; an accelerator takes as long to launch as for 2**20.
-_LEAST_PIECE = {"cpu": 2**15}
+_LEAST_PIECE = {"cpu": 2**14}
 _LEAST_PIECE_OF_A_DEVICE = 2**20
 _MOST_PIECES = 2**8
 _PROJECTIONS = 4

@@ -21,7 +21,7 @@ from operator import itemgetter
 from typing import Any, Protocol
 
 import torch
-from torch._C._profiler import RecordScope, _ExtraFields_Allocation
+from torch._C._profiler import RecordScope
 from torch.profiler import ProfilerActivity
 
 from pytest_amp.lab.machine.device import Device
@@ -198,11 +198,12 @@ def _on_the_cpu(events: Iterable[Any]) -> list[tuple[int, int, int]]:
     waiting = list(events)[::-1]
     while waiting:  # there may be 100,000 of them, and each attribute is a call into C++
         event = waiting.pop()
-        extra = event.extra_fields
-        if type(extra) is not _ExtraFields_Allocation:
+        if event.name != "[memory]":
             waiting += event.children[::-1]
-        elif extra.device == _CPU:
-            found.append((event.start_time_ns, extra.ptr, extra.alloc_size))
+            continue
+        block = event.extra_fields
+        if block.device == _CPU:
+            found.append((event.start_time_ns, block.ptr, block.alloc_size))
     return sorted(found, key=itemgetter(0))
 
 

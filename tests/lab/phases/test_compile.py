@@ -132,9 +132,9 @@ def test_timed_steps_are_compiled_after_the_inspection(in_place) -> None:
         return counted
 
     measure(setup, device, static=False, steps=4, max_time=3)
-    assert calls[:14] == [2] * 8 + [0] * 6  # parity in both arms, and then their inspection
+    assert calls[:13] == [2] * 8 + [0] * 5  # parity in both arms, and then their inspection
     assert len(calls) > 40
-    assert set(calls[14:]) == {2}
+    assert set(calls[13:]) == {2}
 
 
 LIMIT = (

@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profiler
 
 from pytest_amp.lab.phases import parity
-from pytest_amp.lab.watch.memory import _allocations_on_the_cpu, peak_memory
+from pytest_amp.lab.watch.memory import _on_the_cpu, peak_memory
 from tests.helpers.lab import CPU, Device, measure, train, workbench
 
 MIB = 2**20
@@ -423,35 +422,35 @@ def test_the_first_steps_are_left_out_of_a_cpu_s_peak_where_more_follow(steps, p
     assert found == pytest.approx(peak * MIB, rel=0.01)
 
 
-def test_beside_a_gpu_only_allocations_on_the_cpu_count() -> None:
+def test_beside_a_gpu_only_on_the_cpu_count() -> None:
     """There the profiler tells of the GPU's runtime and its allocations, too, and may nest them."""
 
-    def allocation(start_ns: int, size: int, device: str = "cpu", children: Any = ()) -> Any:
+    def allocation(start_ns: int, size: int, device: str = "cpu") -> Any:
         block = SimpleNamespace(ptr=7 + abs(size), alloc_size=size, device=torch.device(device))
-        return event(start_ns, _EventType.Allocation, block, children)
+        return event(start_ns, "[memory]", block)
 
-    def event(start_ns: int, tag: Any, fields: Any, children: Any = ()) -> Any:
+    def event(start_ns: int, name: str, fields: Any, children: Any = ()) -> Any:
         return SimpleNamespace(
-            start_time_ns=start_ns, tag=tag, extra_fields=fields, children=list(children)
+            start_time_ns=start_ns, name=name, extra_fields=fields, children=list(children)
         )
 
     first, second, freed = allocation(10, 100), allocation(30, 50), allocation(40, -50)
     on_the_gpu = allocation(35, 10**6, "cuda")
-    runtime = event(20, _EventType.Kineto, object(), [second, on_the_gpu])
-    launch = event(15, _EventType.Kineto, object())
-    found = _allocations_on_the_cpu([first, launch, runtime, freed])
-    assert [each.start_time_ns for each in found] == [10, 30, 40]
-    assert found == [first, second, freed]
+    runtime = event(20, "cudaMalloc", object(), [second, on_the_gpu])
+    launch = event(15, "cudaLaunchKernel", object())
+    found = _on_the_cpu([first, launch, runtime, freed])
+    assert found == [(10, 107, 100), (30, 57, 50), (40, 57, -50)]
 
 
 def test_allocations_at_one_moment_keep_their_order() -> None:
-    blocks = [SimpleNamespace(device=torch.device("cpu"), number=n) for n in range(4)]
+    cpu = torch.device("cpu")
+    blocks = [SimpleNamespace(device=cpu, ptr=n, alloc_size=64) for n in range(4)]
     events = [
-        SimpleNamespace(start_time_ns=5, tag=_EventType.Allocation, extra_fields=b, children=[])
-        for b in blocks
+        SimpleNamespace(start_time_ns=5, name="[memory]", extra_fields=block, children=[])
+        for block in blocks
     ]
     outer = SimpleNamespace(
-        start_time_ns=1, tag=_EventType.TorchOp, extra_fields=None, children=events[1:3]
+        start_time_ns=1, name="aten::mm", extra_fields=None, children=events[1:3]
     )
-    found = _allocations_on_the_cpu([events[0], outer, events[3]])
-    assert [each.extra_fields.number for each in found] == [0, 1, 2, 3]
+    found = _on_the_cpu([events[0], outer, events[3]])
+    assert [place for _, place, _ in found] == [0, 1, 2, 3]
