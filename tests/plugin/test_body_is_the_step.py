@@ -133,8 +133,8 @@ class TestStep:
         return self.model(batch[0])
 
 def test_each_build_counted_its_own_steps():
-    parity, inspection = [1, 2, 3, 4], [1, 2, 3]
-    assert SEEN == parity * 2 + inspection * 2 + parity
+    parity = [1, 2, 3, 4]
+    assert SEEN == [*parity, *parity, *[1, 2], *[1, 2, 3], *parity]  # each inspection in between
 """
 AFTERWARDS = """
         assert torch.equal(self.model.weight, self.original)
@@ -385,7 +385,7 @@ def test_a_scheduler_moves_once_per_step(project: pytest.Pytester, name: str) ->
     inspected = seen[16:-8]
     assert {enabled for enabled, _ in amp} == {True}
     assert {enabled for enabled, _ in fp32 + floor} == {False}
-    for build in (amp, fp32, floor, inspected[:3], inspected[3:]):
+    for build in (amp, fp32, floor, inspected[:2], inspected[2:]):
         rates = [rate for _, rate in build]
         assert rates == pytest.approx(expected[: len(rates)])
 
@@ -479,8 +479,8 @@ def test_step(
 
 def test_one_file_and_one_log_for_all_steps(tmp_path):
     steps = next(tmp_path.parent.glob("test_step*/steps")).read_text()
-    assert len(steps) == len(SEEN) == 18
-    assert SEEN == list(range(1, 19))
+    assert len(steps) == len(SEEN) == 17
+    assert SEEN == list(range(1, 18))
 
 def test_what_the_body_patched_is_put_back_after_the_test():
     assert not hasattr(threading, "leaked")
