@@ -175,7 +175,7 @@ def test_a_pytest_benchmark_that_was_not_tried_is_told(
 def test_a_torch_that_sees_no_gpu_is_told(
     capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "_count", lambda kind: int(kind == "cpu"))
+    monkeypatch.setattr(devices, "how_many", lambda kind: int(kind == "cpu"))
     monkeypatch.setattr("torch.version.cuda", "13.0")
     fact, remedy = told(capsys, f"--storage={tmp_path}")["accelerator"]
     assert fact == "built for CUDA 13.0, no GPU visible"
@@ -185,7 +185,7 @@ def test_a_torch_that_sees_no_gpu_is_told(
 def test_a_torch_that_is_built_for_none_misses_none(
     capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(devices, "_count", lambda kind: int(kind == "cpu"))
+    monkeypatch.setattr(devices, "how_many", lambda kind: int(kind == "cpu"))
     for name in ("cuda", "hip", "xpu"):
         monkeypatch.setattr(f"torch.version.{name}", None, raising=False)
     assert "accelerator" not in told(capsys, f"--storage={tmp_path}")

@@ -216,10 +216,10 @@ def choose(setting: str) -> Device:
         AmpError: this machine has no such device.
     """
     if setting == "auto":
-        kind = next((name for name in _PREFERRED if _count(name)), "cpu")
+        kind = next((name for name in _PREFERRED if how_many(name)), "cpu")
         return _nth(kind)
     kind, _, index = setting.partition(":")
-    count = _count(kind)
+    count = how_many(kind)
     if kind == "cpu":
         return Device(torch.device("cpu"))
     if (index and int(index) >= count) or not count:
@@ -233,12 +233,12 @@ def choose(setting: str) -> Device:
 
 def cuda() -> Device | None:
     """Return this process's CUDA device; None without CUDA."""
-    return _nth("cuda") if _count("cuda") else None
+    return _nth("cuda") if how_many("cuda") else None
 
 
 def unseen() -> str | None:
     """Return what torch was built for (``CUDA 13.0``) if it sees no accelerator; else None."""
-    if any(map(_count, _PREFERRED)):
+    if any(map(how_many, _PREFERRED)):
         return None
     version: Any = torch.version
     built = {"CUDA": version.cuda, "ROCm": version.hip, "XPU": getattr(version, "xpu", None)}
@@ -248,7 +248,7 @@ def unseen() -> str | None:
 def _nth(kind: str) -> Device:
     if kind in ("cpu", "mps"):
         return Device(torch.device(kind))
-    return Device(torch.device(kind, _own_index() % _count(kind)))
+    return Device(torch.device(kind, _own_index() % how_many(kind)))
 
 
 def _own_index() -> int:
@@ -259,17 +259,18 @@ def _own_index() -> int:
     return int(worker) if worker.isdigit() else 0
 
 
-def _count(kind: str) -> int:
+def how_many(kind: str) -> int:
+    """Return how many devices of a type are there."""
     if kind == "cpu":
         return 1
     if kind == "mps":
         return int(torch.backends.mps.is_available())
-    module: Any = getattr(torch, kind)
-    return int(module.device_count()) if module.is_available() else 0
+    module: Any = getattr(torch, kind, None)
+    return int(module.device_count()) if module is not None and module.is_available() else 0
 
 
 def _inventory() -> str:
-    there = [f"{kind} (device 0 to {n - 1})" for kind in _PREFERRED if (n := _count(kind))]
+    there = [f"{kind} (device 0 to {n - 1})" for kind in _PREFERRED if (n := how_many(kind))]
     return ", ".join([*there, "cpu"])
 
 

@@ -24,7 +24,7 @@ def machine(monkeypatch):
 
     def has(**counts):
         monkeypatch.setattr(
-            device, "_count", lambda kind: 1 if kind == "cpu" else counts.get(kind, 0)
+            device, "how_many", lambda kind: 1 if kind == "cpu" else counts.get(kind, 0)
         )
 
     return has
