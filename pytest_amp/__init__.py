@@ -10,10 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pytest_amp.errors import AmpError
+    from pytest_amp.experiment.measure import measure
     from pytest_amp.lab.arm import Arm
+    from pytest_amp.lab.machine.abilities import effective_precision
     from pytest_amp.lab.scaling.scaler import AmpScaler
     from pytest_amp.results.report import AmpInconclusive, AmpRegression, AmpReport
     from pytest_amp.results.values import ArmRun, Environment, Estimate, Finding, Gate
+    from pytest_amp.settings.precision import EffectivePrecision
+    from pytest_amp.settings.recipes import Recipe
     from pytest_amp.storage.frame import history
 
 __version__ = "0.1.0"
@@ -26,20 +30,28 @@ __all__ = [
     "AmpScaler",
     "Arm",
     "ArmRun",
+    "EffectivePrecision",
     "Environment",
     "Estimate",
     "Finding",
     "Gate",
+    "Recipe",
     "__version__",
+    "effective_precision",
     "history",
+    "measure",
 ]
 
 _ROOMS = {
     "errors": ("AmpError",),
+    "experiment.measure": ("measure",),
     "lab.arm": ("Arm",),
+    "lab.machine.abilities": ("effective_precision",),
     "lab.scaling.scaler": ("AmpScaler",),
     "results.report": ("AmpInconclusive", "AmpRegression", "AmpReport"),
     "results.values": ("ArmRun", "Environment", "Estimate", "Finding", "Gate"),
+    "settings.precision": ("EffectivePrecision",),
+    "settings.recipes": ("Recipe",),
     "storage.frame": ("history",),
 }
 

@@ -179,15 +179,20 @@ def entry_for(name: str, *, marker: bool = False) -> Entry:
         ValueError: there is no such setting; the message lists the valid names.
     """
     if name not in _valid(marker):
-        raise ValueError(unknown(name, marker=marker))
+        raise ValueError(unknown(name, _valid(marker)))
     return BY_NAME[name]
 
 
-def unknown(name: str, *, marker: bool = False) -> str:
-    """Return a message about a name that no row has: it suggests a close one, and lists all."""
+def unknown(name: str, valid: Sequence[str] | None = None) -> str:
+    """Return a message about a name that is not valid: it suggests a close one, and lists all.
+
+    Args:
+        name: the name.
+        valid: the names of the settings that may be given; by default all.
+    """
     import difflib
 
-    valid = _valid(marker)
+    valid = _valid(marker=False) if valid is None else valid
     close = difflib.get_close_matches(name, valid, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     return f"unknown setting {name!r}{hint}; valid are {', '.join(valid)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,6 +49,25 @@ def torchao(monkeypatch):
 
     installed(there=True)
     return installed
+
+
+def in_the_documentation() -> dict[str, dict[str, str]]:
+    """The table of the page, by column and by what is requested."""
+    page = Path(__file__).parents[3] / "docs" / "reference" / "precision.md"
+    lines = page.read_text().partition("| requested |")[2].splitlines()
+    columns, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (lines[0], *lines[2:])
+        if line.startswith(("|", " "))
+    ]
+    return {
+        column: {
+            asked.strip(" `\""): row[number]
+            for row in rows
+            for asked in row[0].split(",")
+        }
+        for number, column in enumerate(columns, start=1)
+    }  # fmt: skip
 
 
 def answers(kind: str) -> dict[object, tuple[str, str | None]]:
@@ -151,3 +171,29 @@ def test_what_is_neither_a_precision_nor_a_device() -> None:
     assert "unsupported autocast device_type 'meta'" in str(
         effective_precision("bf16", "meta").reason
     )
+
+
+CAPABILITIES = {
+    "CUDA 7.0, 7.5": ((7, 0), (7, 5)),
+    "CUDA 8.0": ((8, 0),),
+    "CUDA 8.9": ((8, 9),),
+    "CUDA 9.0": ((9, 0), (10, 0)),
+}
+
+
+@pytest.mark.parametrize("column", ["CPU", *CAPABILITIES, "CUDA that is not there"])
+def test_the_table_of_the_documentation(gpu, torchao, monkeypatch, column) -> None:
+    spelled = in_the_documentation()[column]
+    assert {"None", "16-mixed", "torch.bfloat16", "fp8-rowwise"} < set(spelled)
+    if column == "CUDA that is not there":
+        monkeypatch.setattr(abilities, "how_many", lambda kind: int(kind == "cpu"))
+    for capability in CAPABILITIES.get(column, (None,)):
+        if capability is not None:
+            gpu(capability, "a GPU")
+        for asked, expected in spelled.items():
+            dtype = asked.removeprefix("torch.")
+            requested = getattr(torch, dtype) if dtype != asked else asked
+            found = effective_precision(requested, "cpu" if column == "CPU" else "cuda")
+            emulated = "no float8" in str(found.reason) and found.recipe.float8 is not None
+            shown = f"{found.recipe}, emulated" if emulated else str(found.recipe)
+            assert shown == expected, (asked, capability)
