@@ -10,7 +10,7 @@ import time
 from collections import Counter
 
 import torch
-from steps import STEPS
+from steps import STEPS, default_recipes
 
 from pytest_amp.experiment import run as experiment
 from pytest_amp.experiment.job import Job
@@ -43,10 +43,11 @@ def amp_test(setup, device, options):
 
 
 def bare(setup, device, builds, steps):
+    recipes = default_recipes(device)
     began = time.perf_counter()
     for name in builds:
         for _ in range(builds[name]):
-            step = setup(Arm(name, device, device.default_dtype()))
+            step = setup(Arm(name, device, getattr(recipes, name)))
         for _ in range(steps[name]):
             step()
         device.synchronize()

@@ -10,12 +10,13 @@ import statistics
 import time
 
 import torch
-from steps import STEPS
+from steps import STEPS, default_recipes
 
 from pytest_amp.lab.arm import Arm, Workbench
 from pytest_amp.lab.machine.device import choose
 from pytest_amp.lab.phases import timing
 from pytest_amp.progress import Progress
+from pytest_amp.settings.recipes import Recipe
 
 
 class ByHand:
@@ -23,7 +24,7 @@ class ByHand:
 
     def __init__(self, setup, device):
         torch.manual_seed(0)
-        self.step = setup(Arm("fp32", device, device.default_dtype()))
+        self.step = setup(Arm("fp32", device, Recipe()))
         self.device = device
         self.times = []
 
@@ -42,7 +43,7 @@ def run(setup, device, pairs, after_each_pair=lambda: None):
         after_each_pair()
         return "done" if len(ratios) >= pairs else None
 
-    bench = Workbench(setup, device, device.default_dtype(), 0, Progress())
+    bench = Workbench(setup, device, default_recipes(device), 0, Progress())
     return timing.run(bench, timing.Plan(3, stop))
 
 

@@ -8,7 +8,7 @@ import time
 
 import torch
 import torch.nn.functional as F
-from steps import training_step
+from steps import default_recipes, training_step
 from torch import nn
 
 from pytest_amp.lab.arm import Workbench
@@ -40,7 +40,7 @@ def main():
     device = choose(options.device)
     print(f"{device.name()}, torch {torch.__version__}, {options.rounds} rounds")
     for name in ("fp32", "amp"):
-        bench = Workbench(transformer, device, device.default_dtype(), 0, Progress())
+        bench = Workbench(transformer, device, default_recipes(device), 0, Progress())
         with bench.built(name) as plain, bench.built(name) as watched:
             for resident in (plain, watched):
                 with resident.active():

@@ -7,7 +7,7 @@ Wanted: one reading, however often it is taken.
 import argparse
 
 import torch
-from steps import STEPS
+from steps import STEPS, default_recipes
 
 from pytest_amp import units
 from pytest_amp.lab.arm import Workbench
@@ -25,7 +25,7 @@ def main():
     device = choose(options.device)
     print(f"{device.name()}, torch {torch.__version__}, {options.rounds} readings each")
     for name, setup in STEPS.items():
-        bench = Workbench(setup, device, device.default_dtype(), 0, Progress())
+        bench = Workbench(setup, device, default_recipes(device), 0, Progress())
         for arm in ("fp32", "amp"):
             peaks = [
                 parity.run(bench, arm, options.steps)[0].peak_bytes for _ in range(options.rounds)

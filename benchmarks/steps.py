@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from pytest_amp.lab.watch.tensors import dtype_name
+from pytest_amp.settings.recipes import Recipes
+
 
 def mlp(arm):
     """A small step: an MLP with AdamW on one repeated batch."""
@@ -21,6 +24,11 @@ def transformer(arm):
     optimizer = torch.optim.AdamW(model.parameters())
     x = torch.randn(8, 64, 128, device=arm.device)
     return training_step(arm, optimizer, lambda: F.mse_loss(model(x), x))
+
+
+def default_recipes(device):
+    """float32 against autocast in the device's dtype."""
+    return Recipes.autocast(dtype_name(device.default_dtype()))
 
 
 def training_step(arm, optimizer, loss_of):

@@ -19,7 +19,9 @@ from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.machine import device as devices
 from pytest_amp.lab.phases import parity, timing
 from pytest_amp.lab.phases.timing import Plan
+from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.progress import Progress
+from pytest_amp.settings.recipes import Recipes
 from pytest_amp.settings.resolved import resolve
 from tests.helpers.lab import train
 
@@ -36,7 +38,7 @@ def measure(setup, **given):
 
 
 def workbench(setup, dtype):
-    return Workbench(setup, WHERE, dtype, 0, Progress())
+    return Workbench(setup, WHERE, Recipes.autocast(dtype_name(dtype)), 0, Progress())
 
 
 def sgd(*models, lr=1e-3):

@@ -29,6 +29,7 @@ from pytest_amp.lab.arm import Arm
 from pytest_amp.lab.scaling.skip_check import SkipCheck
 from pytest_amp.lab.watch.fingerprint import digest, sample
 from pytest_amp.lab.watch.kernel_time import busy_s
+from pytest_amp.settings.recipes import Recipe
 from tests.helpers.lab import train
 
 
@@ -98,7 +99,7 @@ def a_against_a():
 @check("timing", needs_cuda=False, seconds=30)
 def cost_of_watching_the_scaler():
     """Whatever of ours runs in timed blocks would slow the float16 amp arm alone."""
-    plain, arm = Pretend(True, torch.float16), Arm("amp", WHERE, torch.float16)
+    plain, arm = Pretend(True, torch.float16), Arm("amp", WHERE, Recipe.parse("fp16"))
     arm.pause_scaler_record()
     steps = {"torch": tiny(plain), "ours": tiny(arm)}
     times = {"torch": [], "ours": [], "watched": []}

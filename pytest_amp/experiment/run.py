@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
-import torch
-
 from pytest_amp import units
 from pytest_amp.errors import AmpError, unless_our_bug
 from pytest_amp.experiment import one_arm
@@ -35,6 +33,7 @@ from pytest_amp.progress import Progress
 from pytest_amp.results.explanation import in_order
 from pytest_amp.results.report import AmpReport
 from pytest_amp.rules import registry
+from pytest_amp.settings.recipes import Recipes
 from pytest_amp.settings.resolved import Settings
 
 __tracebackhide__ = unless_our_bug
@@ -104,8 +103,8 @@ def laboratory(job: Job, progress: Progress) -> Iterator[Workbench]:
     Unless the run is static, it waits until it has the device to itself.
     """
     settings, device = job.settings, job.device
-    dtype = _dtype(settings, device)
-    bench = Workbench(job.setup, device, dtype, settings.seed, progress, job.fixture)
+    recipes = Recipes.autocast(settings.dtype or dtype_name(device.default_dtype()))
+    bench = Workbench(job.setup, device, recipes, settings.seed, progress, job.fixture)
     bench.notes.extend(job.notes)
     with (
         nullcontext() if settings.static else turn(device, progress),
@@ -247,10 +246,3 @@ def _is(device: Device, name: str) -> bool:
     kind, _, index = name.partition(":")
     ours = device.torch.index
     return kind == device.type and (not index or ours is None or int(index) == ours)
-
-
-def _dtype(settings: Settings, device: Device) -> torch.dtype:
-    if settings.dtype is None:
-        return device.default_dtype()
-    dtype: torch.dtype = getattr(torch, settings.dtype)
-    return dtype

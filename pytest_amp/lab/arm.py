@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from weakref import WeakSet
 
 import torch
@@ -16,36 +16,42 @@ from pytest_amp.lab.checkpoint import Checkpoint, checkpoint_of
 from pytest_amp.lab.machine.compiled import forget_compiled_code, let_go_of_graphs
 from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.machine.global_state import GlobalState, seed_all
+from pytest_amp.lab.prepare import prepared
 from pytest_amp.lab.scaling.scaler import AmpScaler, FixtureScaler
 from pytest_amp.lab.watch.made import noted
 from pytest_amp.progress import Progress
+from pytest_amp.settings.recipes import Recipe, Recipes
 
 __tracebackhide__ = unless_our_bug
 
 ArmName = Literal["fp32", "amp"]
 Step = Callable[[], Any]
-_SHORT = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+M = TypeVar("M", bound=torch.nn.Module)
+_ACCELERATES = {None: "no", "float16": "fp16", "bfloat16": "bf16"}
+_LIGHTNINGS = {"float16": "16", "bfloat16": "bf16", "float32": "32"}
 
 
 class Arm:
     """One side of the comparison, which ``setup(arm)`` receives.
 
     Attributes:
-        name (str): ``"fp32"`` or ``"amp"``.
-        enabled (bool): whether this is the amp arm.
+        name (str): ``"fp32"``, which is the reference, or ``"amp"``, which is the candidate.
+        recipe (Recipe): how this arm computes.
+        enabled (bool): whether that is under autocast.
         device (torch.device): the device to build on.
-        dtype (torch.dtype): the dtype that autocast uses here; ``torch.float32`` in the fp32 arm.
-        scaler (torch.amp.GradScaler): a scaler that is enabled only in the amp arm, and there only
-            for float16.
+        dtype (torch.dtype): the dtype that autocast uses here; without autocast, the one that the
+            model is kept in.
+        scaler (torch.amp.GradScaler): a scaler that is enabled only for autocast in float16.
     """
 
-    def __init__(self, name: ArmName, device: Device, amp_dtype: torch.dtype) -> None:
+    def __init__(self, name: ArmName, device: Device, recipe: Recipe) -> None:
         self.name = name
-        self.enabled = name == "amp"
+        self.recipe = recipe
+        self.enabled = recipe.autocast_dtype is not None
         self.device = device.torch
-        self.dtype = amp_dtype if self.enabled else torch.float32
+        self.dtype: torch.dtype = getattr(torch, recipe.dtype)
         self.scaler: torch.amp.GradScaler = AmpScaler(
-            device.type, enabled=self.enabled and amp_dtype is torch.float16
+            device.type, enabled=recipe.autocast_dtype == "float16"
         )
         self._saved: Checkpoint | None = None
         self._teardown: list[Callable[[], object]] = []
@@ -56,10 +62,10 @@ class Arm:
             self.scaler.recording = False
 
     def __repr__(self) -> str:
-        return f"<Arm {self.name} on {self.device}, {self.dtype}>"
+        return f"<Arm {self.name} on {self.device}, {self.recipe}>"
 
     def autocast(self, *, cache_enabled: bool | None = None) -> AbstractContextManager[Any]:
-        """Return ``torch.autocast`` for this device and dtype; in the fp32 arm it does nothing.
+        """Return ``torch.autocast`` as the recipe has it; without autocast it does nothing.
 
         Args:
             cache_enabled: the argument of the same name of `torch.autocast`. Pass False around code
@@ -72,14 +78,26 @@ class Arm:
     @property
     def mixed_precision(self) -> str:
         """``"no"``, ``"fp16"`` or ``"bf16"``, as Accelerate and the HF Trainer spell it."""
-        return _SHORT[self.dtype] if self.enabled else "no"
+        return _ACCELERATES[self.recipe.autocast_dtype]
 
     @property
     def lightning_precision(self) -> str:
-        """``"32-true"``, ``"16-mixed"`` or ``"bf16-mixed"``, as Lightning spells it."""
-        if not self.enabled:
-            return "32-true"
-        return "16-mixed" if self.dtype is torch.float16 else "bf16-mixed"
+        """``"32-true"``, ``"bf16-mixed"``, ``"bf16-true"`` and so on, as Lightning spells it."""
+        return f"{_LIGHTNINGS[self.recipe.dtype]}-{'mixed' if self.enabled else 'true'}"
+
+    def prepare(self, model: M) -> M:
+        """Return the model as the recipe has it: cast, laid out, converted and compiled.
+
+        Train what is returned. The parameters stay the same objects, so an optimizer may be made
+        before or after. A model that is kept in a reduced dtype casts its floating point inputs.
+
+        Args:
+            model: is changed in place; only what `torch.compile` returns is another module.
+
+        Raises:
+            AmpError: the recipe needs what is not installed.
+        """
+        return prepared(model, self.recipe, self.device)
 
     def checkpoint(self, **state: Any) -> None:
         """Say in ``setup`` what your checkpoint holds; a drill resumes from just that (AMP212).
@@ -211,7 +229,7 @@ class Workbench:
 
     Attributes:
         device: the device that is measured.
-        dtype: the dtype of the amp arm.
+        recipes: how each arm computes.
         progress: is told what runs, for the live line.
         notes: the report's notes; each phase appends its own.
         globals: captures and restores global state.
@@ -224,13 +242,13 @@ class Workbench:
         self,
         setup: Setup,
         device: Device,
-        dtype: torch.dtype,
+        recipes: Recipes,
         seed: int,
         progress: Progress,
         fixture: FixtureScaler | None = None,
     ) -> None:
         self.device = device
-        self.dtype = dtype
+        self.recipes = recipes
         self.progress = progress
         self.notes: list[str] = []
         self.globals = GlobalState(device)
@@ -242,6 +260,12 @@ class Workbench:
         self._setup = setup
         self._seed = seed
         self._fixture = fixture
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that the candidate's linear layers compute in."""
+        dtype: torch.dtype = getattr(torch, self.recipes.amp.dtype)
+        return dtype
 
     @property
     def seed(self) -> int:
@@ -268,7 +292,7 @@ class Workbench:
             gc.collect()  # reference cycles may keep the previous arm alive
         with self.globals.preserved():
             seed_all(self._seed)
-            resident = Resident(Arm(name, self.device, self.dtype), self)
+            resident = Resident(Arm(name, self.device, getattr(self.recipes, name)), self)
         self._alive += 1
         try:
             try:

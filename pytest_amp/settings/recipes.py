@@ -139,9 +139,21 @@ class Recipe:
         return _Base(self.autocast_dtype, self.parameter_dtype, self.float8)
 
 
-def autocast_in(dtype: str) -> Recipe:
-    """Return the recipe of autocast in ``float16`` or ``bfloat16``."""
-    return Recipe(autocast_dtype=dtype)
+class Recipes(NamedTuple):
+    """The recipes of the two arms, by the arms' names.
+
+    Attributes:
+        fp32: the reference's.
+        amp: the candidate's.
+    """
+
+    fp32: Recipe
+    amp: Recipe
+
+    @classmethod
+    def autocast(cls, dtype: str) -> Recipes:
+        """Return float32 against autocast in ``float16`` or ``bfloat16``."""
+        return cls(Recipe(), Recipe(autocast_dtype=dtype))
 
 
 def recipe(value: object) -> Recipe:

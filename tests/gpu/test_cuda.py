@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from pytest_amp import AmpRegression, Arm
+from pytest_amp import AmpRegression, Arm, Recipe
 from pytest_amp.lab.arm import Setup
 from pytest_amp.lab.machine import device
 from pytest_amp.results.report import AmpReport
@@ -60,7 +60,7 @@ def test_peak_memory_is_the_devices_own_counter() -> None:
         where.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        step = matmul_heavy(Arm(name, where, torch.bfloat16))  # type: ignore[arg-type]
+        step = matmul_heavy(Arm(name, where, Recipe.parse("fp32" if name == "fp32" else "bf16")))  # type: ignore[arg-type]
         for _ in range(steps):
             step()
         torch.cuda.synchronize()
@@ -103,7 +103,7 @@ def wide(arm: Arm) -> Step:
 
 def test_the_step_time_is_what_cuda_events_see() -> None:
     report = measured(wide, max_time=10)
-    step = wide(Arm("fp32", device.choose("cuda"), torch.float16))
+    step = wide(Arm("fp32", device.choose("cuda"), Recipe()))
     assert report.fp32.step_time_s == pytest.approx(by_events(step), rel=0.05)
 
 
@@ -275,7 +275,7 @@ def test_a_step_that_must_not_wait_for_the_device_is_measured() -> None:
 
 def test_an_arm_on_the_cpu_is_measured_beside_a_gpu() -> None:
     """Its memory is counted by torch's profiler, which tells of the GPU's runtime, too."""
-    matmul_heavy(Arm("fp32", device.choose("cuda"), torch.bfloat16), width=256)()
+    matmul_heavy(Arm("fp32", device.choose("cuda"), Recipe()), width=256)()
     report = measure(lambda arm: matmul_heavy(arm, width=64), device.choose("cpu"), steps=5)
     assert report.verdict == "pass"
     assert report.fp32.peak_bytes
@@ -324,7 +324,7 @@ def test_coverage_of_a_graph_that_the_user_captured_is_unknown() -> None:
 
 def test_the_amp_arms_step_time_is_what_cuda_events_see_of_it_with_its_scaler() -> None:
     report = measured(wide, dtype="float16", max_time=10)
-    step = wide(Arm("amp", device.choose("cuda"), torch.float16))
+    step = wide(Arm("amp", device.choose("cuda"), Recipe.parse("fp16")))
     assert report.amp.step_time_s == pytest.approx(by_events(step), rel=0.05)
 
 

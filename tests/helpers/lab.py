@@ -13,8 +13,10 @@ from pytest_amp.experiment import run as experiment
 from pytest_amp.experiment.job import Job, failed
 from pytest_amp.lab.arm import Arm, Resident, Setup, Workbench
 from pytest_amp.lab.machine.device import Device
+from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.progress import Progress
 from pytest_amp.results.report import AmpReport
+from pytest_amp.settings.recipes import Recipes
 from pytest_amp.settings.resolved import resolve
 
 CPU = torch.device("cpu")
@@ -61,7 +63,9 @@ class SimulatedDevice(Device):
 def workbench(
     setup: Setup, dtype: torch.dtype = torch.bfloat16, device: Device | None = None, seed: int = 0
 ) -> Workbench:
-    return Workbench(setup, device or Device(CPU), dtype, seed, Progress())
+    return Workbench(
+        setup, device or Device(CPU), Recipes.autocast(dtype_name(dtype)), seed, Progress()
+    )
 
 
 def measure(setup: Setup, device: Device | None = None, **given: Any) -> AmpReport:

@@ -12,11 +12,12 @@ from torch import nn
 
 from pytest_amp.lab.arm import Arm
 from pytest_amp.lab.machine.device import Device
+from pytest_amp.settings.recipes import Recipe
 from tests.helpers.lab import CPU, measure, train
 
 
 def test_the_cast_cache_can_be_left_off() -> None:
-    arm = Arm("amp", Device(CPU), torch.bfloat16)
+    arm = Arm("amp", Device(CPU), Recipe.parse("bf16"))
     for enabled in (None, True, False):
         with arm.autocast(cache_enabled=enabled):
             assert torch.is_autocast_cache_enabled() is (enabled is not False)
@@ -25,7 +26,7 @@ def test_the_cast_cache_can_be_left_off() -> None:
 
 
 def test_without_amp_there_is_no_cache_to_speak_of() -> None:
-    with Arm("fp32", Device(CPU), torch.bfloat16).autocast(cache_enabled=False):
+    with Arm("fp32", Device(CPU), Recipe()).autocast(cache_enabled=False):
         assert not torch.is_autocast_enabled("cpu")
 
 
