@@ -16,7 +16,7 @@ from pytest_amp.lab.arm import Arm, Workbench
 from pytest_amp.lab.machine.device import choose
 from pytest_amp.lab.phases import timing
 from pytest_amp.progress import Progress
-from pytest_amp.settings.recipes import Recipe
+from pytest_amp.recipes import Recipe
 
 
 class ByHand:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from pytest_amp.lab.watch.tensors import dtype_name
-from pytest_amp.settings.recipes import Recipes
+from pytest_amp.recipes import Recipes
 
 
 def mlp(arm):

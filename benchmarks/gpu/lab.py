@@ -21,7 +21,7 @@ from pytest_amp.lab.phases import parity, timing
 from pytest_amp.lab.phases.timing import Plan
 from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.progress import Progress
-from pytest_amp.settings.recipes import Recipes
+from pytest_amp.recipes import Recipes
 from pytest_amp.settings.resolved import resolve
 from tests.helpers.lab import train
 

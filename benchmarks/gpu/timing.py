@@ -29,7 +29,7 @@ from pytest_amp.lab.arm import Arm
 from pytest_amp.lab.scaling.skip_check import SkipCheck
 from pytest_amp.lab.watch.fingerprint import digest, sample
 from pytest_amp.lab.watch.kernel_time import busy_s
-from pytest_amp.settings.recipes import Recipe
+from pytest_amp.recipes import Recipe
 from tests.helpers.lab import train
 
 
