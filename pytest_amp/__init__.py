@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from pytest_amp.lab.arm import Arm
     from pytest_amp.lab.machine.abilities import effective_precision
     from pytest_amp.lab.scaling.scaler import AmpScaler
+    from pytest_amp.recipes import Recipe
     from pytest_amp.results.report import AmpInconclusive, AmpRegression, AmpReport
     from pytest_amp.results.values import ArmRun, Environment, Estimate, Finding, Gate
     from pytest_amp.settings.precision import EffectivePrecision
-    from pytest_amp.settings.recipes import Recipe
     from pytest_amp.storage.frame import history
 
 __version__ = "0.1.0"
@@ -51,7 +51,7 @@ _ROOMS = {
     "results.report": ("AmpInconclusive", "AmpRegression", "AmpReport"),
     "results.values": ("ArmRun", "Environment", "Estimate", "Finding", "Gate"),
     "settings.precision": ("EffectivePrecision",),
-    "settings.recipes": ("Recipe",),
+    "recipes": ("Recipe",),
     "storage.frame": ("history",),
 }
 

@@ -79,6 +79,7 @@ class Trials:
         if self._floor is None:
             self._floor = parity_run.floor(bench, steps, replay, other_stream=False)
         seen = Observations(
+            recipes=self._bench.recipes,
             device=bench.device.name(),
             dtype=self.dtype,
             native_support=True,

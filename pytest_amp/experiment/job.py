@@ -17,6 +17,7 @@ from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.observations import Observations, ParityRun
 from pytest_amp.progress import Progress
 from pytest_amp.provenance import now
+from pytest_amp.recipes import Recipe
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import PHASES, ArmRun, Environment, Failure, Finding
 from pytest_amp.rules import registry
@@ -133,8 +134,9 @@ def environment_of(bench: Workbench) -> Environment:
 def arms_of(seen: Observations) -> dict[str, ArmRun]:
     """Return what each arm did, by its name, as the report has it."""
 
-    def arm(run: ParityRun, times: tuple[float, ...]) -> ArmRun:
+    def arm(run: ParityRun, times: tuple[float, ...], recipe: Recipe) -> ArmRun:
         return ArmRun(
+            recipe=str(recipe),
             step_times_s=times,
             losses_by_key=run.losses,
             peak_bytes=run.peak_bytes,
@@ -148,8 +150,8 @@ def arms_of(seen: Observations) -> dict[str, ArmRun]:
 
     timed = seen.timing
     return {
-        "fp32": arm(seen.fp32, timed.fp32_step_s if timed else ()),
-        "amp": arm(seen.amp, timed.amp_step_s if timed else ()),
+        "fp32": arm(seen.fp32, timed.fp32_step_s if timed else (), seen.recipes.fp32),
+        "amp": arm(seen.amp, timed.amp_step_s if timed else (), seen.recipes.amp),
     }
 
 

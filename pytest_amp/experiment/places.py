@@ -15,7 +15,7 @@ from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.phases import first_backward, kept, nonfinite
 from pytest_amp.lab.phases.drill import attempted
 from pytest_amp.lab.watch.assignments import assigned_at
-from pytest_amp.rules.gradients import UNDERFLOW, ran_in, underflows, unexplained
+from pytest_amp.rules.gradients import UNDERFLOW, underflows, unexplained
 from pytest_amp.rules.measurement import differing_starts
 from pytest_amp.rules.memory import growth
 from pytest_amp.rules.numerics import ruined_state
@@ -68,7 +68,7 @@ def _of_gradients(bench: Workbench, case: Case) -> dict[str, Any]:
     if seen.numerics.departure is None and unexplained(case):
         left = attempted(
             "search for where gradients leave fp32's",
-            lambda: first_backward.departed(bench, scale, ran_in(case), seen.numerics.inputs_off),
+            lambda: first_backward.departed(bench, scale, seen.ran_in, seen.numerics.inputs_off),
             bench.notes.append,
         )
         return {"gradients_left": left}

@@ -17,9 +17,11 @@ from pytest_amp.experiment.plan import limits_of, plan_of
 from pytest_amp.judge import dtype_map, gates, kernels, parity
 from pytest_amp.judge.case import Case, Limits
 from pytest_amp.lab.arm import Workbench
+from pytest_amp.lab.machine.abilities import abilities
 from pytest_amp.lab.machine.device import Device, world_size
 from pytest_amp.lab.machine.garbage import older_objects_set_aside
 from pytest_amp.lab.machine.lock import turn
+from pytest_amp.lab.machine.torch_globals import is_tf32_on
 from pytest_amp.lab.phases import drill, timing
 from pytest_amp.lab.phases import parity as parity_run
 from pytest_amp.lab.phases.accumulation_drill import accumulated
@@ -30,10 +32,11 @@ from pytest_amp.lab.phases.scale_drill import two_scales
 from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.observations import Observations, Timing
 from pytest_amp.progress import Progress
+from pytest_amp.recipes import Recipes
 from pytest_amp.results.explanation import in_order
 from pytest_amp.results.report import AmpReport
 from pytest_amp.rules import registry
-from pytest_amp.settings.recipes import Recipes
+from pytest_amp.settings.precision import EMULATED, effective
 from pytest_amp.settings.resolved import Settings
 
 __tracebackhide__ = unless_our_bug
@@ -67,12 +70,15 @@ def run(job: Job, progress: Progress) -> AmpReport:
             mapped, gate = dtype_map.judge(job.snapshot, seen)
             gated = (*gated, gate)
         case = Case(seen, {gate.name: gate for gate in gated}, limits)
-        if not settings.static:
+        if seen.timing is not None:
             try_remedies(bench, settings, case)
             case = look_for_idling(bench, settings, case)
         case = located(bench, case)
         found = registry.findings(case, settings.select, settings.ignore)
         found = confirmed(bench, settings, case, found)
+        named = bench.recipes.named
+        gated = tuple(replace(each, reason=named(each.reason)) for each in gated)
+        found = tuple(replace(each, message=named(each.message)) for each in found)
     loss = case.gates["loss_diff"]
     report = replace(
         blank,
@@ -88,7 +94,7 @@ def run(job: Job, progress: Progress) -> AmpReport:
         ),
         coverage=gates.coverage(seen),
         findings=found,
-        notes=tuple(bench.notes),
+        notes=tuple(map(named, bench.notes)),
         phases_s=phases_of(progress),
         dtype_map=mapped,
     )
@@ -103,9 +109,11 @@ def laboratory(job: Job, progress: Progress) -> Iterator[Workbench]:
     Unless the run is static, it waits until it has the device to itself.
     """
     settings, device = job.settings, job.device
-    recipes = Recipes.autocast(settings.dtype or dtype_name(device.default_dtype()))
+    recipes, notes = _possible(settings.recipes(dtype_name(device.default_dtype())), device)
     bench = Workbench(job.setup, device, recipes, settings.seed, progress, job.fixture)
-    bench.notes.extend(job.notes)
+    bench.notes.extend((*job.notes, *notes))
+    if any(each.float8 for each in recipes) and EMULATED in abilities(device.torch).float8.values():
+        bench.untimed = "float8 is emulated here, so that its speed would say nothing"
     with (
         nullcontext() if settings.static else turn(device, progress),
         device.activated(),
@@ -113,6 +121,31 @@ def laboratory(job: Job, progress: Progress) -> Iterator[Workbench]:
         older_objects_set_aside(device),
     ):
         yield bench
+
+
+def _possible(asked: Recipes, device: Device) -> tuple[Recipes, list[str]]:
+    """Return the recipes as they run on a device, and notes on what is different from the name.
+
+    Raises:
+        AmpError: a recipe can't run here, and nothing computes the same.
+    """
+    able = abilities(device.torch)
+    found = [effective(recipe, able) for recipe in asked]
+    notes = []
+    for recipe, each in zip(asked, found, strict=True):
+        if replace(each.recipe, matmul=recipe.matmul) != recipe:
+            raise AmpError(f"{recipe} can't run on {device}: {each.reason}; choose another recipe")
+        if each.reason is not None:
+            notes.append(f"{recipe}: {each.reason}")
+    runs = Recipes(*(each.recipe for each in found))
+    if runs.fp32 == runs.amp:
+        notes.append(f"both arms run in {runs.amp}: they differ by chance alone")
+    if is_tf32_on() and "tf32" not in (asked.fp32.matmul, asked.amp.matmul):
+        notes.append(
+            "float32 products may run in TF32 in this process, which neither recipe has, so the "
+            "arms ran without it; to measure with it, add +tf32, as in --amp-reference=tf32"
+        )
+    return runs, list(dict.fromkeys(notes))
 
 
 def _refuse_several_ranks() -> None:
@@ -133,11 +166,13 @@ def _observe(bench: Workbench, settings: Settings, limits: Limits) -> Observatio
         bench.notes.append(bench.progress.why_slow)
     if seen.amp.scaler.live:
         seen = _drilled(bench, settings, seen)
-    elif seen.amp.scaler.scale_calls_when_off and settings.dtype is None:
+    elif seen.amp.scaler.scale_calls_when_off and settings.leaves_the_dtype_to_the_device:
         bench.notes.append(_SCALER_OFF.format(device=bench.device.type, dtype=seen.dtype))
     seen = _resumed(bench, settings, _added_up(bench, settings, seen))
     _require_the_device(bench, settings, seen.amp.start.devices)
-    return seen if settings.static else replace(seen, timing=_timed(bench, settings, limits))
+    if settings.static or bench.untimed is not None:
+        return replace(seen, untimed=bench.untimed)
+    return replace(seen, timing=_timed(bench, settings, limits))
 
 
 def _both_arms(bench: Workbench, settings: Settings, limits: Limits) -> Observations:
@@ -159,6 +194,7 @@ def _both_arms(bench: Workbench, settings: Settings, limits: Limits) -> Observat
     fp32, amp, numerics = inspect(bench, fp32, amp, settings.steps)
     seen = Observations(
         device=bench.device.name(),
+        recipes=bench.recipes,
         dtype=dtype_name(bench.dtype),
         native_support=bench.device.native_support(bench.dtype),
         device_type=bench.device.type,

@@ -69,11 +69,15 @@ def first_decision(
 
 
 def coverage(seen: Observations) -> float | None:
-    """Return the share of the amp arm's FLOPs in the amp dtype; None if that is unknown."""
+    """Return the share of the amp arm's FLOPs in the amp dtype; None if that is unknown.
+
+    Where linear layers are to run in float8, what they do counts.
+    """
     operators = seen.amp.operators
     if operators is None or unseen(seen) or not operators.flops:
         return None
-    return operators.flops_by_dtype.get(seen.dtype, 0) / operators.flops
+    float8 = operators.float8_flops() if seen.recipes.amp.float8 else 0
+    return (operators.flops_by_dtype.get(seen.dtype, 0) + float8) / operators.flops
 
 
 def unseen(seen: Observations) -> str | None:
@@ -139,6 +143,7 @@ def _speedup(seen: Observations, limits: Limits) -> Gate:
     verdict: GateVerdict
     if seen.timing is None:
         reason = "static run: nothing was timed" if limits.static else "nothing was timed"
+        reason = f"nothing was timed: {seen.untimed}" if seen.untimed else reason
         return Gate("speedup", wanted, None, None, None, "not_gated", reason)
     if measured is None:
         verdict = "not_gated" if wanted is None else "inconclusive"

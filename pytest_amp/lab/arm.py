@@ -15,12 +15,13 @@ from pytest_amp.errors import AmpError, add_note, unless_our_bug
 from pytest_amp.lab.checkpoint import Checkpoint, checkpoint_of
 from pytest_amp.lab.machine.compiled import forget_compiled_code, let_go_of_graphs
 from pytest_amp.lab.machine.device import Device
-from pytest_amp.lab.machine.global_state import GlobalState, seed_all
+from pytest_amp.lab.machine.global_state import GlobalState, quietly, seed_all
+from pytest_amp.lab.machine.torch_globals import set_tf32
 from pytest_amp.lab.prepare import prepared
 from pytest_amp.lab.scaling.scaler import AmpScaler, FixtureScaler
 from pytest_amp.lab.watch.made import noted
 from pytest_amp.progress import Progress
-from pytest_amp.settings.recipes import Recipe, Recipes
+from pytest_amp.recipes import Recipe, Recipes
 
 __tracebackhide__ = unless_our_bug
 
@@ -86,13 +87,15 @@ class Arm:
         return f"{_LIGHTNINGS[self.recipe.dtype]}-{'mixed' if self.enabled else 'true'}"
 
     def prepare(self, model: M) -> M:
-        """Return the model as the recipe has it: cast, laid out, converted and compiled.
+        """Cast, lay out, convert and compile a model as the recipe has it, and return it.
 
-        Train what is returned. The parameters stay the same objects, so an optimizer may be made
-        before or after. A model that is kept in a reduced dtype casts its floating point inputs.
+        The model is changed in place. Its parameters stay the same objects, so an optimizer may be
+        made before or after. A model that is kept in a reduced dtype from now on casts its floating
+        point inputs.
 
         Args:
-            model: is changed in place; only what `torch.compile` returns is another module.
+            model: the model, on its device. Linear layers are converted to float8 only if their
+                features are multiples of 16.
 
         Raises:
             AmpError: the recipe needs what is not installed.
@@ -129,12 +132,17 @@ Setup = Callable[[Arm], Step]
 
 
 class Resident:
-    """An arm that is built and in memory, with the global state that it set for itself."""
+    """An arm that is built and in memory, with the global state that it set for itself.
+
+    Made inside of `GlobalState.preserved`, since its recipe puts some of that state in force.
+    """
 
     def __init__(self, arm: Arm, bench: Workbench) -> None:
         self.arm = arm
         self._bench = bench
         self._step: Step | None = None
+        with quietly():
+            set_tf32(on=arm.recipe.matmul == "tf32")
         self._state = bench.globals.capture()
 
     @property
@@ -234,6 +242,7 @@ class Workbench:
         notes: the report's notes; each phase appends its own.
         globals: captures and restores global state.
         optimizers_before: the optimizers that earlier arms trained with.
+        untimed: why timing would say nothing here; None if it would not.
         builds: how many arms were built.
         steps: how many of the user's steps were run.
     """
@@ -254,6 +263,7 @@ class Workbench:
         self.globals = GlobalState(device)
         # Weak references, because an optimizer may die with its arm, and ids are reused.
         self.optimizers_before: WeakSet[Optimizer] = WeakSet()
+        self.untimed: str | None = None
         self.builds = 0
         self.steps = 0
         self._alive = 0
@@ -265,6 +275,12 @@ class Workbench:
     def dtype(self) -> torch.dtype:
         """The dtype that the candidate's linear layers compute in."""
         dtype: torch.dtype = getattr(torch, self.recipes.amp.dtype)
+        return dtype
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The reduced dtype by whose rounding the arms' differences are judged."""
+        dtype: torch.dtype = getattr(torch, self.recipes.precision)
         return dtype
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -116,6 +116,8 @@ def setup_of_body(body: Callable[..., Any], fixtures: CopiedFixtures) -> Setup:
     def setup(arm: Arm) -> Step:
         values = fixtures.copied()
         found = [leaf for name, value in values.items() for leaf in held_by(name, value)]
+        for model in _models(found):
+            arm.prepare(model)
         instance = [values.pop(SELF)] if SELF in values else []
         optimizers = list(
             {id(leaf): leaf for leaf in found if isinstance(leaf, Optimizer)}.values()
@@ -156,6 +158,14 @@ def setup_of_body(body: Callable[..., Any], fixtures: CopiedFixtures) -> Setup:
         return step
 
     return setup
+
+
+def _models(found: Iterable[Any]) -> list[torch.nn.Module]:
+    """Return the modules with parameters that are part of no other module."""
+    modules = [leaf for leaf in found if isinstance(leaf, torch.nn.Module)]
+    parts = {id(part) for each in modules for part in each.modules() if part is not each}
+    models = {id(each): each for each in modules if id(each) not in parts}
+    return [each for each in models.values() if any(True for _ in each.parameters())]
 
 
 class _Uncopyable(Exception):

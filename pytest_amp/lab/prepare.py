@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 from pytest_amp.errors import AmpError, unless_our_bug
 from pytest_amp.lab.machine.abilities import abilities
 from pytest_amp.lab.machine.global_state import quietly
+from pytest_amp.recipes import Recipe
 from pytest_amp.settings.precision import EMULATED
-from pytest_amp.settings.recipes import Recipe
 
 __tracebackhide__ = unless_our_bug
 
@@ -23,7 +23,7 @@ M = TypeVar("M", bound=torch.nn.Module)
 
 
 def prepared(model: M, recipe: Recipe, device: torch.device) -> M:
-    """Return the model as a recipe has it.
+    """Change a model to what a recipe has, and return it.
 
     Raises:
         AmpError: this is no model, or the recipe needs what is not installed.
@@ -36,10 +36,23 @@ def prepared(model: M, recipe: Recipe, device: torch.device) -> M:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.float8 is not None:
         _convert_to_float8(model, recipe.float8, device)
-    if recipe.compile is None:
-        return model
-    compiled: M = torch.compile(model, mode=recipe.compile)  # type: ignore[assignment]
-    return compiled
+    if recipe.compile is not None:
+        _compile(model, recipe.compile)
+    return model
+
+
+def _compile(model: torch.nn.Module, mode: str) -> None:
+    """Compile a model in place, as `torch.nn.Module.compile` does.
+
+    That leaves torch's own modules uncompiled, since Dynamo passes over a frame of torch's in which
+    it would have to begin. So it begins in ours.
+    """
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return model._call_impl(*args, **kwargs)
+
+    compiled: Any = torch.compile(call, mode=mode)
+    model._compiled_call_impl = compiled
 
 
 def _keep_in(model: torch.nn.Module, dtype: torch.dtype) -> None:

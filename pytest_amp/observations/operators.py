@@ -223,6 +223,10 @@ class Operators:
         """Return the FLOPs that ran in a reduced dtype."""
         return sum(self.flops_by_dtype.get(dtype, 0) for dtype in REDUCED)
 
+    def float8_flops(self) -> int:
+        """Return the FLOPs that ran in a float8 dtype."""
+        return sum(n for dtype, n in self.flops_by_dtype.items() if dtype.startswith("float8"))
+
     def reduced_bytes(self) -> int:
         """Return the bytes that were allocated in a reduced dtype."""
         return sum(self.bytes_by_dtype.get(dtype, 0) for dtype in REDUCED)

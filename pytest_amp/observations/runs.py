@@ -123,6 +123,7 @@ class ParityRun:
             they were not finite while it was looked for; empty otherwise.
         checkpoint: the names of what the user's checkpoint holds; None if nobody said.
         checkpoint_at: the user's line that said so.
+        compiled: how many graphs torch.compile made for it.
     """
 
     losses: Losses
@@ -147,6 +148,7 @@ class ParityRun:
     modules: Mapping[str, str] = field(default_factory=dict)
     checkpoint: tuple[str, ...] | None = None
     checkpoint_at: str | None = None
+    compiled: int = 0
 
     def stepped_at(self, number: int) -> str | None:
         """Return the user's line on which an optimizer stepped, if it is known."""

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from pytest_amp.observations.drills import Accumulated, OverflowDrill, Resume, TwoScales
 from pytest_amp.observations.numerics import Departure, Numerics, Origin, Zeroed
+from pytest_amp.observations.operators import REDUCED
 from pytest_amp.observations.runs import Floor, Losses, ParityRun, Timing
+from pytest_amp.recipes import Recipes
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Observations:
         resume: what follows from the user's checkpoint, where there is one.
         state_origin: where the inf or NaN came from that the amp arm's state ends with.
         kept_at: the user's line that makes what an amp step keeps, if memory grows.
+        recipes: how each arm was asked to compute.
+        untimed: why timing the arms would say nothing, so that it was left out.
     """
 
     device: str
@@ -44,3 +48,18 @@ class Observations:
     resume: Resume | None = None
     state_origin: Origin | None = None
     kept_at: str | None = None
+    recipes: Recipes = field(default_factory=lambda: Recipes.autocast("bfloat16"))
+    untimed: str | None = None
+
+    @property
+    def precision(self) -> str:
+        """The reduced dtype by whose rounding the arms' differences are judged."""
+        is_coarsest = self.dtype in REDUCED and self.recipes.fp32.dtype not in REDUCED
+        return self.dtype if is_coarsest else self.recipes.precision
+
+    @property
+    def ran_in(self) -> str:
+        """The reduced dtype that the arms' products ran in, which a step may choose itself."""
+        operators = self.amp.operators
+        chosen = operators.main_reduced_dtype if operators else None
+        return self.precision if chosen is None or self.recipes.fp32.dtype in REDUCED else chosen

@@ -114,7 +114,12 @@ def session_levels(config: pytest.Config) -> tuple[Level, Level, Level]:
         if written not in (None, ""):
             _check(f"{config.inipath}: {entry.ini}", entry.name, written)
             ini[entry.name] = written
-    return ("override", override), ("cli", cli), ("ini", ini)
+    levels: tuple[Level, Level, Level] = ("override", override), ("cli", cli), ("ini", ini)
+    for source, raw in levels:
+        if problem := settings.disagreement(raw):
+            where = {"override": "--amp-override", "cli": "--amp-dtype and --amp-candidate"}
+            raise pytest.UsageError(f"{where.get(source, config.inipath)}: {problem}")
+    return levels
 
 
 def _refuse_unknown_keys(config: pytest.Config) -> None:
@@ -208,6 +213,8 @@ def marker_levels(item: pytest.Item) -> Iterator[Level]:
             )
         for name, value in mark.kwargs.items():
             settings.parse(settings.entry_for(name, marker=True), value)
+        if problem := settings.disagreement(mark.kwargs):
+            raise ValueError(problem)
         yield "marker", mark.kwargs
 
 

@@ -24,7 +24,7 @@ from pytest_amp.render.text import (
 from pytest_amp.render.verdicts import both_arms, outcome_of, why_nothing
 from pytest_amp.results.explanation import in_order
 from pytest_amp.results.report import AmpReport
-from pytest_amp.results.values import COMPARED, Finding, Gate, GateVerdict
+from pytest_amp.results.values import COMPARED, Finding, Gate, GateVerdict, arm_names
 from pytest_amp.settings import table
 
 _LABEL = 10  # the widest of the words that begin a line
@@ -116,7 +116,11 @@ def _measured(report: AmpReport) -> Iterator[Entry]:
         yield Entry("device", FAINT, f"{report.environment.device}, {report.environment.dtype}")
     if report.noise_floor is not None and math.isfinite(report.noise_floor):
         floor = units.share(report.noise_floor)
-        yield Entry("noise", FAINT, f"fp32 drifts {floor} from itself under rounding")
+        yield Entry(
+            "noise",
+            FAINT,
+            f"{arm_names(report.arms)['fp32']} drifts {floor} from itself under rounding",
+        )
     if report.speedup is not None:
         pairs = units.plural(report.speedup.pairs, "pair")
         steps = units.plural(report.speedup.block_steps, "step")

@@ -17,7 +17,7 @@ from pytest_amp.render.verdicts import OUTCOMES, both_arms, kind_of, outcome_of,
 from pytest_amp.results.explanation import in_order
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.trend import METRICS, Trend
-from pytest_amp.results.values import ArmRun, Finding
+from pytest_amp.results.values import ArmRun, Finding, against, arm_names
 from pytest_amp.rules import explain
 
 MISSING = "an HTML report needs Jinja2 and matplotlib: pip install pytest-amp[html]"
@@ -51,6 +51,8 @@ class Section(NamedTuple):
     figures: Mapping[str, str]
     history: Mapping[str, str]
     steps: Sequence[str]
+    names: Mapping[str, str]
+    compared: str
     dtypes: Sequence[tuple[str, str, str]]
     operators: Sequence[tuple[str, str, str]]
     settings: Sequence[tuple[str, str, str]]
@@ -138,6 +140,8 @@ def _section(number: int, result: Result) -> Section:
         steps=[f"{each.name}, {step}" for each in METRICS for step in trend.steps_in_words(each)]
         if trend
         else [],
+        names=arm_names(report.arms),
+        compared=against(report.arms, report.environment.dtype) if report.environment else "",
         dtypes=_dtypes(report),
         operators=_operators(report),
         settings=[

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pytest_amp import units
 from pytest_amp.results.report import AmpReport
-from pytest_amp.results.values import ArmRun, tail_start
+from pytest_amp.results.values import ArmRun, arm_names, tail_start
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,21 +38,23 @@ def figures(report: AmpReport) -> dict[str, str]:
     """Return all figures of a test that there are, as SVG by title."""
     found: dict[str, str] = {}
     fp32, amp = report.arms.get("fp32"), report.arms.get("amp")
-    floor = report.noise_floor
+    floor, names = report.noise_floor, arm_names(report.arms)
     for key, curve in fp32.losses_by_key.items() if fp32 else ():
         of = "" if key == "loss" else f": {key}"
         other = amp.losses_by_key.get(key, ()) if amp else ()
-        found[f"Loss{of}"] = drawn(partial(_losses, fp32=curve, amp=other, floor=floor))
+        found[f"Loss{of}"] = drawn(
+            partial(_losses, fp32=curve, amp=other, floor=floor, names=names)
+        )
         apart = _differences(curve, other)
         if any(abs(each) > 0 for each in apart):
-            draw = partial(_parity, differences=apart, floor=floor, most=_most(report))
+            draw = partial(_parity, differences=apart, floor=floor, most=_most(report), names=names)
             found[f"Loss difference{of}"] = drawn(draw)
     times = {name: arm.step_times_s for name, arm in report.arms.items() if arm.step_times_s}
     if len(times) == 2:
-        found["Step time"] = drawn(partial(_times, times=times))
+        found["Step time"] = drawn(partial(_times, times=times, names=names))
     counted = {name: arm for name, arm in report.arms.items() if arm.peak_bytes}
     if counted:
-        found["Peak memory"] = drawn(partial(_memory, arms=counted))
+        found["Peak memory"] = drawn(partial(_memory, arms=counted, names=names))
     if amp and amp.scales:
         found["Loss scale"] = drawn(partial(_scales, scales=amp.scales))
     return found
@@ -106,25 +108,35 @@ def _svg(draw: Callable[[Axes], object]) -> str:
     return re.sub(r'\s(width|height)="[\d.]+pt"', "", svg, count=2)
 
 
-def _losses(axes: Axes, fp32: Sequence[float], amp: Sequence[float], floor: float | None) -> None:
+def _losses(
+    axes: Axes,
+    fp32: Sequence[float],
+    amp: Sequence[float],
+    floor: float | None,
+    names: Mapping[str, str],
+) -> None:
     steps = range(1, len(fp32) + 1)
     if floor is not None and math.isfinite(floor):
         low, high = ([loss * (1 + sign * floor) for loss in fp32] for sign in (-1, 1))
         axes.fill_between(steps, low, high, color=FP32, alpha=0.2, linewidth=0, label="noise floor")
-    axes.plot(steps, fp32, color=FP32, label="fp32")
-    axes.plot(range(1, len(amp) + 1), amp, color=AMP, linestyle="--", label="amp")
+    axes.plot(steps, fp32, color=FP32, label=names["fp32"])
+    axes.plot(range(1, len(amp) + 1), amp, color=AMP, linestyle="--", label=names["amp"])
     axes.set_xlabel("step")
     _whole_numbers(axes)
     axes.legend()
 
 
 def _parity(
-    axes: Axes, differences: Sequence[float], floor: float | None, most: float | None
+    axes: Axes,
+    differences: Sequence[float],
+    floor: float | None,
+    most: float | None,
+    names: Mapping[str, str],
 ) -> None:
     """Draw the difference of the losses, the noise floor, and what the gate allows."""
     seen, steps = max(abs(each) for each in differences if each == each), len(differences)
-    axes.axhline(0, color=FP32, label="fp32")
-    axes.plot(range(1, steps + 1), differences, ".-", color=AMP, label="amp")
+    axes.axhline(0, color=FP32, label=names["fp32"])
+    axes.plot(range(1, steps + 1), differences, ".-", color=AMP, label=names["amp"])
     if floor is not None and math.isfinite(floor):
         seen = max(seen, floor)
         axes.axhspan(-floor, floor, color=FP32, alpha=0.2, linewidth=0, label="noise floor")
@@ -149,7 +161,7 @@ def _most(report: AmpReport) -> float | None:
     return next((gate.threshold for gate in report.gates if gate.name == "loss_diff"), None)
 
 
-def _times(axes: Axes, times: Mapping[str, Sequence[float]]) -> None:
+def _times(axes: Axes, times: Mapping[str, Sequence[float]], names: Mapping[str, str]) -> None:
     longest = max(max(each) for each in times.values())
     scale, unit = next(
         (pair for pair in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")) if longest >= pair[0]),
@@ -164,23 +176,24 @@ def _times(axes: Axes, times: Mapping[str, Sequence[float]]) -> None:
         )  # fmt: skip
         spread = [place + 0.12 * (-1) ** number for number in range(len(values))]
         axes.plot(values, spread, ".", color=colour, alpha=0.7)
-    axes.set_yticks([0, 1], ["amp", "fp32"])
+    axes.set_yticks([0, 1], [names["amp"], names["fp32"]])
     axes.set_xlabel(f"{unit} a step, by block")
 
 
-def _memory(axes: Axes, arms: Mapping[str, ArmRun]) -> None:
+def _memory(axes: Axes, arms: Mapping[str, ArmRun], names: Mapping[str, str]) -> None:
     """Draw each arm's peak, and the part of it that is held from step to step."""
-    names = [name for name in ("amp", "fp32") if name in arms]
-    peaks = [arms[name].peak_bytes or 0 for name in names]
+    there = [name for name in ("amp", "fp32") if name in arms]
+    shown = [names[name] for name in there]
+    peaks = [arms[name].peak_bytes or 0 for name in there]
     scale, unit = in_bytes(max(peaks))
-    lefts = [0.0] * len(names)
+    lefts = [0.0] * len(there)
     for kind, colour in _KINDS.items():
         parts = [float(min(arms[name].held_bytes.get(kind, 0), peak))
-                 for name, peak in zip(names, peaks, strict=True)]  # fmt: skip
+                 for name, peak in zip(there, peaks, strict=True)]  # fmt: skip
         if kind == _REST:
             parts = [max(0.0, peak - left) for peak, left in zip(peaks, lefts, strict=True)]
         if any(parts):
-            axes.barh(names, [part / scale for part in parts], color=colour, label=kind,
+            axes.barh(shown, [part / scale for part in parts], color=colour, label=kind,
                       left=[left / scale for left in lefts])  # fmt: skip
         lefts = [left + part for left, part in zip(lefts, parts, strict=True)]
     for place, peak in enumerate(peaks):

@@ -24,6 +24,7 @@ from pytest_amp.render.text import (
 )
 from pytest_amp.render.verdicts import both_arms, outcome_of, why_nothing
 from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import arm_names
 
 _INDENT = "    "
 _LONGEST_CELL = 24
@@ -114,12 +115,20 @@ COLUMNS = (
     TableColumn("coverage", ">", lambda report: units.share(report.coverage), ("coverage",)),
     TableColumn("scaler", "<", _scaler, ("skipped_steps",)),
 )
+_RECIPES = TableColumn("recipes", "<", lambda report: units.change(*_recipes(report)))
 _SINCE = TableColumn("since", ">", _since, ("compare:speedup",))
 
 
 def columns_of(reports: Sequence[AmpReport]) -> tuple[TableColumn, ...]:
-    """Return the columns; the change since a baseline is one only if a test has a baseline."""
-    return (*COLUMNS, _SINCE) if any(report.baseline for report in reports) else COLUMNS
+    """Return the columns: recipes if a test chose any, and changes if a test has a baseline."""
+    chosen = any(arm_names(report.arms)["amp"] != "amp" for report in reports)
+    since = any(report.baseline for report in reports)
+    return (*(_RECIPES,) * chosen, *COLUMNS, *(_SINCE,) * since)
+
+
+def _recipes(report: AmpReport) -> tuple[str, str]:
+    fp32, amp = (run.recipe if run else None for run in both_arms(report))
+    return fp32 or units.NOTHING, amp or units.NOTHING
 
 
 @dataclass(frozen=True)

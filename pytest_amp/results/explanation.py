@@ -19,6 +19,8 @@ from pytest_amp.results.values import (
     Gate,
     Setting,
     Verdict,
+    against,
+    arm_names,
 )
 
 FULL_COVERAGE = 0.95
@@ -91,7 +93,8 @@ def explanation(report: Explained) -> Iterator[str]:
     yield _headline(report, wrong)
     where = report.environment
     if where is not None:
-        yield f"on {where.device}, {where.dtype} against float32, torch {where.torch}"
+        compared = against(report.arms, where.dtype)
+        yield f"on {where.device}, {compared}, torch {where.torch}"
     for part in (
         _gates(report),
         _dtype_map(report),
@@ -178,7 +181,8 @@ def _arms(report: Explained) -> Iterator[str]:
     measured = {"step time": times, "peak memory": peaks, "last loss": units.change(*last)}
     shown = {name: change for name, change in measured.items() if change != units.NOTHING}
     if shown:
-        yield "  fp32 -> amp"
+        names = arm_names(report.arms)
+        yield f"  {names['fp32']} -> {names['amp']}"
     for name, change in shown.items():
         yield f"    {name:<11}  {change}"
 
@@ -314,7 +318,7 @@ def _coverage_hint(report: Explained, _: Gate) -> str | None:
     if not total:
         return None
     shares = ", ".join(f"{dtype} {units.share(count / total)}" for dtype, count in flops.items())
-    return f"the amp arm's FLOPs by dtype: {shares}"
+    return f"the {arm_names(report.arms)['amp']} arm's FLOPs by dtype: {shares}"
 
 
 def _map_hint(report: Explained, _: Gate) -> str | None:

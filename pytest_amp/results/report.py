@@ -95,6 +95,16 @@ class AmpReport:
         return self.arms["amp"]
 
     @property
+    def reference(self) -> ArmRun:
+        """The arm that the other is compared with, by its role: the same as `fp32`."""
+        return self.fp32
+
+    @property
+    def candidate(self) -> ArmRun:
+        """The arm that is measured, by its role: the same as `amp`."""
+        return self.amp
+
+    @property
     def memory_reduction(self) -> float | None:
         """1 - amp peak / fp32 peak; None if a peak is unknown, or fp32's is zero."""
         fp32, amp = self.arms.get("fp32"), self.arms.get("amp")

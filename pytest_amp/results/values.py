@@ -51,6 +51,8 @@ class ArmRun:
             parameters, gradients, optimizer state.
         operators (Mapping[str, Mapping[str, int]]): the calls in the inspected step, by operator
             and dtype.
+        recipe (str | None): the name of the recipe by which the arm computed; None in a report that
+            is older than recipes.
     """
 
     step_times_s: tuple[float, ...] = ()
@@ -64,6 +66,7 @@ class ArmRun:
     skipped_steps: int = 0
     held_bytes: Mapping[str, int] = field(default_factory=dict)
     operators: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    recipe: str | None = None
 
     @property
     def losses(self) -> tuple[float, ...]:
@@ -74,6 +77,26 @@ class ArmRun:
     def step_time_s(self) -> float | None:
         """The median of the seconds per step; None if nothing was timed."""
         return statistics.median(self.step_times_s) if self.step_times_s else None
+
+
+def arm_names(arms: Mapping[str, ArmRun]) -> dict[str, str]:
+    """Return what to call each arm: by its recipe, unless that is float32 or plain autocast."""
+    found = {name: arms[name].recipe if name in arms else None for name in ("fp32", "amp")}
+    usual = found["fp32"] in (None, "fp32") and found["amp"] in (None, "fp16", "bf16")
+    return {name: name if usual or recipe is None else recipe for name, recipe in found.items()}
+
+
+def against(arms: Mapping[str, ArmRun], dtype: str) -> str:
+    """Return what was compared with what, such as ``bfloat16 against float32``.
+
+    Args:
+        arms: the arms.
+        dtype: the dtype of the amp arm, which names it where it is plain autocast.
+    """
+    names = arm_names(arms)
+    if names == {"fp32": "fp32", "amp": "amp"}:
+        return f"{dtype} against float32"
+    return f"{names['amp']} against {names['fp32']}"
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def differing_accumulation(case: Case) -> Iterator[Word]:
     if any(each.dtype in REDUCED for each in case.seen.amp.parameters):
         return
     gradients = [each for each in drill.gradients if each.share >= MATTERS]
-    lost = [each for each in gradients if _is_lost(each, case.seen.dtype)]
+    lost = [each for each in gradients if _is_lost(each, case.seen.precision)]
     if lost:
         yield _lost(max(lost, key=lambda each: each.errors[1]), len(lost), drill, case)
     elif gradients and drill.steps[0] == drill.steps[1] and are_comparable(case):
@@ -61,7 +61,7 @@ def _is_lost(each: AccumulatedGradient, dtype: str) -> bool:
 def _lost(worst: AccumulatedGradient, count: int, drill: Accumulated, case: Case) -> Word:
     more = f" (and of {count - 1} more)" if count > 1 else ""
     what = "this line changes it" if drill.edited_at else "something changes it"
-    harmful = worst.errors[1] > HARMFUL * EPSILONS[case.seen.dtype]
+    harmful = worst.errors[1] > HARMFUL * EPSILONS[case.seen.precision]
     return Word(
         f"under amp the gradient of {worst.parameter}{more} is not the sum of its "
         f"{_batches(worst.passes[1])}: it is off by {units.share(worst.errors[1])}, and by "

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 
 from pytest_amp import units
 from pytest_amp.judge.case import Case
-from pytest_amp.observations import REDUCED
+from pytest_amp.observations import REDUCED, Operators, ParityRun
+from pytest_amp.recipes import Recipe
 from pytest_amp.rules.base import Word, rule
 from pytest_amp.rules.places import where_it_ran
 
@@ -19,17 +20,26 @@ def amp_no_op(case: Case) -> Iterator[Word]:
     Eligible are matrix products, convolutions and attention; in a step without these, any bytes of
     activations. Work out of sight keeps the rule silent if it may have run in reduced precision.
     """
-    operators = case.seen.amp.operators
-    if operators is None or operators.hidden_reduced:
+    operators, recipe = case.seen.amp.operators, case.seen.recipes.amp
+    yield from unprepared(case.seen.amp, recipe, "the amp arm")
+    if operators is None or operators.hidden_reduced or recipe.dtype == "float32":
         return
     if operators.flops:
-        if operators.reduced_flops():
+        if operators.reduced_flops() or operators.float8_flops():
             return
         what = "matmul, convolution or attention FLOP"
     else:
         if operators.reduced_bytes() or not sum(operators.bytes_by_dtype.values()):
             return
         what = "byte of activations"
+    if recipe.autocast_dtype is None:
+        yield Word(
+            f"not one {what} of the amp arm ran in {case.seen.dtype}, which {recipe} keeps the "
+            "model in: train what arm.prepare(model) returns",
+            {"flops_by_dtype": dict(operators.flops_by_dtype)},
+            location=where_it_ran(operators, tuple(operators.flops_by_dtype)),
+        )
+        return
     elsewhere = [d for d in operators.autocast_devices if d != case.seen.device_type]
     work = max(operators.rows, key=lambda row: (row.flops, row.bytes), default=None)
     line = work.location if work else None
@@ -67,6 +77,28 @@ def amp_no_op(case: Case) -> Iterator[Word]:
         },
         location=line,
     )
+
+
+def unprepared(run: ParityRun, recipe: Recipe, arm: str) -> Iterator[Word]:
+    """Say what of a recipe came to nothing: layers that were not converted, or not compiled."""
+    operators = run.operators
+    if recipe.compile is not None and not run.compiled:
+        yield Word(
+            f"{arm} is to run compiled ({recipe}), and torch.compile compiled nothing: train what "
+            "arm.prepare(model) returns, and see that nothing disables the compiler",
+            {"recipe": str(recipe), "graphs": 0},
+            no_place="it is about a call that is missing",
+        )
+    if recipe.float8 is None or operators is None or operators.hidden:
+        return
+    if not any(dtype.startswith("float8") for dtype in operators.bytes_by_dtype):
+        yield Word(
+            f"{arm} is to run in float8 ({recipe}), and not one tensor of it was: train what "
+            "arm.prepare(model) returns; it converts linear layers whose features are multiples "
+            "of 16",
+            {"recipe": str(recipe), "bytes_by_dtype": dict(operators.bytes_by_dtype)},
+            location=where_it_ran(operators, tuple(operators.flops_by_dtype)),
+        )
 
 
 # By package: the framework's name, how it is told the arm's precision, and the dtypes that its
@@ -130,6 +162,8 @@ def dtype_substituted(case: Case) -> Iterator[Word]:
             module=first.module,
             location=first.location,
         )
+    elif case.seen.recipes.amp.parameter_dtype in REDUCED:
+        yield from _left_wide(operators, case)
     elif ran and asked not in ran:
         yield Word(
             f"the amp arm ran in {ran[0]} where {asked} was asked for: every figure "
@@ -137,6 +171,24 @@ def dtype_substituted(case: Case) -> Iterator[Word]:
             {"asked": asked, "ran": ran[0]},
             location=where_it_ran(operators, ran),
         )
+
+
+def _left_wide(operators: Operators, case: Case) -> Iterator[Word]:
+    """Say which products ran in float32 in a model that is to be kept in a reduced dtype."""
+    rows = [row for row in operators.rows if row.flops and row.phase == "forward"]
+    wide = [row for row in rows if row.dtype == "float32" and not row.chosen]
+    if not wide or len(wide) == len(rows):  # of the second, AMP101 speaks
+        return
+    share = sum(row.flops for row in wide) / sum(row.flops for row in rows)
+    most = max(wide, key=lambda row: row.flops)
+    yield Word(
+        f"{units.share(share)} of the forward FLOPs ran in float32, in a model that is to be kept "
+        f"in {case.seen.dtype} ({case.seen.recipes.amp}): prepare the whole model, or ask for "
+        "autocast instead",
+        {"asked": case.seen.dtype, "share": share, "op": most.op},
+        module=most.module,
+        location=most.location,
+    )
 
 
 @rule("AMP103")

@@ -160,7 +160,7 @@ def _accuses(left: Departure, case: Case) -> bool:
     return (
         are_comparable(case)
         and case.gates["loss_diff"].verdict != "inconclusive"
-        and UNEXPLAINED_FROM[ran_in(case)] < left.off < math.inf
+        and UNEXPLAINED_FROM[case.seen.ran_in] < left.off < math.inf
     )
 
 
@@ -199,21 +199,17 @@ def _instead(left: Departure) -> str:
     return f"keep that in float32 {origins.IN_FLOAT32}"
 
 
-def ran_in(case: Case) -> str:
-    """Return the dtype that the amp arm's products ran in, which a step may choose by itself."""
-    operators = case.seen.amp.operators
-    return (operators.main_reduced_dtype if operators else None) or case.seen.dtype
-
-
 def _is_unexplained(gradient: Gradient, case: Case) -> bool:
     """Return whether a gradient differs from fp32's by more than rounding the products explains.
 
     Without that, fixed limits have to do.
     """
     if gradient.rounding is None:
-        least, off = COSINES[case.seen.dtype], RATIOS[case.seen.dtype]
+        least, off = COSINES[case.seen.precision], RATIOS[case.seen.precision]
         return gradient.cosine < least or not 1 / off <= gradient.ratio <= off
-    return gradient.error > max(UNEXPLAINED_FROM[ran_in(case)], TIMES_ROUNDING * gradient.rounding)
+    return gradient.error > max(
+        UNEXPLAINED_FROM[case.seen.ran_in], TIMES_ROUNDING * gradient.rounding
+    )
 
 
 def _beside_rounding(gradient: Gradient) -> str:
@@ -232,7 +228,7 @@ def _gradients(case: Case) -> Sequence[Gradient]:
 
 def _first_to_leave(case: Case) -> str | None:
     """Return the first module whose output is further from fp32's than the dtype explains."""
-    budget = OUTPUT_ULPS * EPSILONS[case.seen.dtype]
+    budget = OUTPUT_ULPS * EPSILONS[case.seen.precision]
     return next((o.module for o in case.seen.numerics.outputs if not o.distance <= budget), None)
 
 

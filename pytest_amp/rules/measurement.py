@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from pytest_amp import units
 from pytest_amp.judge import sequential
 from pytest_amp.judge.case import Case
 from pytest_amp.judge.comparison import other_flags
 from pytest_amp.judge.gates import draws_differ
-from pytest_amp.observations import REDUCED, Start
+from pytest_amp.observations import REDUCED, Operators, Start
+from pytest_amp.recipes import Recipe
+from pytest_amp.rules.autocast import unprepared
 from pytest_amp.rules.base import Compared, NeverCalled, Word, rule
 from pytest_amp.rules.places import where_it_ran
 
@@ -190,12 +192,30 @@ def _first_other_draw(case: Case) -> str | None:
 
 @rule("AMP004")
 def fp32_arm_not_fp32(case: Case) -> Iterator[Word]:
-    """Look for FLOPs in reduced precision in the fp32 arm.
+    """Look for a baseline that does not compute as its recipe has it.
+
+    In the fp32 arm these are FLOPs in reduced precision, or a switch that lets them run in TF32.
 
     It is a warning if the weights are kept that way, since that may well be the model's design.
     """
-    operators = case.seen.fp32.operators
-    if operators is None or not operators.reduced_flops():
+    operators, recipe = case.seen.fp32.operators, case.seen.recipes.fp32
+    yield from unprepared(case.seen.fp32, recipe, "the fp32 arm")
+    if _is_loose(case):
+        loose = _loose(case.seen.fp32.flags)
+        listed = ", ".join(f"{name}={value}" for name, value in loose.items())
+        yield Word(
+            f"the baseline is to run in {recipe} and switches a lower precision on ({listed}): "
+            "leave that out, or compare with it, as in --amp-reference=tf32",
+            {"flags": loose},
+            severity="warning" if _loose(case.seen.amp.flags) == loose else None,
+            no_place="it is about a setting of the process",
+        )
+    if operators is None:
+        return
+    if recipe.dtype in REDUCED:
+        yield from _not_as_reduced(operators, recipe)
+        return
+    if not operators.reduced_flops():
         return
     share = operators.reduced_flops() / operators.flops
     by_weights = operators.reduced_weights and not operators.autocast_entered
@@ -222,11 +242,41 @@ def fp32_arm_not_fp32(case: Case) -> Iterator[Word]:
         )
 
 
+def _is_loose(case: Case) -> bool:
+    """Return whether the baseline multiplies in less than the float32 that it is to run in."""
+    return case.seen.recipes.fp32.matmul == "float32" and bool(_loose(case.seen.fp32.flags))
+
+
+def _loose(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags by which float32 operands are multiplied in less than float32."""
+    tight = {"float32_matmul_precision": "highest", "cuda.matmul.allow_tf32": False}
+    return {
+        name: flags[name] for name, value in tight.items() if flags.get(name, value) != value
+    }  # fmt: skip
+
+
+def _not_as_reduced(operators: Operators, recipe: Recipe) -> Iterator[Word]:
+    """Say that a baseline in a reduced dtype ran in another one."""
+    amounts = operators.flops_by_dtype if operators.flops else operators.bytes_by_dtype
+    if operators.hidden_reduced or not amounts or amounts.get(recipe.dtype):
+        return
+    ran = max(amounts, key=amounts.__getitem__)
+    yield Word(
+        f"the baseline is to run in {recipe} and ran in {ran}: run its forward pass under "
+        "arm.autocast(), and train what arm.prepare(model) returns",
+        {"asked": recipe.dtype, "ran": ran, "flops_by_dtype": dict(operators.flops_by_dtype)},
+        location=where_it_ran(operators, (ran,)),
+    )
+
+
 @rule("AMP005")
 def baseline_flags(case: Case) -> Iterator[Word]:
     """Look for global flags that differ between the arms."""
     fp32, amp = case.seen.fp32.flags, case.seen.amp.flags
     differing = {name: [fp32[name], amp.get(name)] for name in fp32 if amp.get(name) != fp32[name]}
+    recipes = case.seen.recipes
+    if recipes.fp32.matmul != recipes.amp.matmul or _is_loose(case):  # that is known already
+        differing = {name: each for name, each in differing.items() if not _is_of_matmul(name)}
     if differing:
         listed = ", ".join(f"{name}: {a} and {b}" for name, (a, b) in differing.items())
         yield Word(
@@ -234,6 +284,10 @@ def baseline_flags(case: Case) -> Iterator[Word]:
             "autocast's alone",
             differing,
         )
+
+
+def _is_of_matmul(name: str) -> bool:
+    return name.endswith(("allow_tf32", "fp32_precision", "matmul_precision"))
 
 
 @rule("AMP005", Compared)

@@ -18,14 +18,15 @@ def half_parameters(case: Case) -> Iterator[Word]:
     be on purpose, and is a warning.
     """
     trained, fp32 = case.seen.amp.parameters, case.seen.fp32.parameters
-    reduced = [each for each in trained if each.dtype in REDUCED]
+    meant = case.seen.recipes.amp.parameter_dtype
+    reduced = [each for each in trained if each.dtype in REDUCED and each.dtype != meant]
     if not reduced:
         return
     alike = len(fp32) == len(trained)
     ours = [
         each
         for index, each in enumerate(trained)
-        if each.dtype in REDUCED and not (alike and fp32[index].dtype == each.dtype)
+        if each in reduced and not (alike and fp32[index].dtype == each.dtype)
     ]
     named = ours or reduced
     dtypes = ", ".join(sorted({each.dtype for each in named}))

@@ -207,7 +207,8 @@ BY_HAND = 2.0
 def fp16_without_scaler(case: Case) -> Iterator[Word]:
     """Look for a backward pass in float16 whose loss was scaled neither by a scaler nor by hand."""
     operators = case.seen.amp.operators
-    if operators is None or case.seen.amp.scaler.live:
+    unscalable = case.seen.recipes.amp.parameter_dtype != "float32"  # no scaler takes its gradients
+    if operators is None or case.seen.amp.scaler.live or unscalable:
         return
     backward = [
         row

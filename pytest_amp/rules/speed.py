@@ -53,6 +53,8 @@ def fp32_fallback(case: Case) -> Iterator[Word]:
     attention with dropout does on a CPU, and the author can't change it. If the step itself asks
     for float32, the product was not forgotten.
     """
+    if case.seen.recipes.amp.autocast_dtype is None:  # of what that leaves wide, AMP108 speaks
+        return
     rows = [row for row in _rows(case, "forward") if row.flops]
     total = sum(row.flops for row in rows)
     outside = [row for row in rows if row.dtype == "float32" and not row.autocast]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from pytest_amp.settings.recipes import Recipe
+from pytest_amp.recipes import Recipe
 
 # What Lightning, Accelerate, the HF Trainer and torch call the recipes, where that is not our name.
 _SPELLINGS: Mapping[str, str] = {

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pytest_amp.codes import GATES
+from pytest_amp.recipes import Recipe, Recipes
 from pytest_amp.results.values import Setting
-from pytest_amp.settings.table import TABLE, Level, in_force
+from pytest_amp.settings.table import TABLE, Level, disagreement, in_force
 from pytest_amp.settings.thresholds import Threshold
 
 
@@ -26,6 +27,8 @@ class Settings(NamedTuple):
     min_coverage: Threshold | None
     max_skipped_steps: Threshold | None
     dtype: str | None
+    reference: Recipe
+    candidate: Recipe | None
     device: str
     steps: int
     warmup: int
@@ -50,6 +53,20 @@ class Settings(NamedTuple):
         found = {name: getattr(self, name) for name in GATES}
         return {name: threshold for name, threshold in found.items() if threshold is not None}
 
+    @property
+    def leaves_the_dtype_to_the_device(self) -> bool:
+        """Whether nothing says which dtype the amp arm casts to."""
+        return self.dtype is None and self.candidate is None
+
+    def recipes(self, default_dtype: str) -> Recipes:
+        """Return the recipes of the two arms.
+
+        Args:
+            default_dtype: what autocast casts to on the device, unless the settings say.
+        """
+        autocast = Recipe(autocast_dtype=self.dtype or default_dtype)
+        return Recipes(self.reference, self.candidate or autocast)
+
     def described(self) -> dict[str, Setting]:
         """Return the settings as a report records them."""
         return {
@@ -61,6 +78,8 @@ class Settings(NamedTuple):
 def _as_json(value: Any) -> Any:
     if isinstance(value, Threshold):
         return value.as_json()
+    if isinstance(value, Recipe):
+        return str(value)
     if isinstance(value, frozenset):
         return sorted(value)
     return list(value) if isinstance(value, tuple) else value
@@ -70,14 +89,30 @@ def resolve(levels: Iterable[Level]) -> Settings:
     """Return the settings in force.
 
     Args:
-        levels: the strongest first; each is a source, and its values as the user wrote them.
+        levels: the strongest first; each is a source, and its values as the user wrote them. Of a
+            dtype and a candidate that disagree, the one from the stronger level is in force.
 
     Raises:
-        ValueError: a value is not valid.
+        ValueError: a value is not valid, or a level names a dtype and a candidate that disagree.
     """
-    levels = list(levels)
-    found = {entry.name: in_force(entry, levels) for entry in TABLE}
+    agreeing = _without_weaker_rivals(list(levels))
+    found = {entry.name: in_force(entry, agreeing) for entry in TABLE}
     return Settings(
         **{name: value for name, (value, _) in found.items()},
         sources={name: source for name, (_, source) in found.items()},
     )
+
+
+def _without_weaker_rivals(levels: Sequence[Level]) -> list[Level]:
+    """Return the levels without what disagrees with a stronger level's dtype or candidate."""
+    named: dict[str, object] = {}
+    agreeing: list[Level] = []
+    for source, raw in levels:
+        if problem := disagreement(raw):
+            raise ValueError(problem)
+        rivals = {name: raw[name] for name in ("dtype", "candidate") if name in raw}
+        is_rival = disagreement({**rivals, **named}) is not None
+        kept = {name: raw[name] for name in raw if not (is_rival and name in rivals)}
+        named = {**rivals, **named}
+        agreeing.append((source, kept))
+    return agreeing

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pytest_amp.codes import COMPARED_METRICS
+from pytest_amp.recipes import NAMES, recipe, recipe_or_auto
 from pytest_amp.settings import parsers as read
 
 
@@ -97,6 +98,15 @@ TABLE: tuple[Entry, ...] = (
     Entry(
         "dtype", read.dtype, None, "DTYPE",
         "float16, bfloat16, or auto: what torch.autocast uses on the device",
+        shown="auto",
+    ),
+    Entry(
+        "reference", recipe, "fp32", "RECIPE",
+        f"what to compare with: {', '.join(NAMES)}, and +compile, +channels_last or +tf32",
+    ),
+    Entry(
+        "candidate", recipe_or_auto, None, "RECIPE",
+        "what to measure: a recipe, as for --amp-reference, or auto: autocast in the dtype",
         shown="auto",
     ),
     Entry(
@@ -223,6 +233,27 @@ def parse(entry: Entry, value: object) -> Any:
         return entry.parse(value)
     except ValueError as error:
         raise ValueError(f"{entry.name}: {error}") from None
+
+
+def disagreement(raw: Mapping[str, object]) -> str | None:
+    """Return what is wrong with a level that names both a dtype and a candidate; None if nothing.
+
+    A dtype is the short way to name the candidate that is autocast in it.
+
+    Raises:
+        ValueError: one of them is not valid.
+    """
+    if "dtype" not in raw or "candidate" not in raw:
+        return None
+    dtype = parse(BY_NAME["dtype"], raw["dtype"])
+    candidate = parse(BY_NAME["candidate"], raw["candidate"])
+    if dtype is None or candidate is None or candidate.dtype == dtype:
+        return None
+    short = "fp16" if dtype == "float16" else "bf16"
+    return (
+        f"dtype={dtype} is short for candidate={short}, and candidate={candidate} is given too: "
+        "leave dtype out"
+    )
 
 
 def _parsed_default(entry: Entry) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from pytest_amp import units
 from pytest_amp.judge.comparison import differences
 from pytest_amp.results.report import AmpReport
-from pytest_amp.results.values import Baseline
+from pytest_amp.results.values import Baseline, against
 from pytest_amp.storage import store
 from pytest_amp.storage.index import Index
 from pytest_amp.storage.key import PARTS, key, seconds, versions
@@ -154,11 +154,13 @@ class Baselines:
         stored, ours = (json.loads(key(each.to_dict())) for each in (result, report))
         other = [
             f"{name} {theirs}, not {here}"
-            for name, theirs, here in zip(PARTS, stored, ours, strict=True)
+            for name, theirs, here in zip(PARTS, stored, ours, strict=False)
             if theirs != here
         ]
         if other:
             return f"has {' and '.join(other)}"
+        if stored != ours:
+            return f"is of {_compared(result)}, not of {_compared(report)}"
         if self.branch is not None and run.branch != self.branch:
             return f"is of {f'branch {run.branch}' if run.branch else 'no branch'}"
         if self.exact and (found := list(differences(result.environment, report.environment))):
@@ -257,3 +259,7 @@ def origin(run: SavedRun, result: AmpReport) -> Baseline:
     return Baseline(
         run.name, store.printable(run.path), store.printable(result.started), commit, branch
     )
+
+
+def _compared(report: AmpReport) -> str:
+    return against(report.arms, report.environment.dtype if report.environment else "autocast")

@@ -13,12 +13,12 @@ from pytest_amp.judge.comparison import VERSIONS
 Report = Mapping[str, Any]
 # The settings that affect how long a step takes and where its loss ends. Thresholds do not.
 MEASURING = ("steps", "warmup", "seed")
-# The parts of a key, in order.
+# The first parts of a key, in order; recipes follow, where they are not the usual ones.
 PARTS = ("test", "device", "dtype", *MEASURING, "rank")
 
 
 def key(report: Report) -> str:
-    """Return what comparable results share: test, device, dtype, settings and rank, as text.
+    """Return what comparable results share, as text: test, device, dtype, settings and the like.
 
     Raises:
         LookupError, TypeError, AttributeError: this is not a report.
@@ -26,7 +26,18 @@ def key(report: Report) -> str:
     environment, settings = report["environment"] or {}, report["settings"]
     measuring = [settings[name]["value"] if name in settings else None for name in MEASURING]
     where = (report["nodeid"], environment.get("device"), environment.get("dtype"))
-    return json.dumps([*where, *measuring, report.get("rank") or 0])
+    return json.dumps([*where, *measuring, report.get("rank") or 0, *recipes(report)])
+
+
+def recipes(report: Report) -> tuple[str, ...]:
+    """Return the names of the recipes, unless they are the default ones for the report's dtype.
+
+    Those have no part in a key, so that results from before there were recipes stay comparable.
+    """
+    arms, environment = report.get("arms") or {}, report["environment"] or {}
+    named = [(arms.get(name) or {}).get("recipe") for name in ("fp32", "amp")]
+    usual = ["fp32", {"float16": "fp16", "bfloat16": "bf16"}.get(environment.get("dtype", ""))]
+    return () if None in named or named == usual else tuple(map(str, named))
 
 
 def versions(report: Report) -> str:

@@ -15,8 +15,8 @@ from pytest_amp.lab.arm import Arm, Resident, Setup, Workbench
 from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.progress import Progress
+from pytest_amp.recipes import Recipes
 from pytest_amp.results.report import AmpReport
-from pytest_amp.settings.recipes import Recipes
 from pytest_amp.settings.resolved import resolve
 
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from torch import nn
 
 from pytest_amp.lab.arm import Arm
 from pytest_amp.lab.machine.device import Device
-from pytest_amp.settings.recipes import Recipe
+from pytest_amp.recipes import Recipe
 from tests.helpers.lab import CPU, measure, train
 
 

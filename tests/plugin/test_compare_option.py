@@ -39,6 +39,16 @@ def test_an_amp_arm_that_is_20_percent_slower_fails_and_fails_again_the_next_tim
     saved.runpytest(*KEPT, GATED).assert_outcomes(passed=1)
 
 
+def test_a_result_with_other_recipes_is_no_baseline(saved: pytest.Pytester) -> None:
+    result = saved.runpytest(*KEPT, "--amp-compare", "--amp-reference=bf16")
+    result.assert_outcomes(passed=1)
+    assert read(saved)["tests"][0]["baseline"] is None
+    told = " ".join(result.stdout.str().split())
+    assert "is of bfloat16 against float32, not of bf16 against bf16" in told
+    saved.runpytest(*KEPT, "--amp-compare", "--amp-candidate=bf16")  # as autocast is by default
+    assert read(saved)["tests"][0]["baseline"] is not None
+
+
 def test_without_a_limit_the_change_is_told(saved: pytest.Pytester) -> None:
     result = saved.runpytest(*KEPT, "--amp-compare")
     result.assert_outcomes(passed=1)

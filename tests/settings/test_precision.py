@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from pytest_amp.recipes import NAMES, Recipe
 from pytest_amp.settings.precision import Abilities, effective, requested_recipe
-from pytest_amp.settings.recipes import NAMES, Recipe
 
 NATIVE = {"tensorwise": "native", "rowwise": "native"}
 EVERYTHING = Abilities("a device", tf32=True, float8=NATIVE)

@@ -19,6 +19,12 @@ def forget_compiled_code() -> None:
         dynamo.reset()
 
 
+def graphs_compiled() -> int:
+    """Return how many graphs Dynamo has compiled in this process so far."""
+    utils: Any = sys.modules.get("torch._dynamo.utils")
+    return 0 if utils is None else int(utils.counters["stats"]["unique_graphs"])
+
+
 def let_go_of_graphs() -> None:
     """Free the CUDA graphs that the active arm's compiled code has recorded."""
     trees: Any = sys.modules.get("torch._inductor.cudagraph_trees")

@@ -81,6 +81,19 @@ def _precision() -> Iterator[Global]:
             continue
 
 
+def set_tf32(*, on: bool) -> None:
+    """Choose whether float32 operands are multiplied in TF32, in products and in convolutions."""
+    if hasattr(torch.backends, "fp32_precision"):
+        torch.backends.fp32_precision = "none"  # what is chosen for single backends inherits it
+    torch.set_float32_matmul_precision("high" if on else "highest")
+    torch.backends.cudnn.allow_tf32 = on
+
+
+def is_tf32_on() -> bool:
+    """Return whether matrix products of float32 run in less than float32 in this process."""
+    return torch.get_float32_matmul_precision() != "highest"
+
+
 def _autocast() -> Iterator[Global]:
     for kind in ("cpu", "cuda", "xpu", "mps"):
         try:

@@ -48,7 +48,8 @@ def inspect(
     names = [parameter.name for parameter in amp.parameters]
     gradients = witness.gradients_beside(baseline)
     ran_in = amp.operators.main_reduced_dtype if amp.operators else None
-    dtype = ran_in or dtype_name(bench.dtype)
+    is_reference_wide = bench.recipes.fp32.dtype == "float32"
+    dtype = (is_reference_wide and ran_in) or dtype_name(bench.precision)
     computed = baseline.values.computed, witness.values.computed
     parted, off = departure(*computed, dtype), {}
     if parted or any(each.error > UNEXPLAINED_FROM[dtype] for each in gradients):

@@ -12,6 +12,7 @@ import torch
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import ArmName, Resident, Workbench
+from pytest_amp.lab.machine.compiled import graphs_compiled
 from pytest_amp.lab.scaling.optimizers import Trained
 from pytest_amp.lab.scaling.step_watch import Replay, StepWatch, starting_at
 from pytest_amp.lab.watch.fingerprint import Inputs, first_inputs, pieces
@@ -44,7 +45,7 @@ def run(
         The record, and the skips that another arm has to repeat.
     """
     bench.progress.at("parity", name)
-    modules = MadeModules()
+    modules, before = MadeModules(), graphs_compiled()
     with peak_memory(bench.device) as memory:
         with bench.built(name) as resident:
             watch, clock = StepWatch(replay), _Stopwatch()
@@ -83,6 +84,7 @@ def run(
                 modules=modules.described(),
                 checkpoint=None if saved is None else tuple(saved.state),
                 checkpoint_at=None if saved is None else saved.location,
+                compiled=graphs_compiled() - before,
             )
             skips = watch.replay()
             del watch, saved  # they keep alive what the arm trained
@@ -118,7 +120,7 @@ def rounded(bench: Workbench, steps: int, replay: Replay | None) -> Losses:
     with (
         torch.compiler.set_stance("force_eager"),
         bench.built("fp32") as resident,
-        RoundedProducts(bench.dtype),
+        RoundedProducts(bench.precision),
     ):
         losses, _ = _steps(bench, resident, StepWatch(replay), steps, "noise floor")
     return losses
@@ -142,7 +144,7 @@ def floor(bench: Workbench, steps: int, replay: Replay | None, other_stream: boo
                 bench.device.manual_seed(bench.seed + 1)
             elif not watch.trained.parameters:
                 return
-            _nudge(watch.trained.parameters, bench.dtype, bench.seed)
+            _nudge(watch.trained.parameters, bench.precision, bench.seed)
             repeated = step
 
         losses, start = _steps(bench, resident, watch, steps, "noise floor", nudge)

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from pytest_amp.settings.recipes import NAMES, Recipe, recipe_or_auto
+from pytest_amp.recipes import NAMES, Recipe, recipe_or_auto
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 

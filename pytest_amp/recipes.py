@@ -6,7 +6,7 @@ knows nothing of torch. If a recipe is not valid, a `ValueError` says what is.
 
 from __future__ import annotations
 
-import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -155,6 +155,29 @@ class Recipes(NamedTuple):
         """Return float32 against autocast in ``float16`` or ``bfloat16``."""
         return cls(Recipe(), Recipe(autocast_dtype=dtype))
 
+    @property
+    def are_usual(self) -> bool:
+        """Whether they are float32 and autocast, which everybody calls fp32 and amp."""
+        return self.amp in map(Recipe, ("float16", "bfloat16")) and self.fp32 == Recipe()
+
+    @property
+    def precision(self) -> str:
+        """The reduced dtype by whose rounding the arms' differences are judged: the coarser one's.
+
+        TF32 keeps as many bits as float16. The same is granted to float32.
+        """
+        return "bfloat16" if "bfloat16" in (self.fp32.dtype, self.amp.dtype) else "float16"
+
+    def named(self, text: str) -> str:
+        """Return a text with the recipes' names in place of ``fp32`` and ``amp``, unless usual."""
+        if self.are_usual:
+            return text
+        return _ARM.sub(lambda arm: str(getattr(self, arm[0])), text)
+
+
+# An arm's name as a word of its own, and not in a name of torch's, in an option or in a path.
+_ARM = re.compile(r"(?<![\w.+/=@'-])(?:fp32|amp)(?![\w+/=-]|\.\w)")
+
 
 def recipe(value: object) -> Recipe:
     """Parse the setting `reference`.
@@ -175,6 +198,8 @@ def recipe_or_auto(value: object) -> Recipe | None:
 
 
 def _unknown(given: object, base: str) -> str:
+    import difflib
+
     close = difflib.get_close_matches(base.removeprefix("torch."), [*_MEANT, *NAMES], n=1)
     hint = f" (did you mean {_MEANT.get(close[0], close[0])}?)" if close else ""
     return f"{given!r} is not a recipe{hint}; there are {', '.join(NAMES)}"
