@@ -249,10 +249,16 @@ def _is_loose(case: Case) -> bool:
 
 def _loose(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Return the flags by which float32 operands are multiplied in less than float32."""
-    tight = {"float32_matmul_precision": "highest", "cuda.matmul.allow_tf32": False}
-    return {
-        name: flags[name] for name, value in tight.items() if flags.get(name, value) != value
-    }  # fmt: skip
+    wide = ("none", "ieee")
+    tight = {
+        "float32_matmul_precision": ("highest",),
+        "cuda.matmul.allow_tf32": (False,),
+        "cuda.matmul.fp32_precision": wide,
+        "mkldnn.matmul.fp32_precision": wide,
+        "cudnn.allow_tf32": (False,),
+        "cudnn.conv.fp32_precision": wide,
+    }
+    return {name: flags[name] for name in tight if name in flags and flags[name] not in tight[name]}
 
 
 def _not_as_reduced(operators: Operators, recipe: Recipe) -> Iterator[Word]:

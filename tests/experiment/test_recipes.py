@@ -11,7 +11,10 @@ from pytest_amp.errors import AmpError
 from pytest_amp.experiment.measure import measure
 from pytest_amp.lab import prepare
 from pytest_amp.lab.machine import abilities
-from tests.helpers.lab import codes, train
+from pytest_amp.lab.machine.device import Device
+from pytest_amp.lab.machine.global_state import GlobalState
+from pytest_amp.lab.machine.torch_globals import is_tf32_on
+from tests.helpers.lab import CPU, codes, train
 
 
 class Unprepared:
@@ -165,11 +168,33 @@ def test_code_that_falls_back_to_eager() -> None:
     assert "torch.compile compiled nothing" in report.findings[0].message
 
 
+def let_cudnn() -> None:
+    torch.backends.cudnn.allow_tf32 = True
+
+
+def let_cublas() -> None:
+    torch.backends.cuda.matmul.allow_tf32 = True
+
+
+def choose_tf32() -> None:
+    torch.set_float32_matmul_precision("high")
+
+
+def choose_it_anew() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+
+
+SWITCHES = [let_cudnn, let_cublas, choose_tf32]
+if hasattr(torch.backends, "fp32_precision"):
+    SWITCHES += [choose_it_anew]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
 @pytest.mark.parametrize(("arms", "severity"), [(["fp32"], "error"), (["fp32", "amp"], "warning")])
-def test_tf32_that_is_left_on_in_a_float32_reference(arms, severity) -> None:
+def test_tf32_that_is_left_on_in_a_float32_reference(arms, severity, switch) -> None:
     def setup(arm):
         if arm.name in arms:
-            torch.set_float32_matmul_precision("high")
+            switch()
         return transformer(arm)
 
     [finding] = run(setup, "fp32", "bf16").findings
@@ -177,19 +202,26 @@ def test_tf32_that_is_left_on_in_a_float32_reference(arms, severity) -> None:
     assert "--amp-reference=tf32" in finding.message
 
 
-def test_tf32_of_the_process_is_put_aside_and_told() -> None:
+@pytest.fixture
+def _switches_as_before():
+    state = GlobalState(Device(CPU))
+    with state.preserved():
+        yield
+
+
+@pytest.mark.usefixtures("_switches_as_before")
+@pytest.mark.parametrize("switch", SWITCHES[1:])
+def test_tf32_of_the_process_is_put_aside_and_told(switch) -> None:
     seen = []
 
     def setup(arm):
         seen.append((arm.name, torch.get_float32_matmul_precision()))
         return transformer(arm)
 
-    torch.set_float32_matmul_precision("high")
-    try:
-        report = run(setup, "fp32", "bf16")
-        assert torch.get_float32_matmul_precision() == "high"
-    finally:
-        torch.set_float32_matmul_precision("highest")
+    switch()
+    assert is_tf32_on()
+    report = run(setup, "fp32", "bf16")
+    assert is_tf32_on()
     assert set(seen) == {("fp32", "highest"), ("amp", "highest")}
     assert codes(report) == []
     assert any("as in --amp-reference=tf32" in note for note in report.notes)

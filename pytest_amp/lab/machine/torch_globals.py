@@ -91,7 +91,12 @@ def set_tf32(*, on: bool) -> None:
 
 def is_tf32_on() -> bool:
     """Return whether matrix products of float32 run in less than float32 in this process."""
-    return torch.get_float32_matmul_precision() != "highest"
+    backends: Any = torch.backends
+    if not hasattr(backends, "fp32_precision"):
+        return torch.get_float32_matmul_precision() != "highest"
+    # To ask the older switch raises where somebody has used the newer ones.
+    owners = backends, backends.cuda.matmul, backends.mkldnn.matmul
+    return any(owner.fp32_precision in ("tf32", "bf16") for owner in owners)
 
 
 def _autocast() -> Iterator[Global]:
