@@ -21,12 +21,14 @@ from pytest_amp.lab.scaling.step_watch import Replay
 from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.observations import Floor, Observations, ParityRun
 from pytest_amp.progress import Progress
+from pytest_amp.recipes import Recipe
 from pytest_amp.results.values import Gate
 
 if TYPE_CHECKING:
     from pytest_amp.experiment.job import Job
     from pytest_amp.experiment.minimal_set import Bisection
     from pytest_amp.progress import Progress
+from pytest_amp.recipes import Recipe
 
 __tracebackhide__ = unless_our_bug
 
@@ -58,6 +60,11 @@ class Trials:
     def dtype(self) -> str:
         """The dtype of the amp arm."""
         return dtype_name(self._bench.dtype)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the amp arm."""
+        return self._bench.recipes.amp
 
     @property
     def steps(self) -> int:
@@ -129,7 +136,7 @@ def bisect(job: Job, progress: Progress, search: Search, say: Say) -> None:
         say: is called with a line for each trial.
 
     Raises:
-        AmpError: the test has no parity gate to pass.
+        AmpError: the test has no parity gate to pass, or an arm without autocast.
     """
     from pytest_amp.experiment import minimal_set
     from pytest_amp.experiment.bisection import Trials
@@ -141,6 +148,12 @@ def bisect(job: Job, progress: Progress, search: Search, say: Say) -> None:
             raise AmpError(
                 "max_loss_diff is off for this test, so there is no parity gate to pass: set it, "
                 "for example with --amp-max-loss-diff=0.02"
+            )
+        if trials.recipe.autocast_dtype is None:
+            other = "fp16" if trials.recipe.dtype == "float16" else "bf16"
+            raise AmpError(
+                f"bisect keeps parts of a step out of autocast, and {trials.recipe} has none: "
+                f"compare with autocast, as in --amp-candidate={other}"
             )
         search.device_type, search.dtype = trials.device_type, trials.dtype
         search.threshold = wanted

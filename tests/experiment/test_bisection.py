@@ -89,6 +89,10 @@ def test_of_something_else():
 @pytest.mark.amp(max_loss_diff=None)
 def test_without_a_parity_gate(amp_benchmark):
     amp_benchmark(lambda arm: lambda: 1.0)
+
+@pytest.mark.amp(candidate="bf16-true")
+def test_without_autocast(amp_benchmark):
+    amp_benchmark(lambda arm: lambda: 1.0)
 """
 BODY_IS_THE_STEP = """
 @pytest.fixture
@@ -193,6 +197,7 @@ def test_what_no_precision_explains_is_said(bisected) -> None:
         ("test_it.py::test_nowhere", "did not run as one amp test"),
         ("test_it.py::test_of_something_else", "did not run as one amp test"),
         ("test_it.py::test_without_a_parity_gate", "max_loss_diff is off for this test"),
+        ("test_it.py::test_without_autocast", "has none: compare with autocast, as in --amp-cand"),
     ],
 )
 def test_what_cannot_be_bisected_is_a_usage_error(bisected, nodeid, message) -> None:
