@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from pytest_amp.experiment.job import Job
     from pytest_amp.experiment.minimal_set import Bisection
     from pytest_amp.progress import Progress
-from pytest_amp.recipes import Recipe
 
 __tracebackhide__ = unless_our_bug
 
