@@ -18,6 +18,7 @@ def half_parameters(case: Case) -> Iterator[Word]:
     be on purpose, and is a warning.
     """
     trained, fp32 = case.seen.amp.parameters, case.seen.fp32.parameters
+    yield from _as_the_recipe_has_it(case)
     meant = case.seen.recipes.amp.parameter_dtype
     reduced = [each for each in trained if each.dtype in REDUCED and each.dtype != meant]
     if not reduced:
@@ -40,6 +41,25 @@ def half_parameters(case: Case) -> Iterator[Word]:
         severity=None if ours else "warning",
         module=_module_of(named[0]),
         location=case.seen.amp.place_of(named[0]),
+    )
+
+
+def _as_the_recipe_has_it(case: Case) -> Iterator[Word]:
+    """Say what may be why the losses differ where the model itself is kept in a reduced dtype."""
+    recipe, gate = case.seen.recipes.amp, case.gates.get("loss_diff")
+    trained = case.seen.amp.parameters
+    kept = [each for each in trained if each.dtype == recipe.parameter_dtype]
+    if recipe.parameter_dtype not in REDUCED or not kept or gate is None or gate.verdict != "fail":
+        return
+    yield Word(
+        f"{len(kept)} of {units.plural(len(trained), 'trained parameter')} are kept in "
+        f"{recipe.parameter_dtype}, as {recipe} has it, where updates smaller than their rounding "
+        "are lost; use autocast, an optimizer that keeps a float32 copy, or one that rounds "
+        "stochastically",
+        {"reduced": len(kept), "trained": len(trained), "dtypes": recipe.parameter_dtype},
+        severity="warning",
+        module=_module_of(kept[0]),
+        location=case.seen.amp.place_of(kept[0]),
     )
 
 

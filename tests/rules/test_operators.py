@@ -6,8 +6,26 @@ from dataclasses import replace
 
 import pytest
 
-from pytest_amp.observations import OpRow, Parameter, Region, RoundTrip, ScalerUse, StaleCast
-from tests.helpers.observations import IN_BF16, findings, scaled, seen, timing
+from pytest_amp.observations import (
+    Operators,
+    OpRow,
+    Parameter,
+    Region,
+    RoundTrip,
+    ScalerUse,
+    StaleCast,
+)
+from pytest_amp.recipes import Recipe, Recipes
+from tests.helpers.observations import (
+    IN_BF16,
+    IN_FP32,
+    findings,
+    gate,
+    losses,
+    scaled,
+    seen,
+    timing,
+)
 
 MIB = 2**20
 NO_SCALER = ScalerUse()
@@ -69,6 +87,42 @@ def test_amp102_names_what_amp_alone_keeps_in_half() -> None:
 @pytest.mark.parametrize("dtypes", [(), ("float32",), ("float32", "float64")])
 def test_amp102_leaves_full_precision_alone(dtypes) -> None:
     assert heard(amp(parameters=trained(*dtypes))) == (None, "")
+
+
+def true(name, **other):
+    recipes = Recipes(Recipe(), Recipe.parse(name))
+    return seen(recipes=recipes, amp={"parameters": trained("bfloat16", "bfloat16"), **other})
+
+
+def test_amp102_leaves_a_model_alone_that_its_recipe_keeps_in_half() -> None:
+    assert heard(true("bf16-true")) == (None, "")
+
+
+def test_amp102_may_be_why_the_losses_of_such_a_model_differ() -> None:
+    [finding] = findings(true("bf16-true", losses=losses(*scaled(1.2))))
+    assert (finding.code, finding.severity) == ("AMP102", "warning")
+    assert "2 of 2 trained parameters are kept in bfloat16, as bf16-true has it" in finding.message
+
+
+def test_amp102_speaks_of_another_dtype_than_the_recipes() -> None:
+    [finding] = findings(true("fp16-true"))
+    assert (finding.code, finding.severity) == ("AMP102", "error")
+
+
+def test_float8_that_a_device_multiplies_in_is_work_of_the_recipe() -> None:
+    """As it would be on a GPU: nothing here multiplies in float8."""
+    ran = Operators(
+        {"float8_e4m3fn": 900, "bfloat16": 50, "float32": 50},
+        {"float8_e4m3fn": 100, "bfloat16": 1900},
+        draws=IN_FP32.draws,
+        autocast_entered=1,
+    )
+    only = replace(ran, flops_by_dtype={"float8_e4m3fn": 1000})
+    recipes = Recipes(Recipe.parse("bf16"), Recipe.parse("fp8"))
+    for operators, share in ((ran, 0.95), (only, 1.0)):
+        observed = seen(recipes=recipes, fp32={"operators": IN_BF16}, amp={"operators": operators})
+        assert findings(observed) == ()
+        assert gate("coverage", observed).value == pytest.approx(share)
 
 
 # AMP103 stale-autocast-cache
