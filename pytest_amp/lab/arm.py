@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from pytest_amp.errors import AmpError, add_note, unless_our_bug
 from pytest_amp.lab.checkpoint import Checkpoint, checkpoint_of
+from pytest_amp.lab.loop import Loop, Run
 from pytest_amp.lab.machine.compiled import forget_compiled_code, let_go_of_graphs
 from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.machine.global_state import GlobalState, quietly, seed_all
@@ -115,6 +116,24 @@ class Arm:
             AmpError: a value has no such methods.
         """
         self._saved = checkpoint_of(state, self._saved)
+
+    def loop(self, run: Run) -> Step:
+        """Return a step for ``setup`` to return, if a training loop of somebody else's is measured.
+
+        For example ``arm.loop(train)``, where ``train(tick)`` runs a trainer whose callback calls
+        ``tick(loss)``. The loop is stopped at each tick, goes on where the experiment asks for the
+        next step, and is unwound when the arm is no longer needed: ``tick`` then raises a
+        `BaseException`. Let it train without limit.
+
+        Args:
+            run: is called once with ``tick``, and calls ``tick(loss)`` after every optimizer step.
+
+        Raises:
+            AmpError: greenlet, which this needs, is not installed.
+        """
+        loop = Loop(run)
+        self.on_teardown(loop.close)
+        return loop
 
     def on_teardown(self, function: Callable[[], object]) -> None:
         """Register a function to call when the arm is no longer needed.
