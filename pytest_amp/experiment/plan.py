@@ -85,6 +85,7 @@ def limits_of(settings: Settings, names: DeviceNames) -> Limits:
         max_loss_diff=on(settings.max_loss_diff),
         loss_atol=settings.loss_atol,
         loss_atol_is_chosen=settings.sources["loss_atol"] != "default",
+        reference_is_chosen=settings.sources["reference"] != "default",
         min_coverage=on(settings.min_coverage),
         max_skipped_steps=on(settings.max_skipped_steps),
         error_rate=settings.error_rate,

@@ -14,7 +14,8 @@ class Limits:
     """The thresholds in force on the test's device; None if a metric is not gated.
 
     `elsewhere` has the gates whose threshold names devices, none of which is this one, with these
-    devices. `loss_atol_is_chosen` says whether somebody chose `loss_atol`; the default is held
+    devices. `reference_is_chosen` says whether somebody named the reference's recipe, and
+    `loss_atol_is_chosen` whether somebody chose `loss_atol`; the default is held
     against what rounding does.
     """
 
@@ -29,6 +30,7 @@ class Limits:
     static: bool = False
     elsewhere: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     loss_atol_is_chosen: bool = True
+    reference_is_chosen: bool = False
 
 
 @dataclass(frozen=True)

@@ -243,8 +243,13 @@ def fp32_arm_not_fp32(case: Case) -> Iterator[Word]:
 
 
 def _is_loose(case: Case) -> bool:
-    """Return whether the baseline multiplies in less than the float32 that it is to run in."""
-    return case.seen.recipes.fp32.matmul == "float32" and bool(_loose(case.seen.fp32.flags))
+    """Return whether the baseline multiplies in less than the float32 that it is to run in.
+
+    Where nobody named its recipe, that is no matter if both arms do so.
+    """
+    loose = _loose(case.seen.fp32.flags)
+    shared = _loose(case.seen.amp.flags) == loose and not case.limits.reference_is_chosen
+    return case.seen.recipes.fp32.matmul == "float32" and bool(loose) and not shared
 
 
 def _loose(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -218,7 +218,6 @@ def test_what_failed_leaves_no_model_behind(project: pytest.Pytester, what: str)
         ("-x",),
         ("--maxfail=1",),
         ("--reruns=2",),
-        ("-n1",),
         ("-n1", "--reruns=1"),
         ("-p", "no:rerunfailures"),
         ("--tb=native",),

@@ -352,17 +352,22 @@ def test_amp005_speaks_of_flags_that_one_arm_sets(set_flags, flag) -> None:
     assert report.verdict == "pass"
 
 
-def test_amp004_warns_where_both_arms_multiply_in_less_than_float32() -> None:
+@pytest.mark.parametrize("given", [{}, {"reference": "fp32"}], ids=["by default", "named"])
+def test_amp004_warns_where_both_arms_multiply_in_less_than_the_named_float32(given) -> None:
     def setup(arm):
         torch.set_float32_matmul_precision("medium")
         model, (x, y) = net(), batch()
         return train(arm, sgd(model), lambda: F.cross_entropy(model(x), y))
 
-    [finding] = measure(setup).findings
+    found = measure(setup, **given).findings
+    assert torch.get_float32_matmul_precision() == "highest"
+    if not given:
+        assert found == ()
+        return
+    [finding] = found
     assert (finding.code, finding.severity) == ("AMP004", "warning")
     assert finding.evidence["flags"]["float32_matmul_precision"] == "medium"
     assert "--amp-reference=tf32" in finding.message
-    assert torch.get_float32_matmul_precision() == "highest"
 
 
 # AMP101: autocast did nothing.
