@@ -24,7 +24,7 @@ class CharTransformer(nn.Module):
         return self.head(self.block(h, src_mask=mask, is_causal=True))
 
 
-@pytest.mark.parametrize("dtype", [pytest.param(d, marks=pytest.mark.amp(dtype=d))
+@pytest.mark.parametrize("dtype", [pytest.param(d, marks=pytest.mark.amp(dtype=d, max_time=10))
                                    for d in ("bfloat16", "float16")])  # fmt: skip
 def test_char_transformer(amp_benchmark, amp_device, dtype):
     def setup(arm):

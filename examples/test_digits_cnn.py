@@ -32,7 +32,7 @@ def batch(amp_device):
     return images.to(amp_device), torch.tensor(digits.target[:64]).to(amp_device)
 
 
-@pytest.mark.amp(min_speedup={"cuda": 1.0}, max_loss_diff=0.05, min_coverage=0.9)
+@pytest.mark.amp(min_speedup={"cuda": 1.0}, max_loss_diff=0.05, min_coverage=0.9, max_time=10)
 def test_digits_cnn(model, optimizer, batch):
     images, labels = batch
     return F.cross_entropy(model(images), labels)

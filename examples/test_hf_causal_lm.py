@@ -24,6 +24,6 @@ def tokens(amp_device):
     return torch.tensor(list(text[:128])).view(4, 32).to(amp_device)
 
 
-@pytest.mark.amp(min_speedup={"cuda": 1.0})
+@pytest.mark.amp(min_speedup={"cuda": 1.0}, max_time=10)
 def test_causal_lm(model, optimizer, tokens):
     return model(input_ids=tokens, labels=tokens).loss
