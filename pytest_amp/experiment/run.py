@@ -36,7 +36,7 @@ from pytest_amp.recipes import Recipes
 from pytest_amp.results.explanation import in_order
 from pytest_amp.results.report import AmpReport
 from pytest_amp.rules import registry
-from pytest_amp.settings.precision import EMULATED, effective
+from pytest_amp.settings.precision import EMULATED, Abilities, effective
 from pytest_amp.settings.resolved import Settings
 
 __tracebackhide__ = unless_our_bug
@@ -109,10 +109,11 @@ def laboratory(job: Job, progress: Progress) -> Iterator[Workbench]:
     Unless the run is static, it waits until it has the device to itself.
     """
     settings, device = job.settings, job.device
-    recipes, notes = _possible(settings.recipes(dtype_name(device.default_dtype())), device)
+    able = abilities(device.torch)
+    recipes, notes = _possible(settings.recipes(dtype_name(device.default_dtype())), able, device)
     bench = Workbench(job.setup, device, recipes, settings.seed, progress, job.fixture)
     bench.notes.extend((*job.notes, *notes))
-    if any(each.float8 for each in recipes) and EMULATED in abilities(device.torch).float8.values():
+    if EMULATED in (able.float8.get(each.float8 or "") for each in recipes):
         bench.untimed = "float8 is emulated here, so that its speed would say nothing"
     with (
         nullcontext() if settings.static else turn(device, progress),
@@ -123,13 +124,12 @@ def laboratory(job: Job, progress: Progress) -> Iterator[Workbench]:
         yield bench
 
 
-def _possible(asked: Recipes, device: Device) -> tuple[Recipes, list[str]]:
+def _possible(asked: Recipes, able: Abilities, device: Device) -> tuple[Recipes, list[str]]:
     """Return the recipes as they run on a device, and notes on what is different from the name.
 
     Raises:
         AmpError: a recipe can't run here, and nothing computes the same.
     """
-    able = abilities(device.torch)
     found = [effective(recipe, able) for recipe in asked]
     notes = []
     for recipe, each in zip(asked, found, strict=True):
