@@ -7,6 +7,7 @@ import argparse
 
 import torch
 import torch.nn.functional as F
+from steps import training_step
 from torch import nn
 
 from pytest_amp import AmpError, measure, units
@@ -23,17 +24,7 @@ def transformer(arm):
     arm.prepare(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     x = torch.randn(8, 64, 128, device=arm.device)
-
-    def step():
-        optimizer.zero_grad(set_to_none=True)
-        with arm.autocast():
-            loss = F.mse_loss(model(x).float(), x)
-        arm.scaler.scale(loss).backward()
-        arm.scaler.step(optimizer)
-        arm.scaler.update()
-        return loss
-
-    return step
+    return training_step(arm, optimizer, lambda: F.mse_loss(model(x).float(), x))
 
 
 def main():

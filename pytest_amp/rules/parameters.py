@@ -20,14 +20,15 @@ def half_parameters(case: Case) -> Iterator[Word]:
     trained, fp32 = case.seen.amp.parameters, case.seen.fp32.parameters
     yield from _as_the_recipe_has_it(case)
     meant = case.seen.recipes.amp.parameter_dtype
-    reduced = [each for each in trained if each.dtype in REDUCED and each.dtype != meant]
+    wrong = [dtype for dtype in REDUCED if dtype != meant]
+    reduced = [each for each in trained if each.dtype in wrong]
     if not reduced:
         return
     alike = len(fp32) == len(trained)
     ours = [
         each
         for index, each in enumerate(trained)
-        if each in reduced and not (alike and fp32[index].dtype == each.dtype)
+        if each.dtype in wrong and not (alike and fp32[index].dtype == each.dtype)
     ]
     named = ours or reduced
     dtypes = ", ".join(sorted({each.dtype for each in named}))
