@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -24,6 +25,11 @@ import pytest_amp.plugin.makereport  # noqa: F401
 from tests.helpers.project import CONFTEST
 
 TESTS = Path(__file__).parent
+
+# pytest collects garbage five times at the end of each inner run, and the experiment collects after
+# each arm. What was imported until here stays, so it need not be searched each time.
+gc.collect()
+gc.freeze()
 
 
 @pytest.fixture

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import gc
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from pytest_amp.lab.machine.device import Device
+from pytest_amp.lab.machine.global_state import quietly
+
+# The first optimizer imports the one, and the first profile of a CPU's memory the other.
+_IMPORTED_ANYWAY = ("torch._dynamo", "torch._inductor")
 
 
 @contextmanager
@@ -19,6 +24,9 @@ def older_objects_set_aside(device: Device) -> Iterator[None]:
     if gc.get_freeze_count():  # something else froze objects, and `unfreeze` would thaw them
         yield
         return
+    with quietly():
+        for name in _IMPORTED_ANYWAY[: 1 if device.is_accelerator else None]:
+            importlib.import_module(name)  # here, so that their many objects are set aside too
     if device.is_accelerator:  # earlier tests' garbage may hold memory, which is scarce there
         gc.collect()
     gc.freeze()
