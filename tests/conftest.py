@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Two threads that wait for each other beside another process keep neither time nor pace; no test
@@ -26,10 +27,16 @@ from tests.helpers.project import CONFTEST
 
 TESTS = Path(__file__).parent
 
-# pytest collects garbage five times at the end of each inner run, and the experiment collects after
-# each arm. What was imported until here stays, so it need not be searched each time.
-gc.collect()
-gc.freeze()
+
+@pytest.fixture(autouse=True)
+def _older_objects_set_aside(request: pytest.FixtureRequest) -> Iterator[None]:
+    """At the end of each inner run, pytest collects garbage five times: only the run's own."""
+    inner = "pytester" in request.fixturenames
+    if inner:
+        gc.freeze()
+    yield
+    if inner:
+        gc.unfreeze()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from tests.helpers.lab import CPU, measure, train
 
 @pytest.fixture(autouse=True)
 def _nothing_set_aside() -> Iterator[None]:
-    """The conftest has set aside all that was there already."""
+    """The package's own fixture has set all aside already."""
     gc.unfreeze()
     yield
     gc.freeze()
