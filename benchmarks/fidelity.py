@@ -39,9 +39,9 @@ class ByHand:
 
 
 def run(setup, device, pairs, after_each_pair=lambda: None):
-    def stop(ratios, _):
+    def stop(timed):
         after_each_pair()
-        return "done" if len(ratios) >= pairs else None
+        return "done" if len(timed.ratios) >= pairs else None
 
     bench = Workbench(setup, device, default_recipes(device), 0, Progress())
     return timing.run(bench, timing.Plan(3, stop))

@@ -120,7 +120,7 @@ def by_hand(setup, enabled, dtype, seconds=1.0, per_block=10):
 def plan(seconds, warmup=3):
     return Plan(
         warmup,
-        lambda ratios, elapsed: "budget" if elapsed >= seconds and len(ratios) >= 9 else None,
+        lambda timed: "budget" if timed.elapsed_s >= seconds and len(timed.ratios) >= 9 else None,
     )
 
 

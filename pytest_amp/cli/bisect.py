@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
-import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-import pytest
 
 from pytest_amp import units
-from pytest_amp.errors import AmpError
+from pytest_amp.cli import one_test
 from pytest_amp.experiment.bisection import Say, Search, bisect
 from pytest_amp.experiment.candidates import Candidate, Line, Module
-from pytest_amp.plugin import collection, measuring
-
-if TYPE_CHECKING:
-    from pytest_amp.experiment.job import Job
-    from pytest_amp.progress import Progress
-    from pytest_amp.results.report import AmpReport
 
 FOUND, NO_HELP, USAGE = 0, 1, 2
 
@@ -33,68 +20,20 @@ def main(nodeid: str, more: Sequence[str], say: Say) -> int:
         more: further arguments for pytest.
         say: prints a line.
     """
-    terminal, written = sys.stdout, io.StringIO()
-
-    def say_aloud(line: str) -> None:
-        with contextlib.redirect_stdout(terminal):
-            say(line)
-
-    hook = _Hook(say_aloud)
-    arguments = [nodeid, "-s", "-p", "no:cacheprovider", "--amp-static", *more]
-    if importlib.util.find_spec("xdist"):
-        arguments += ["-n", "0"]
-    with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):
-        pytest.main(arguments, plugins=[hook])
-    if hook.error is not None:
-        say(f"pytest-amp bisect: {hook.error}")
+    search = Search()
+    ended = one_test.run(
+        "bisect",
+        nodeid,
+        ["--amp-static", *more],
+        lambda job, progress, say: bisect(job, progress, search, say),
+        say,
+    )
+    if not ended.well:
         return USAGE
-    if hook.search is None or hook.search.found is None:
-        say(written.getvalue().rstrip())
-        what = "did not run as one amp test" if hook.search is None else "ended in an error"
-        say(f"pytest-amp bisect: {nodeid} {what}; see above")
-        return USAGE
-    for line in conclusion(hook.search):
+    for line in conclusion(search):
         say(line)
-    return NO_HELP if hook.search.found.names is None else FOUND
-
-
-class _Bisected(Exception):
-    """Ends the test once it is bisected, since there is no report for it to go on with."""
-
-
-class _Hook:
-    """A plugin that bisects the test in place of the experiment."""
-
-    def __init__(self, say: Say) -> None:
-        self.search: Search | None = None
-        self.error: AmpError | None = None
-        self._say = say
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_configure(self, config: pytest.Config) -> None:
-        config.stash[measuring.RUNNER] = self._run
-
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        found = [item for item in session.items if collection.is_amp(item)]
-        if len(found) > 1:
-            names = ", ".join(item.nodeid for item in found[:3])
-            more = ", ..." if len(found) > 3 else ""
-            self.error = AmpError(
-                f"that is {len(found)} amp tests ({names}{more}); bisect one of them"
-            )
-            session.items.clear()
-
-    def _run(self, job: Job, progress: Progress) -> AmpReport:
-        if self.search is not None:
-            raise _Bisected
-        self.search = Search()
-        try:
-            bisect(job, progress, self.search, self._say)
-        except AmpError as error:
-            self.error = error
-            raise
-        raise _Bisected
+    assert search.found is not None
+    return NO_HELP if search.found.names is None else FOUND
 
 
 def conclusion(search: Search) -> list[str]:

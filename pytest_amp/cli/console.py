@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 FINE, REGRESSION, USAGE, INCONCLUSIVE, NO_BASELINE = range(5)
 
 
+def take_test(parser: argparse.ArgumentParser) -> None:
+    """Add the test that a command runs, and the arguments for pytest."""
+    parser.add_argument("nodeid", help="one amp test, as pytest names it: test_it.py::test_step")
+    parser.add_argument("arguments", nargs="*", default=[],
+                        help="arguments for pytest, after --: -- --amp-max-time=10")  # fmt: skip
+
+
 def take_storage(parser: argparse.ArgumentParser) -> None:
     """Add ``--storage``, which takes what ``--benchmark-storage`` takes."""
     parser.add_argument("--storage", default=store.DEFAULT, metavar="DIR",

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pytest_amp import __version__
-from pytest_amp.cli import compare, doctor, history, html, plot, rules
-from pytest_amp.cli.console import show
+from pytest_amp.cli import compare, doctor, history, html, plot, rules, tune
+from pytest_amp.cli.console import show, take_test
 
 
 class Command(NamedTuple):
@@ -34,13 +34,7 @@ def _nothing(_: argparse.ArgumentParser) -> None:
 
 
 def _bisect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("nodeid", help="one amp test, as pytest names it: test_it.py::test_step")
-    parser.add_argument(
-        "arguments",
-        nargs="*",
-        default=[],
-        help="arguments for pytest, after --: -- --amp-override dtype=float16",
-    )
+    take_test(parser)
 
 
 def _bisect(options: argparse.Namespace) -> int:
@@ -55,6 +49,7 @@ COMMANDS = (
             rules.explain_arguments, rules.explain_one),
     Command("bisect", "which lines and modules a test's losses need in float32",
             _bisect_arguments, _bisect),
+    Command("tune", tune.HELP, tune.arguments, tune.run),
     Command("history", history.HELP, history.arguments, history.run),
     Command("compare", compare.HELP, compare.arguments, compare.run),
     Command("plot", plot.HELP, plot.arguments, plot.run),
@@ -75,9 +70,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         subparser = subparsers.add_parser(command.name, help=command.help, description=command.help)
         command.arguments(subparser)
         subparser.set_defaults(run=command.run)
-    options = parser.parse_args(argv)
+    own, pytests = _split(sys.argv[1:] if argv is None else argv)
+    options = parser.parse_args(own)
+    if pytests:
+        options.arguments = pytests
     for stream in (sys.stdout, sys.stderr):  # names may not fit a console's encoding
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     run: Callable[[argparse.Namespace], int] = options.run
     return run(options)
+
+
+def _split(given: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Return a command's own arguments, and those for pytest, which follow ``--``.
+
+    argparse takes none of them once an option stands behind the test.
+    """
+    if "--" not in given or given[0] not in ("bisect", "tune"):
+        return given, ()
+    place = list(given).index("--")
+    return given[:place], given[place + 1 :]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -130,10 +130,10 @@ def try_remedies(bench: Workbench, settings: Settings, case: Case) -> None:
     """Time amp steps with each remedy against amp steps without, and note the ones that help."""
     rate, budget = settings.error_rate, settings.max_time * _SHARE_OF_TIME
 
-    def stop(ratios: Sequence[float], elapsed_s: float) -> str | None:
-        if suspects.is_settled(ratios, rate):
+    def stop(pairs: timing.Pairs) -> str | None:
+        if suspects.is_settled(pairs.ratios, rate):
             return "decided"
-        return "budget" if elapsed_s >= budget else None
+        return "budget" if pairs.elapsed_s >= budget else None
 
     for remedy in suspects.remedies(case):
         sides = timing.Side("amp"), timing.Side("amp", _CHANGES[remedy])

@@ -9,7 +9,7 @@ import torch
 
 from pytest_amp.errors import add_note
 from pytest_amp.judge import dtype_map
-from pytest_amp.lab.arm import Setup, Workbench
+from pytest_amp.lab.arm import Setup, Suggest, Workbench, first_of
 from pytest_amp.lab.machine.device import Device, unseen
 from pytest_amp.lab.scaling.scaler import FixtureScaler, raised_by_scaler
 from pytest_amp.lab.watch.source import location_of
@@ -56,6 +56,7 @@ class Job:
         rank: the process's rank under torch.distributed, if there is one.
         notes: notes that the report starts with.
         snapshot: the stored dtype map to compare with, if there is one.
+        suggest: chooses one of the values that a setup offers by ``arm.suggest``.
     """
 
     nodeid: str
@@ -68,6 +69,7 @@ class Job:
     rank: int | None = None
     notes: tuple[str, ...] = ()
     snapshot: dtype_map.StoredMap | None = None
+    suggest: Suggest = first_of
 
 
 def failed(job: Job, progress: Progress, error: BaseException) -> AmpReport:

@@ -37,8 +37,9 @@ def plan_of(bench: Workbench, settings: Settings, limits: Limits) -> timing.Plan
     gated = wanted is not None or drop is not None
     decided = False
 
-    def stop(ratios: Sequence[float], elapsed_s: float) -> str | None:
+    def stop(pairs: timing.Pairs) -> str | None:
         nonlocal decided  # later pairs can't take an answer back
+        ratios = pairs.ratios
         if wanted is not None and not decided:
             decided = gates.decision(ratios, wanted, rate) is not None
         if decided and drop is None:
@@ -50,7 +51,11 @@ def plan_of(bench: Workbench, settings: Settings, limits: Limits) -> timing.Plan
             and (decided or wanted is None)
         ):
             return "precise"
-        return "budget" if elapsed_s >= budget * (1 if gated else UNGATED_SHARE_OF_TIME) else None
+        return (
+            "budget"
+            if pairs.elapsed_s >= budget * (1 if gated else UNGATED_SHARE_OF_TIME)
+            else None
+        )
 
     def foresee(pair_s: float) -> None:
         fewest = sequential.fewest_pairs(rate)

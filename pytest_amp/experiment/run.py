@@ -56,29 +56,38 @@ def run(job: Job, progress: Progress) -> AmpReport:
         AmpError: the test can't be measured as it is written.
         Exception: whatever the test's own code raises.
     """
-    settings = job.settings
-    if not settings.static:
+    if not job.settings.static:
         _refuse_several_ranks()
-    blank = blank_report(job)
-    limits = limits_of(settings, job.device.names())
     with laboratory(job, progress) as bench:
-        began = time.perf_counter()  # from here on it has the device to itself
-        environment = environment_of(bench)
-        seen = _observe(bench, settings, limits)
-        gated, mapped = gates.judge(seen, limits), None
-        if job.snapshot is not None:
-            mapped, gate = dtype_map.judge(job.snapshot, seen)
-            gated = (*gated, gate)
-        case = Case(seen, {gate.name: gate for gate in gated}, limits)
-        if seen.timing is not None:
-            try_remedies(bench, settings, case)
-            case = look_for_idling(bench, settings, case)
-        case = located(bench, case)
-        found = registry.findings(case, settings.select, settings.ignore)
-        found = confirmed(bench, settings, case, found)
-        named = bench.recipes.named
-        gated = tuple(replace(each, reason=named(each.reason)) for each in gated)
-        found = tuple(replace(each, message=named(each.message)) for each in found)
+        return judged(bench, job)
+
+
+def judged(bench: Workbench, job: Job) -> AmpReport:
+    """Measure both arms on a workbench that is set up, judge them, and return the report.
+
+    Raises:
+        AmpError: the test can't be measured as it is written.
+        Exception: whatever the test's own code raises.
+    """
+    began = time.perf_counter()  # from here on it has the device to itself
+    settings, blank = job.settings, blank_report(job)
+    limits = limits_of(settings, job.device.names())
+    environment = environment_of(bench)
+    seen = _observe(bench, settings, limits)
+    gated, mapped = gates.judge(seen, limits), None
+    if job.snapshot is not None:
+        mapped, gate = dtype_map.judge(job.snapshot, seen)
+        gated = (*gated, gate)
+    case = Case(seen, {gate.name: gate for gate in gated}, limits)
+    if seen.timing is not None:
+        try_remedies(bench, settings, case)
+        case = look_for_idling(bench, settings, case)
+    case = located(bench, case)
+    found = registry.findings(case, settings.select, settings.ignore)
+    found = confirmed(bench, settings, case, found)
+    named = bench.recipes.named
+    gated = tuple(replace(each, reason=named(each.reason)) for each in gated)
+    found = tuple(replace(each, message=named(each.message)) for each in found)
     loss = case.gates["loss_diff"]
     report = replace(
         blank,
@@ -95,7 +104,7 @@ def run(job: Job, progress: Progress) -> AmpReport:
         coverage=gates.coverage(seen),
         findings=found,
         notes=tuple(map(named, bench.notes)),
-        phases_s=phases_of(progress),
+        phases_s=phases_of(bench.progress),
         dtype_map=mapped,
     )
     suppressed = (each for each in found if each.suppressed is not None)
@@ -113,6 +122,11 @@ def laboratory(job: Job, progress: Progress) -> Iterator[Workbench]:
     recipes, notes = _possible(settings.recipes(dtype_name(device.default_dtype())), able, device)
     bench = Workbench(job.setup, device, recipes, settings.seed, progress, job.fixture)
     bench.notes.extend((*job.notes, *notes))
+    bench.suggest = job.suggest
+    bench.scaling = {
+        "init_scale": settings.init_scale,
+        "growth_interval": settings.growth_interval,
+    }
     if EMULATED in (able.float8.get(each.float8 or "") for each in recipes):
         bench.untimed = "float8 is emulated here, so that its speed would say nothing"
     with (

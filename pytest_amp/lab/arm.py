@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 from weakref import WeakSet
 
@@ -29,8 +30,15 @@ __tracebackhide__ = unless_our_bug
 ArmName = Literal["fp32", "amp"]
 Step = Callable[[], Any]
 M = TypeVar("M", bound=torch.nn.Module)
+T = TypeVar("T")
+Suggest = Callable[[str, Sequence[Any]], Any]
 _ACCELERATES = {None: "no", "float16": "fp16", "bfloat16": "bf16"}
 _LIGHTNINGS = {"float16": "16", "bfloat16": "bf16", "float32": "32"}
+
+
+def first_of(_: str, values: Sequence[T]) -> T:
+    """Suggest the first value."""
+    return values[0]
 
 
 class Arm:
@@ -46,15 +54,23 @@ class Arm:
         scaler (torch.amp.GradScaler): a scaler that is enabled only for autocast in float16.
     """
 
-    def __init__(self, name: ArmName, device: Device, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        name: ArmName,
+        device: Device,
+        recipe: Recipe,
+        suggest: Suggest = first_of,
+        scaling: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         self.name = name
         self.recipe = recipe
         self.enabled = recipe.autocast_dtype is not None
         self.device = device.torch
         self.dtype: torch.dtype = getattr(torch, recipe.dtype)
         self.scaler: torch.amp.GradScaler = AmpScaler(
-            device.type, enabled=recipe.autocast_dtype == "float16"
+            device.type, enabled=recipe.autocast_dtype == "float16", **scaling
         )
+        self._suggest = suggest
         self._saved: Checkpoint | None = None
         self._teardown: list[Callable[[], object]] = []
 
@@ -116,6 +132,28 @@ class Arm:
             AmpError: a value has no such methods.
         """
         self._saved = checkpoint_of(state, self._saved)
+
+    def suggest(self, name: str, values: Sequence[T]) -> T:
+        """Return one of the values: the first, or the one that ``pytest-amp tune`` tries.
+
+        For example ``batch_size = arm.suggest("batch_size", (32, 64, 128))``. Both arms of a trial
+        get the same value. Trials with a ``batch_size`` are compared by their time per example.
+
+        Args:
+            name: what the value is.
+            values: what it may be: numbers, texts, truth values or None.
+
+        Raises:
+            AmpError: there is nothing to choose from, or a name is asked for with other values than
+                before.
+        """
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise AmpError(
+                f"arm.suggest({name!r}, values) takes a sequence of one or more values, such as "
+                f"(32, 64), not {values!r}"
+            )
+        suggested: T = self._suggest(name, values)
+        return suggested
 
     def loop(self, run: Run) -> Step:
         """Return a step for ``setup`` to return, if a training loop of somebody else's is measured.
@@ -262,6 +300,8 @@ class Workbench:
         globals: captures and restores global state.
         optimizers_before: the optimizers that earlier arms trained with.
         untimed: why timing would say nothing here; None if it would not.
+        suggest: chooses one of the values that a setup offers by ``arm.suggest``.
+        scaling: the arguments of the arms' scalers.
         builds: how many arms were built.
         steps: how many of the user's steps were run.
     """
@@ -283,6 +323,8 @@ class Workbench:
         # Weak references, because an optimizer may die with its arm, and ids are reused.
         self.optimizers_before: WeakSet[Optimizer] = WeakSet()
         self.untimed: str | None = None
+        self.suggest: Suggest = first_of
+        self.scaling: Mapping[str, Any] = {}
         self.builds = 0
         self.steps = 0
         self._alive = 0
@@ -327,7 +369,9 @@ class Workbench:
             gc.collect()  # reference cycles may keep the previous arm alive
         with self.globals.preserved():
             seed_all(self._seed)
-            resident = Resident(Arm(name, self.device, getattr(self.recipes, name)), self)
+            recipe = getattr(self.recipes, name)
+            arm = Arm(name, self.device, recipe, self.suggest, self.scaling)
+            resident = Resident(arm, self)
         self._alive += 1
         try:
             try:

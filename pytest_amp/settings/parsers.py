@@ -33,6 +33,7 @@ ATOL = Range(0, math.inf, True, False, "a finite number of 0 or more")
 PERCENT = Range(0, 10_000, True, True, "a percentage from 0 to 10000")
 DROP = Range(0, 100, True, False, "a percentage from 0 to below 100, by which a speedup may drop")
 SECONDS = Range(0, 86_400, False, True, "a number of seconds above 0 and at most 86400")
+SCALE = Range(0, 1e38, False, True, "a loss scale above 0 and at most 1e38")
 RATE = Range(1e-9, 0.25, True, True, "a probability from 1e-9 to 0.25")
 
 

@@ -29,6 +29,8 @@ class Settings(NamedTuple):
     dtype: str | None
     reference: Recipe
     candidate: Recipe | None
+    init_scale: float
+    growth_interval: int
     device: str
     steps: int
     warmup: int

@@ -110,6 +110,14 @@ TABLE: tuple[Entry, ...] = (
         shown="auto",
     ),
     Entry(
+        "init_scale", read.number(read.SCALE), 65536.0, "SCALE",
+        "the loss scale that arm.scaler begins with",
+    ),
+    Entry(
+        "growth_interval", read.whole(1, 1_000_000_000), 2000, "N",
+        "steps without an overflow after which arm.scaler doubles its loss scale",
+    ),
+    Entry(
         "device", read.device, "auto", "DEVICE",
         "auto (cuda, then xpu, mps, else cpu), cpu, cuda, cuda:N, xpu, xpu:N or mps",
     ),

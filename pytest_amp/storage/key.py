@@ -13,6 +13,9 @@ from pytest_amp.judge.comparison import VERSIONS
 Report = Mapping[str, Any]
 # The settings that affect how long a step takes and where its loss ends. Thresholds do not.
 MEASURING = ("steps", "warmup", "seed")
+# These too, but they have no part in a key while they are at their defaults, so that results from
+# before they existed stay comparable.
+SCALING = {"init_scale": 65536.0, "growth_interval": 2000}
 # The first parts of a key, in order; recipes follow, where they are not the usual ones.
 PARTS = ("test", "device", "dtype", *MEASURING, "rank")
 
@@ -32,12 +35,22 @@ def key(report: Report) -> str:
 def recipes(report: Report) -> tuple[str, ...]:
     """Return the names of the recipes, unless they are the default ones for the report's dtype.
 
-    Those have no part in a key, so that results from before there were recipes stay comparable.
+    Those have no part in a key, so that results from before there were recipes stay comparable. If
+    the loss scale is not the default one, the candidate's name says so.
     """
     arms, environment = report.get("arms") or {}, report["environment"] or {}
     named = [(arms.get(name) or {}).get("recipe") for name in ("fp32", "amp")]
     usual = ["fp32", {"float16": "fp16", "bfloat16": "bf16"}.get(environment.get("dtype", ""))]
-    return () if None in named or named == usual else tuple(map(str, named))
+    scaling = _scaling(report["settings"])
+    if None in named or (named == usual and not scaling):
+        return ()
+    reference, candidate = map(str, named)
+    return reference, f"{candidate} ({', '.join(scaling)})" if scaling else candidate
+
+
+def _scaling(settings: Mapping[str, Any]) -> list[str]:
+    given = {name: settings[name]["value"] for name in SCALING if name in settings}
+    return [f"{name}={value:g}" for name, value in given.items() if value != SCALING[name]]
 
 
 def versions(report: Report) -> str:

@@ -16,7 +16,7 @@ from pytest_amp.results.trend import BOUNDS, METRICS, Point, Step, Trend
 from pytest_amp.storage.change_points import change_points
 from pytest_amp.storage.columns import COLUMNS, NUMBERS, TEXTS
 from pytest_amp.storage.frame import history
-from pytest_amp.storage.key import MEASURING, key
+from pytest_amp.storage.key import MEASURING, PARTS, key
 from pytest_amp.storage.store import SavedRun
 
 if TYPE_CHECKING:
@@ -55,16 +55,26 @@ def of_frame(frame: pandas.DataFrame) -> dict[str, Trend]:
 
 def _names(keys: Iterable[str]) -> dict[str, str]:
     """Return a name for each key, with its settings if only they tell it from another key."""
-    parts = {same: json.loads(same) for same in keys}
-    shared = Counter(tuple(each[:3]) for each in parts.values())
+    parts = {same: dict(zip(PARTS, json.loads(same), strict=False)) for same in keys}
+    arms = {same: json.loads(same)[len(PARTS) :] for same in parts}
+    plain = {same: _plainly(part, arms[same]) for same, part in parts.items()}
+    shared = Counter(plain.values())
     found = {}
-    for same, (nodeid, device, dtype, *measuring, rank) in parts.items():
-        name = f"{nodeid} on {device} in {dtype}" if device else nodeid
-        if shared[nodeid, device, dtype] > 1:
-            given = zip(MEASURING, measuring, strict=True)
-            name += f" ({', '.join(f'{setting}={value}' for setting, value in given)})"
-        found[same] = f"{name}, rank {rank}" if rank else name
+    for same, part in parts.items():
+        name = plain[same]
+        if shared[name] > 1:
+            name += f" ({', '.join(f'{setting}={part[setting]}' for setting in MEASURING)})"
+        found[same] = f"{name}, rank {part['rank']}" if part["rank"] else name
     return found
+
+
+def _plainly(part: Mapping[str, Any], arms: Sequence[str]) -> str:
+    """Name a test and its device; ``arms`` are the recipes, unless they are the usual ones."""
+    if not part["device"]:
+        return str(part["test"])
+    reference, candidate = arms or (None, part["dtype"])
+    against = f" against {reference}" if reference else ""
+    return f"{part['test']} on {part['device']} in {candidate}{against}"
 
 
 def _joined(

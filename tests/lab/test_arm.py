@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_amp import AmpError
 from pytest_amp.lab.arm import Arm
 from pytest_amp.lab.machine.device import Device
 from pytest_amp.recipes import Recipe
-from tests.helpers.lab import CPU, measure, train
+from tests.helpers.lab import CPU, active, measure, train, workbench
 
 
 def test_the_cast_cache_can_be_left_off() -> None:
@@ -80,3 +81,28 @@ def test_an_arm_is_gone_before_the_next_is_built(
     assert refused == (0 if static else 1)
     assert [note for note in report.notes if "ended early" in note] == []
     assert any("did not fit" in note for note in report.notes) is not static
+
+
+def test_a_suggestion_is_the_first_value_where_nothing_is_tuned() -> None:
+    with active(workbench(lambda _: lambda: 1.0), "amp") as resident:
+        assert resident.arm.suggest("batch_size", (16, 32)) == 16
+        assert resident.arm.suggest("optimizer", ["adam"]) == "adam"
+        for nothing in ((), "16", 16):
+            with pytest.raises(AmpError, match="takes a sequence of one or more values"):
+                resident.arm.suggest("batch_size", nothing)
+
+
+def test_the_loss_scale_of_the_settings_is_the_scaler_s() -> None:
+    seen = []
+
+    def setup(arm):
+        if arm.scaler.is_enabled():
+            seen.append((arm.scaler.get_scale(), arm.scaler.get_growth_interval()))
+        return lambda: 1.0
+
+    measure(setup, dtype="float16", init_scale=1024, growth_interval=7)
+    assert set(seen) == {(1024.0, 7)}
+    seen.clear()
+    measure(setup, dtype="float16")
+    scaler = torch.amp.GradScaler("cpu")
+    assert set(seen) == {(scaler.get_scale(), scaler.get_growth_interval())}  # torch's own

@@ -111,3 +111,28 @@ def test_a_step_knows_its_place_among_runs_without_the_figure(tmp_path: Path) ->
     assert trend.steps_in_words(METRICS[0]) == [
         f"run 0014 of 2026-01-14: 2.01x -> 1.61x (-20%), with {', '.join(step.with_it)}"
     ]
+
+
+def with_recipes(reference: str, candidate: str, **settings: object):
+    plain = report()
+    arms = {
+        name: replace(arm, recipe=recipe)
+        for (name, arm), recipe in zip(plain.arms.items(), (reference, candidate), strict=True)
+    }
+    given = {name: Setting(value, "cli") for name, value in settings.items()}
+    return replace(plain, arms=arms, settings={**SETTINGS, **given})
+
+
+def test_recipes_and_a_loss_scale_of_ones_own_are_named(tmp_path: Path) -> None:
+    save(tmp_path, 1, document(report()))
+    save(tmp_path, 2, document(with_recipes("bf16", "fp8+compile")))
+    scaled = with_recipes("fp32", "bf16", init_scale=1024.0, growth_interval=2000)
+    save(tmp_path, 3, document(scaled))
+    save(tmp_path, 4, document(with_recipes("bf16", "fp8+compile", seed=1)))
+    on = "test_it.py::test_step on NVIDIA H100 in"
+    assert sorted(trend.name for trend in trends.of_storage(tmp_path).values()) == [
+        f"{on} bf16 (init_scale=1024) against fp32",
+        f"{on} bfloat16",
+        f"{on} fp8+compile against bf16 (steps=20, warmup=3, seed=0)",
+        f"{on} fp8+compile against bf16 (steps=20, warmup=3, seed=1)",
+    ]

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -40,8 +41,23 @@ class Side:
 Sides = tuple[Side, Side]
 ARMS: Sides = (Side("fp32"), Side("amp"))
 
-# (ratios so far, seconds spent) -> why to stop, or None to go on
-Stop = Callable[[Sequence[float], float], "str | None"]
+
+class Pairs(NamedTuple):
+    """The pairs of blocks that were timed so far, in order.
+
+    Attributes:
+        ratios: the first side's seconds per step by the second's.
+        step_s: each side's seconds per step.
+        elapsed_s: how long timing has taken.
+    """
+
+    ratios: Sequence[float]
+    step_s: tuple[Sequence[float], Sequence[float]]
+    elapsed_s: float
+
+
+# Returns why to stop, or None to go on.
+Stop = Callable[[Pairs], "str | None"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +66,7 @@ class Plan:
 
     Attributes:
         warmup: the steps that each arm runs before anything is timed.
-        stop: takes the ratios so far and the seconds spent; returns why to stop, or None to go on.
+        stop: takes what was timed so far; returns why to stop, or None to go on.
         foresee: is told how many seconds a pair takes, before the first pair.
         show: formats the running estimate.
     """
@@ -203,7 +219,7 @@ def _sample(bench: Workbench, plan: Plan, lab: _Together | _Apart) -> Timing:
                 times[side].append(block.step_s)
             ratios.append(pair[0].step_s / pair[1].step_s)
         elapsed = bench.device.now() - began
-        reason = plan.stop(ratios, elapsed)
+        reason = plan.stop(Pairs(ratios, times, elapsed))
         if reason is not None:
             return Timing(
                 fp32_step_s=tuple(times[0]),

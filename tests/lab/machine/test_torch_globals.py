@@ -598,7 +598,7 @@ def test_the_watch_for_waiting_is_in_force_where_we_read_nothing(
         return step
 
     bench = workbench(setup, device=device)
-    plan = timing.Plan(3, lambda ratios, _: "enough" if len(ratios) >= 2 else None)
+    plan = timing.Plan(3, lambda pairs: "enough" if len(pairs.ratios) >= 2 else None)
     assert len(timing.run(bench, plan).ratios) == 2
     assert seen["setup"] == [0, 0]
     assert seen["warm-up"] == [0] * 6

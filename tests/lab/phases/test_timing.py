@@ -25,7 +25,7 @@ TEN_TO_FIVE = (0.010, 0.005)
 
 
 def pairs(number, warmup=3):
-    return Plan(warmup, lambda ratios, _: "done" if len(ratios) >= number else None)
+    return Plan(warmup, lambda timed: "done" if len(timed.ratios) >= number else None)
 
 
 def timed(device, setup, plan, seed=0):
@@ -136,10 +136,10 @@ def test_ten_to_five_ms_fails_2_2(seed) -> None:
 def test_ten_to_five_ms_is_inconclusive_at_its_own_median() -> None:
     def verdict(seed):
         def run(wanted, seed):
-            def stop(ratios, elapsed_s):
-                if wanted and sequential.decide(ratios, wanted, 0.01):
+            def stop(pairs):
+                if wanted and sequential.decide(pairs.ratios, wanted, 0.01):
                     return "decided"
-                return "budget" if elapsed_s >= 1.5 else None
+                return "budget" if pairs.elapsed_s >= 1.5 else None
 
             device = SimulatedDevice()
             return timed(device, device.steps(*TEN_TO_FIVE, 0.03, seed), Plan(3, stop), seed)

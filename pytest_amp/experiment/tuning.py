@@ -1,0 +1,300 @@
+"""Search for the recipe under which a test's step is fastest, among those that are safe.
+
+Each trial runs the test's experiment with another candidate: first the parity run and the rules,
+and then, if they pass, the timing in pairs with the reference.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from pytest_amp.errors import AmpError, unless_our_bug
+from pytest_amp.experiment.job import Job
+from pytest_amp.experiment.plan import PRECISE_HALF_WIDTH, UNGATED_SHARE_OF_TIME
+from pytest_amp.experiment.run import judged, laboratory
+from pytest_amp.experiment.search_space import (
+    NO,
+    YES,
+    Choice,
+    Space,
+    settings_of,
+    space_of,
+)
+from pytest_amp.experiment.study import Outcome, Proposed, Study, Trial, first_line
+from pytest_amp.judge import sequential
+from pytest_amp.lab.arm import Suggest, Workbench
+from pytest_amp.lab.machine.abilities import abilities
+from pytest_amp.lab.phases import timing
+from pytest_amp.lab.watch.tensors import dtype_name
+from pytest_amp.progress import Progress
+from pytest_amp.recipes import Recipe, Recipes
+from pytest_amp.results.explanation import explanation
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import Setting
+
+__tracebackhide__ = unless_our_bug
+
+BATCH_SIZE = "batch_size"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asked for.
+
+    Attributes:
+        trials: how many trials the study has in the end, those of earlier runs included.
+        timeout_s: after how many seconds no other trial begins; None if there is no limit.
+        storage: Optuna's URL, or the path of a journal file; None keeps the study in memory.
+        study_name: the study's name; None makes one from the test, the device and the reference.
+        only: the texts of the values to try, by the names that are restricted.
+    """
+
+    trials: int = 20
+    timeout_s: float | None = None
+    storage: str | None = None
+    study_name: str | None = None
+    only: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass
+class Tuning:
+    """The course of one tuning, which `tune` fills in.
+
+    Attributes:
+        study: the study; None until it is opened.
+        usual: what the test runs without a tuning.
+        reference: the name of the reference's recipe.
+        settings: the test's settings, as a report describes them.
+    """
+
+    study: Study | None = None
+    usual: Choice = field(default_factory=dict)
+    reference: str = ""
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The study's finished trials, in order."""
+        return [] if self.study is None else self.study.trials
+
+    @property
+    def best(self) -> Trial | None:
+        """The fastest trial that passed; None if none did."""
+        return None if self.study is None else self.study.best
+
+
+class Course:
+    """Is told how a tuning goes, and does nothing about it."""
+
+    def begins(self, tuning: Tuning, space: Space, device: str) -> None:
+        """Hear what is going to be tried."""
+
+    def trying(self, number: int, choice: Choice) -> None:
+        """Hear that a trial begins."""
+
+    def tried(self, tuning: Tuning, trial: Trial) -> None:
+        """Hear how a trial came out."""
+
+    def says(self, text: str) -> None:
+        """Hear anything else."""
+
+
+def tune(job: Job, progress: Progress, wanted: Wanted, tuning: Tuning, course: Course) -> None:
+    """Search for the fastest choice that passes.
+
+    Args:
+        job: the test.
+        progress: is told what runs.
+        wanted: how long to search, where, and among what.
+        tuning: is filled in as the search goes on.
+        course: is told how it goes.
+
+    Raises:
+        AmpError: Optuna is not installed, the test can't be measured as it is written, or the study
+            is of something else.
+        Exception: whatever the test's setup raises with the test's own settings.
+    """
+    began = time.perf_counter()
+    search = _Search(job, progress, wanted, tuning)
+    course.begins(tuning, search.space, job.device.name())
+    while len(tuning.trials) < wanted.trials:
+        if wanted.timeout_s is not None and time.perf_counter() - began >= wanted.timeout_s:
+            course.says(f"no other trial begins after {wanted.timeout_s:g} s")
+            break
+        proposed = search.study.propose(search.space)
+        if proposed is None:
+            course.says("nothing is left to try")
+            break
+        course.trying(proposed.asked.number, proposed.choice)
+        course.tried(tuning, search.attempt(proposed))
+
+
+class _Search:
+    """A study, the space that it searches, and the test that it tries."""
+
+    def __init__(self, job: Job, progress: Progress, wanted: Wanted, tuning: Tuning) -> None:
+        self._job, self._progress = job, progress
+        recipes = job.settings.recipes(dtype_name(job.device.default_dtype()))
+        self._usual = _choice_of(recipes.amp, job)
+        self.space = space_of(
+            abilities(job.device.torch), job.device.type, wanted.only, self._usual["recipe"]
+        )
+        self._look_at_the_setup()
+        self.study = Study(
+            wanted.storage, wanted.study_name, self._identity(recipes), job.settings.seed
+        )
+        for name, values in self.study.offered().items():
+            self.space = self.space.offering(name, values)
+        self.space.check_only()
+        if self.study.convolves is False:
+            self._leave_channels_last_out()
+        if not self.study.trials and self.space.has(self._usual):
+            self.study.enqueue(self._usual, self.space)
+        tuning.study, tuning.usual = self.study, self._usual
+        tuning.reference = str(recipes.fp32)
+        tuning.settings = job.settings.described()
+
+    def _look_at_the_setup(self) -> None:
+        """Build the candidate once, to learn what its setup offers."""
+
+        def suggest(name: str, values: Sequence[Any]) -> Any:
+            self.space = self.space.offering(name, values)
+            self._usual.setdefault(name, values[0])
+            return self._usual[name]
+
+        job = replace(self._job, suggest=suggest)
+        with laboratory(job, self._progress) as bench, bench.built("amp"):
+            pass
+
+    def _identity(self, recipes: Recipes) -> dict[str, str]:
+        return {
+            "test": self._job.nodeid,
+            "device": self._job.device.name(),
+            "reference": str(recipes.fp32),
+            "torch": torch.__version__,
+        }
+
+    def _leave_channels_last_out(self) -> None:
+        self.space = replace(self.space, values={**self.space.values, "channels_last": (NO,)})
+
+    def attempt(self, proposed: Proposed) -> Trial:
+        """Run one trial, and tell the study how it came out."""
+        began = time.perf_counter()
+        settings = settings_of(proposed.choice, self._job.settings)
+        job = replace(self._job, settings=settings, suggest=self._suggesting(proposed))
+        try:
+            outcome = self._measured(job, proposed.choice)
+        except AmpError as error:  # about the test, whatever is tried
+            self.study.drop(proposed, str(error))
+            raise
+        except Exception as error:  # noqa: BLE001 - what this choice leads to, another may not
+            outcome = Outcome("error", f"{type(error).__name__}: {first_line(error)}")
+        except BaseException:
+            self.study.drop(proposed, "interrupted")
+            raise
+        seconds = time.perf_counter() - began
+        return self.study.finish(proposed, outcome._replace(seconds=seconds))
+
+    def _suggesting(self, proposed: Proposed) -> Suggest:
+        def suggest(name: str, values: Sequence[Any]) -> Any:
+            self.space = self.space.offering(name, values)
+            return self.study.draw(proposed, name, self.space)
+
+        return suggest
+
+    def _measured(self, job: Job, choice: Choice) -> Outcome:
+        with laboratory(job, self._progress) as bench:
+            report = judged(bench, replace(job, settings=job.settings._replace(static=True)))
+            self._look_for_convolutions(report)
+            if report.verdict != "pass":
+                return Outcome(report.verdict, next(explanation(report)))
+            if bench.untimed is not None:
+                return Outcome("inconclusive", bench.untimed)
+            return self._timed(bench, job, choice, _attempts_per_step(report) / _examples(choice))
+
+    def _timed(self, bench: Workbench, job: Job, choice: Choice, share: float) -> Outcome:
+        """Time the candidate against the reference until it is known well, or can't be the best.
+
+        Args:
+            bench: where.
+            job: the test with this choice.
+            choice: what is tried.
+            share: by what to multiply a step's time.
+        """
+        best, known = self.study.best, self.study.reference_s(choice)
+        rate = job.settings.error_rate
+
+        def least_s(pairs: timing.Pairs) -> float | None:
+            """Return the shortest time that the pairs so far leave possible."""
+            bounds = sequential.interval(pairs.ratios, rate)
+            if bounds is None:
+                return None
+            return share * (known or statistics.median(pairs.step_s[0])) / bounds[1]
+
+        def stop(pairs: timing.Pairs) -> str | None:
+            least = least_s(pairs)
+            if least is not None and best is not None and least > best.step_s:
+                return "pruned"
+            bounds = sequential.interval(pairs.ratios, rate)
+            if bounds and bounds[1] - bounds[0] <= 2 * PRECISE_HALF_WIDTH * bounds[0]:
+                return "precise"
+            over = pairs.elapsed_s >= job.settings.max_time * UNGATED_SHARE_OF_TIME
+            return "budget" if over else None
+
+        timed = timing.run(bench, timing.Plan(job.settings.warmup, stop))
+        pairs = timing.Pairs(timed.ratios, (timed.fp32_step_s, timed.amp_step_s), timed.elapsed_s)
+        bounds, least = sequential.interval(timed.ratios, rate), least_s(pairs)
+        if bounds is None or least is None:
+            return Outcome("inconclusive", f"max_time={job.settings.max_time:g} s is too short")
+        middle, reference_s = statistics.median(timed.ratios), statistics.median(timed.fp32_step_s)
+        outcome = Outcome(
+            "pass", "", share * (known or reference_s) / middle, (middle, *bounds),
+            pairs=len(timed.ratios), reference_s=reference_s,
+        )  # fmt: skip
+        if timed.stopped != "pruned" or best is None:
+            return outcome
+        why = f"slower than trial {best.number}, as {len(timed.ratios)} pairs show"
+        return outcome._replace(verdict="pruned", why=why, step_s=least)
+
+    def _look_for_convolutions(self, report: AmpReport) -> None:
+        """Do not try channels_last where no convolution runs."""
+        if self.study.convolves is None and "amp" in report.arms:
+            operators = report.arms["amp"].operators
+            self.study.convolves = any("conv" in name for name in operators)
+            if not self.study.convolves:
+                self._leave_channels_last_out()
+
+
+def _choice_of(recipe: Recipe, job: Job) -> dict[str, Any]:
+    """Return the choice that a test's own recipe and settings are."""
+    base = replace(recipe, matmul="float32", compile=None, memory_format="contiguous")
+    found: dict[str, Any] = {
+        "recipe": str(base),
+        "compile": recipe.compile or NO,
+        "channels_last": YES if recipe.memory_format == "channels_last" else NO,
+        "tf32": YES if recipe.matmul == "tf32" else NO,
+    }
+    if recipe.autocast_dtype == "float16":
+        found["init_scale"] = job.settings.init_scale
+        found["growth_interval"] = job.settings.growth_interval
+    return found
+
+
+def _attempts_per_step(report: AmpReport) -> float:
+    """Return how many steps had to be run for each that was applied: a GradScaler skips some."""
+    run = report.arms["amp"]
+    steps, skipped = len(run.losses), run.skipped_steps or 0
+    return steps / max(steps - skipped, 1) if steps else 1.0
+
+
+def _examples(choice: Choice) -> float:
+    """Return the batch size that was suggested; 1 if none was."""
+    value = choice.get(BATCH_SIZE)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+    return float(value) if is_number and value is not None else 1.0
