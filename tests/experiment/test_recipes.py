@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from pytest_amp.errors import AmpError
+from pytest_amp.experiment import run as experiment
+from pytest_amp.experiment.job import Job
 from pytest_amp.experiment.measure import measure
 from pytest_amp.lab import prepare
 from pytest_amp.lab.machine import abilities
 from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.machine.global_state import GlobalState
 from pytest_amp.lab.machine.torch_globals import is_tf32_on
+from pytest_amp.progress import Progress
+from pytest_amp.settings.precision import EMULATED, NATIVE
+from pytest_amp.settings.resolved import resolve
 from tests.helpers.lab import CPU, codes, train
 
 
@@ -285,3 +292,16 @@ def test_prepare_is_what_the_arms_share(monkeypatch) -> None:
     )
     run(transformer, "fp32", "bf16-true")
     assert set(prepared) == {"fp32", "bf16-true"}
+
+
+@pytest.mark.parametrize(("candidate", "timed"), [("fp8", True), ("fp8-rowwise", False)])
+def test_float8_is_timed_where_its_own_kind_is_native(monkeypatch, candidate, timed) -> None:
+    """As on an Ada GPU, which multiplies in float8 with one scale a tensor, and not with many."""
+    pytest.importorskip("torchao")
+    real = experiment.abilities
+    ada = {"tensorwise": NATIVE, "rowwise": EMULATED}
+    monkeypatch.setattr(experiment, "abilities", lambda at: replace(real(at), float8=ada))
+    job = Job("test_it.py::test_step", lambda _: lambda: 1.0, Device(CPU),
+              resolve([("cli", {"candidate": candidate, "reference": "bf16"})]))  # fmt: skip
+    with experiment.laboratory(job, Progress()) as bench:
+        assert (bench.untimed is None) == timed
