@@ -12,9 +12,10 @@ import time
 import torch
 from steps import STEPS, default_recipes
 
-from pytest_amp.lab.arm import Arm, Workbench
+from pytest_amp.lab.arm import Arm
 from pytest_amp.lab.machine.device import choose
 from pytest_amp.lab.phases import timing
+from pytest_amp.lab.workbench import Workbench
 from pytest_amp.progress import Progress
 from pytest_amp.recipes import Recipe
 

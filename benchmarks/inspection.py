@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from steps import default_recipes, training_step
 from torch import nn
 
-from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.machine.device import choose
 from pytest_amp.lab.watch.operators import OpRecord
+from pytest_amp.lab.workbench import Workbench
 from pytest_amp.progress import Progress
 
 

@@ -10,9 +10,9 @@ import torch
 from steps import STEPS, default_recipes
 
 from pytest_amp import units
-from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.machine.device import choose
 from pytest_amp.lab.phases import parity
+from pytest_amp.lab.workbench import Workbench
 from pytest_amp.progress import Progress
 
 

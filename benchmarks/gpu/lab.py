@@ -15,11 +15,11 @@ from torch import nn
 from pytest_amp.experiment import run as experiment
 from pytest_amp.experiment.job import Job
 from pytest_amp.judge import sequential
-from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.machine import device as devices
 from pytest_amp.lab.phases import parity, timing
 from pytest_amp.lab.phases.timing import Plan
 from pytest_amp.lab.watch.tensors import dtype_name
+from pytest_amp.lab.workbench import Workbench
 from pytest_amp.progress import Progress
 from pytest_amp.recipes import Recipes
 from pytest_amp.settings.resolved import resolve

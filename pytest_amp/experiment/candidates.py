@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.phases import computing
+from pytest_amp.lab.workbench import Workbench
 
 __tracebackhide__ = unless_our_bug
 

@@ -10,9 +10,10 @@ from dataclasses import replace
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.experiment import line_search, suspects
 from pytest_amp.judge.case import Case
-from pytest_amp.lab.arm import Setup, Workbench
+from pytest_amp.lab.arm import Setup
 from pytest_amp.lab.phases import counterfactuals, parity, timing
 from pytest_amp.lab.watch import kernel_time
+from pytest_amp.lab.workbench import Workbench
 from pytest_amp.results.values import Finding
 from pytest_amp.rules import registry
 from pytest_amp.rules.base import Mended

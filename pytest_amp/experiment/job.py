@@ -9,11 +9,12 @@ import torch
 
 from pytest_amp.errors import add_note
 from pytest_amp.judge import dtype_map
-from pytest_amp.lab.arm import Setup, Suggest, Workbench, first_of
+from pytest_amp.lab.arm import Setup, Suggest, first_of
 from pytest_amp.lab.machine.device import Device, unseen
 from pytest_amp.lab.scaling.scaler import FixtureScaler, raised_by_scaler
 from pytest_amp.lab.watch.source import location_of
 from pytest_amp.lab.watch.tensors import dtype_name
+from pytest_amp.lab.workbench import Workbench
 from pytest_amp.observations import Observations, ParityRun
 from pytest_amp.progress import Progress
 from pytest_amp.provenance import now

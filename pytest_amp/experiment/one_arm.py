@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from pytest_amp.errors import SaidInFull, unless_our_bug
-from pytest_amp.lab.arm import ArmName, Workbench
+from pytest_amp.lab.arm import ArmName
 from pytest_amp.lab.machine.device import world_size
 from pytest_amp.lab.scaling.scaler import raised_by_scaler
 from pytest_amp.lab.watch.raising import LastRaised, custom_function, is_an_assertion
 from pytest_amp.lab.watch.refused import LedToRefusal
 from pytest_amp.lab.watch.source import library_below, location_of
+from pytest_amp.lab.workbench import Workbench
 from pytest_amp.rules.base import RaisedAlone
 from pytest_amp.rules.scaler import NOTHING_SCALED, NOTHING_TO_CHECK
 

@@ -11,10 +11,10 @@ from typing import Any
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.judge import parity, skips
 from pytest_amp.judge.case import Case
-from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.phases import first_backward, kept, nonfinite
 from pytest_amp.lab.phases.drill import attempted
 from pytest_amp.lab.watch.assignments import assigned_at
+from pytest_amp.lab.workbench import Workbench
 from pytest_amp.rules.gradients import UNDERFLOW, underflows, unexplained
 from pytest_amp.rules.measurement import differing_starts
 from pytest_amp.rules.memory import growth

@@ -9,8 +9,8 @@ from pytest_amp import units
 from pytest_amp.codes import GATES
 from pytest_amp.judge import gates, sequential
 from pytest_amp.judge.case import Limits
-from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.phases import timing
+from pytest_amp.lab.workbench import Workbench
 from pytest_amp.settings.resolved import Settings
 from pytest_amp.settings.thresholds import DeviceNames, Threshold
 

@@ -16,7 +16,6 @@ from pytest_amp.experiment.places import located
 from pytest_amp.experiment.plan import limits_of, plan_of
 from pytest_amp.judge import dtype_map, gates, kernels, parity
 from pytest_amp.judge.case import Case, Limits
-from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.machine.abilities import abilities
 from pytest_amp.lab.machine.device import Device, world_size
 from pytest_amp.lab.machine.garbage import older_objects_set_aside
@@ -30,6 +29,7 @@ from pytest_amp.lab.phases.overflow_drill import overflow
 from pytest_amp.lab.phases.resume_drill import resume
 from pytest_amp.lab.phases.scale_drill import two_scales
 from pytest_amp.lab.watch.tensors import dtype_name
+from pytest_amp.lab.workbench import Workbench
 from pytest_amp.observations import Observations, Timing
 from pytest_amp.progress import Progress
 from pytest_amp.recipes import Recipes

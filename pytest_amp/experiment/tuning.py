@@ -28,10 +28,11 @@ from pytest_amp.experiment.search_space import (
 )
 from pytest_amp.experiment.study import Outcome, Proposed, Study, Trial, first_line
 from pytest_amp.judge import sequential
-from pytest_amp.lab.arm import Suggest, Workbench
+from pytest_amp.lab.arm import Suggest
 from pytest_amp.lab.machine.abilities import abilities
 from pytest_amp.lab.phases import timing
 from pytest_amp.lab.watch.tensors import dtype_name
+from pytest_amp.lab.workbench import Workbench
 from pytest_amp.progress import Progress
 from pytest_amp.recipes import Recipe, Recipes
 from pytest_amp.results.explanation import explanation

@@ -11,9 +11,10 @@ import torch
 
 from pytest_amp.experiment import run as experiment
 from pytest_amp.experiment.job import Job, failed
-from pytest_amp.lab.arm import Arm, Resident, Setup, Workbench
+from pytest_amp.lab.arm import Arm, Setup
 from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.watch.tensors import dtype_name
+from pytest_amp.lab.workbench import Resident, Workbench
 from pytest_amp.progress import Progress
 from pytest_amp.recipes import Recipes
 from pytest_amp.results.report import AmpReport

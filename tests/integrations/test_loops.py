@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import sys
 
 import pytest
 import torch
@@ -14,6 +15,14 @@ from pytest_amp.lab.loop import Loop
 from tests.integrations.test_frameworks import loader, net
 
 pytest.importorskip("greenlet")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_left_of_accelerate():
+    """These loops run outside of an experiment, which would do it."""
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def trained(run, steps=3):

@@ -17,7 +17,7 @@ import torch
 from torch.optim import Optimizer
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.arm import Arm, ArmName, Setup, Step, Workbench
+from pytest_amp.lab.arm import Arm, ArmName, Setup, Step
 from pytest_amp.lab.phases.drill import DrilledArm
 from pytest_amp.lab.scaling.step_watch import starting_at
 from pytest_amp.lab.watch import stateful
@@ -26,6 +26,7 @@ from pytest_amp.lab.watch.gradient_edits import GradientEdits
 from pytest_amp.lab.watch.numerics import seen_by
 from pytest_amp.lab.watch.source import location
 from pytest_amp.lab.watch.tensors import values
+from pytest_amp.lab.workbench import Workbench
 from pytest_amp.observations import Accumulated, AccumulatedGradient
 
 __tracebackhide__ = unless_our_bug

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.watch.flops import is_heavy
 from pytest_amp.lab.watch.forward_values import ForwardValues
 from pytest_amp.lab.watch.modules import Call, ModuleStack
 from pytest_amp.lab.watch.operators import OpRecord
+from pytest_amp.lab.workbench import Workbench
 
 __tracebackhide__ = unless_our_bug
 

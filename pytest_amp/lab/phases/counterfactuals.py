@@ -10,12 +10,13 @@ import torch
 from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.arm import Arm, Setup, Step, Workbench
+from pytest_amp.lab.arm import Arm, Setup, Step
 from pytest_amp.lab.phases import parity
 from pytest_amp.lab.scaling.step_watch import Replay
 from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.modules import ModuleStack
 from pytest_amp.lab.watch.widened_lines import WidenedLines, widened
+from pytest_amp.lab.workbench import Workbench
 from pytest_amp.observations import ParityRun
 
 __tracebackhide__ = unless_our_bug

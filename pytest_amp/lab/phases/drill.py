@@ -16,11 +16,12 @@ import torch
 from torch.optim import Optimizer
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.arm import ArmName, Resident, Setup, Workbench
+from pytest_amp.lab.arm import ArmName, Setup
 from pytest_amp.lab.scaling.step_watch import StepWatch
 from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.losses import LossCurves
 from pytest_amp.lab.watch.modules import ModuleStack
+from pytest_amp.lab.workbench import Resident, Workbench
 from pytest_amp.observations import ScalerUse
 
 __tracebackhide__ = unless_our_bug

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.judge.alignment import distance, leaves
-from pytest_amp.lab.arm import ArmName, Workbench
+from pytest_amp.lab.arm import ArmName
 from pytest_amp.lab.scaling.step_watch import starting_at
 from pytest_amp.lab.watch.forward_lines import Place
 from pytest_amp.lab.watch.node_gradients import Key, NodeGradients, Seen
+from pytest_amp.lab.workbench import Workbench
 from pytest_amp.observations import Departure, Zeroed
 
 __tracebackhide__ = unless_our_bug

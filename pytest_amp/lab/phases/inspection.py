@@ -15,7 +15,7 @@ import torch
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.judge.alignment import departure, inputs_off
-from pytest_amp.lab.arm import ArmName, Workbench
+from pytest_amp.lab.arm import ArmName
 from pytest_amp.lab.scaling.step_watch import starting_at
 from pytest_amp.lab.watch.losses import LossCurves
 from pytest_amp.lab.watch.modules import ModuleStack
@@ -23,6 +23,7 @@ from pytest_amp.lab.watch.numerics import Witness
 from pytest_amp.lab.watch.operators import OpRecord
 from pytest_amp.lab.watch.rounding import RoundedProducts
 from pytest_amp.lab.watch.tensors import dtype_name
+from pytest_amp.lab.workbench import Workbench
 from pytest_amp.observations import (
     UNEXPLAINED_FROM,
     Gradient,

@@ -10,10 +10,10 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.watch.dispatch import DispatchMode
 from pytest_amp.lab.watch.source import location
 from pytest_amp.lab.watch.tensors import memory, size, storage, tensors_in
+from pytest_amp.lab.workbench import Workbench
 
 __tracebackhide__ = unless_our_bug
 

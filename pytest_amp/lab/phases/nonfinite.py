@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.arm import Resident, Workbench
 from pytest_amp.lab.scaling.scaler import set_scale
 from pytest_amp.lab.watch.events import subscribed
 from pytest_amp.lab.watch.first_nonfinite import FirstNonfinite
 from pytest_amp.lab.watch.nonfinite_trail import NonfiniteTrail
 from pytest_amp.lab.watch.state import MadeModules
+from pytest_amp.lab.workbench import Resident, Workbench
 from pytest_amp.observations import Origin
 
 __tracebackhide__ = unless_our_bug

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from pytest_amp.errors import AmpError, unless_our_bug
-from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.phases.drill import Cycle, DrilledArm
 from pytest_amp.lab.phases.overflow_injection import (
     Injection,
@@ -19,6 +18,7 @@ from pytest_amp.lab.phases.overflow_injection import (
 from pytest_amp.lab.scaling.scaler import infinite, raised_by_scaler
 from pytest_amp.lab.watch.nonfinite_trail import NonfiniteTrail
 from pytest_amp.lab.watch.source import location_of
+from pytest_amp.lab.workbench import Workbench
 from pytest_amp.observations import Overflow, OverflowDrill
 
 __tracebackhide__ = unless_our_bug

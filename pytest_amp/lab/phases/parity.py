@@ -11,7 +11,7 @@ from time import perf_counter
 import torch
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.arm import ArmName, Resident, Workbench
+from pytest_amp.lab.arm import ArmName
 from pytest_amp.lab.machine.compiled import graphs_compiled
 from pytest_amp.lab.scaling.optimizers import Trained
 from pytest_amp.lab.scaling.step_watch import Replay, StepWatch, starting_at
@@ -21,6 +21,7 @@ from pytest_amp.lab.watch.memory import peak_memory
 from pytest_amp.lab.watch.rounding import RoundedProducts
 from pytest_amp.lab.watch.state import MadeModules
 from pytest_amp.lab.watch.tensors import dtype_name, floating
+from pytest_amp.lab.workbench import Resident, Workbench
 from pytest_amp.observations import Floor, Losses, Parameter, ParityRun, Start
 
 __tracebackhide__ = unless_our_bug

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.arm import Arm, Setup, Step, Workbench
+from pytest_amp.lab.arm import Arm, Setup, Step
 from pytest_amp.lab.phases.drill import DrilledArm, NothingShown
 from pytest_amp.lab.scaling.scaler import infinite
 from pytest_amp.lab.watch import stateful
 from pytest_amp.lab.watch.events import OptimizerSteps, subscribed
+from pytest_amp.lab.workbench import Workbench
 from pytest_amp.observations import LeftOut, Resume
 
 __tracebackhide__ = unless_our_bug

@@ -12,13 +12,13 @@ import torch
 from torch.optim import Optimizer
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.phases.drill import DrilledArm, NothingShown
 from pytest_amp.lab.scaling.scaler import set_scale
 from pytest_amp.lab.watch.events import OptimizerSteps, subscribed
 from pytest_amp.lab.watch.gradient_edits import GradientEdits
 from pytest_amp.lab.watch.source import location
 from pytest_amp.lab.watch.tensors import values
+from pytest_amp.lab.workbench import Workbench
 from pytest_amp.observations import GradientAtTwoScales, TwoScales
 
 __tracebackhide__ = unless_our_bug

@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.arm import ArmName, Resident, Setup, Workbench
+from pytest_amp.lab.arm import ArmName, Setup
 from pytest_amp.lab.scaling.skip_check import SkipCheck
+from pytest_amp.lab.workbench import Resident, Workbench
 from pytest_amp.observations import Timing
 
 __tracebackhide__ = unless_our_bug

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from pytest_amp.lab.arm import Workbench
 from pytest_amp.lab.machine.device import Device
+from pytest_amp.lab.workbench import Workbench
 
 
 def of_amp(bench: Workbench, warmup: int) -> float | None:

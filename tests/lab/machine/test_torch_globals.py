@@ -417,7 +417,8 @@ def test_each_arm_has_accelerates_shared_state_for_itself(monkeypatch: pytest.Mo
 def test_accelerate_that_is_imported_by_an_arm_is_new_to_the_next(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delitem(sys.modules, "accelerate.state", raising=False)
+    monkeypatch.setitem(sys.modules, "accelerate.state", None)  # is there again at the end
+    del sys.modules["accelerate.state"]
 
     def setup(arm: Arm) -> Callable[[], float]:
         module: Any = sys.modules.setdefault("accelerate.state", accelerate_module())
@@ -425,11 +426,8 @@ def test_accelerate_that_is_imported_by_an_arm_is_new_to_the_next(
         module.PartialState._shared_state["device"] = arm.device
         return lambda: 1.0
 
-    try:
-        measure(setup, steps=2)
-        assert sys.modules["accelerate.state"].PartialState._shared_state == {}
-    finally:
-        sys.modules.pop("accelerate.state", None)
+    measure(setup, steps=2)
+    assert sys.modules["accelerate.state"].PartialState._shared_state == {}
 
 
 def test_an_accelerator_is_made_in_each_arm_and_leaves_nothing() -> None:
@@ -458,6 +456,23 @@ def test_an_accelerator_is_made_in_each_arm_and_leaves_nothing() -> None:
     assert (report.verdict, report.coverage) == ("pass", 1)
     after = [dict(each._shared_state) for each in (AcceleratorState, PartialState, GradientState)]
     assert after == before
+
+
+def test_state_that_an_earlier_test_left_behind_is_explained() -> None:
+    accelerate = pytest.importorskip("accelerate")
+    from accelerate.state import AcceleratorState
+
+    def setup(arm: Arm) -> Callable[[], float]:
+        accelerate.Accelerator(mixed_precision=arm.mixed_precision, cpu=True)
+        return lambda: 1.0
+
+    accelerate.Accelerator(mixed_precision="no", cpu=True)
+    try:
+        with pytest.raises(ValueError, match="already been initialized") as raised:
+            measure(setup, steps=2, dtype="bfloat16")
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert "an earlier test in this process made an Accelerator" in "".join(raised.value.__notes__)
 
 
 def test_each_arm_has_the_graphs_of_its_compiled_code_for_itself(
