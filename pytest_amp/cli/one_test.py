@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pytest_amp.progress import Progress
     from pytest_amp.results.report import AmpReport
 
+# This package is imported before pytest is, which is no fault of the user's.
+_IMPORTED_ALREADY = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
 Say = Callable[[str], object]
 Instead = Callable[["Job", "Progress", Say], object]
 
@@ -45,7 +47,7 @@ def run(command: str, nodeid: str, arguments: Sequence[str], instead: Instead, s
             say(line)
 
     hook = InPlace(command, instead, say_aloud)
-    given = [nodeid, "-s", "-p", "no:cacheprovider", *arguments]
+    given = [nodeid, "-s", "-p", "no:cacheprovider", "-W", _IMPORTED_ALREADY, *arguments]
     if importlib.util.find_spec("xdist"):
         given += ["-n", "0"]
     with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):

@@ -129,6 +129,17 @@ def test_an_interrupted_tuning_is_resumed(tuned) -> None:
     assert code == tune.FOUND
 
 
+def test_it_runs_where_every_warning_is_an_error(pytester: pytest.Pytester) -> None:
+    """In a process of its own, where this package is imported before pytest is."""
+    pytester.makeini("[pytest]\nfilterwarnings = error")
+    pytester.makepyfile(test_it="def test_plain(): pass")
+    command = [sys.executable, "-m", "pytest_amp.cli", "tune", "test_it.py::test_plain"]
+    result = pytester.run(*command, "--", "-p", "no:asyncio")
+    assert result.ret == tune.USAGE
+    result.stdout.fnmatch_lines(["*1 passed*", "*did not run as one amp test; see above"])
+    assert "Traceback" not in result.stderr.str()
+
+
 @pytest.mark.parametrize(
     ("test", "message"),
     [
