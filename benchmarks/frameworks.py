@@ -6,6 +6,7 @@ the framework in the process.
 """
 
 import argparse
+import logging
 import warnings
 from pathlib import Path
 
@@ -27,6 +28,7 @@ def main():
     parser.add_argument("--max-time", type=float, default=9.0)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
+    logging.disable()  # Lightning tells at each trainer what there is
     print(f"torch {torch.__version__}, on a CPU, against fp32")
     print(f"{'framework':<12}{'dtype':<10}{'step':>9}{'speedup':>22}{'memory':>8}{'loss':>9}"
           f"{'coverage':>10}{'scales':>8}  findings")  # fmt: skip
@@ -43,8 +45,9 @@ def main():
             )
         faulty = measure(build(faulty=True), device="cpu", dtype="float16", static=True)
         print(f"{'':<12}{'with the fault, float16':<66}{faulty.verdict:>12}  {told(faulty)}")
+        setup = build(faulty=False)
         before = state()
-        measure(build(faulty=False), device="cpu", dtype="bfloat16", static=True, steps=4)
+        measure(setup, device="cpu", dtype="bfloat16", static=True, steps=4)
         after = state()
         changed = [key for key in before if before[key] != after[key]]
         print(f"{'':<12}left in the process: {', '.join(changed) or 'nothing'}")
