@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from pytest_amp.lab.arm import Arm
     from pytest_amp.lab.machine.abilities import effective_precision
     from pytest_amp.lab.scaling.scaler import AmpScaler
+    from pytest_amp.lab.training import Training
+    from pytest_amp.plugin.training_report import TrainingReport
     from pytest_amp.recipes import Recipe
     from pytest_amp.results.report import AmpInconclusive, AmpRegression, AmpReport
     from pytest_amp.results.values import ArmRun, Environment, Estimate, Finding, Gate
@@ -36,6 +38,8 @@ __all__ = [
     "Finding",
     "Gate",
     "Recipe",
+    "Training",
+    "TrainingReport",
     "__version__",
     "effective_precision",
     "history",
@@ -48,6 +52,8 @@ _ROOMS = {
     "lab.arm": ("Arm",),
     "lab.machine.abilities": ("effective_precision",),
     "lab.scaling.scaler": ("AmpScaler",),
+    "lab.training": ("Training",),
+    "plugin.training_report": ("TrainingReport",),
     "results.report": ("AmpInconclusive", "AmpRegression", "AmpReport"),
     "results.values": ("ArmRun", "Environment", "Estimate", "Finding", "Gate"),
     "settings.precision": ("EffectivePrecision",),

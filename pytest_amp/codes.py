@@ -94,6 +94,8 @@ GATES: Mapping[str, str] = {
     "min_speedup": "speedup",
     "min_memory_reduction": "memory_reduction",
     "max_loss_diff": "loss_diff",
+    "max_val_loss_diff": "val_loss_diff",
+    "max_accuracy_diff": "accuracy_diff",
     "min_coverage": "coverage",
     "max_skipped_steps": "skipped_steps",
 }

@@ -39,6 +39,8 @@ _PHASES = {
     "warm-up": "timing",
     "calibration": "timing",
     "timing": "timing",
+    "training": "training",
+    "evaluation": "training",
 }
 
 

@@ -91,6 +91,8 @@ def limits_of(settings: Settings, names: DeviceNames) -> Limits:
         loss_atol=settings.loss_atol,
         loss_atol_is_chosen=settings.sources["loss_atol"] != "default",
         reference_is_chosen=settings.sources["reference"] != "default",
+        max_val_loss_diff=on(settings.max_val_loss_diff),
+        max_accuracy_diff=on(settings.max_accuracy_diff),
         min_coverage=on(settings.min_coverage),
         max_skipped_steps=on(settings.max_skipped_steps),
         error_rate=settings.error_rate,

@@ -8,13 +8,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 from pytest_amp import units
+from pytest_amp.codes import GATES
 from pytest_amp.errors import AmpError, unless_our_bug
 from pytest_amp.experiment import one_arm
 from pytest_amp.experiment.confirm import confirmed, look_for_idling, try_remedies
 from pytest_amp.experiment.job import Job, arms_of, blank_report, environment_of, phases_of
 from pytest_amp.experiment.places import located
 from pytest_amp.experiment.plan import limits_of, plan_of
-from pytest_amp.judge import dtype_map, gates, kernels, parity
+from pytest_amp.judge import dtype_map, gates, kernels, parity, training
 from pytest_amp.judge.case import Case, Limits
 from pytest_amp.lab.machine.abilities import abilities
 from pytest_amp.lab.machine.device import Device, world_size
@@ -57,9 +58,12 @@ def run(job: Job, progress: Progress) -> AmpReport:
         Exception: whatever the test's own code raises.
     """
     if not job.settings.static:
-        _refuse_several_ranks()
+        refuse_several_ranks()
     with laboratory(job, progress) as bench:
-        return judged(bench, job)
+        report = judged(bench, job)
+    limits = limits_of(job.settings, job.device.names())
+    own = [GATES[name] for name in GATES if job.settings.sources[name] in ("marker", "override")]
+    return replace(report, gates=(*report.gates, *training.untrained(limits, own)))
 
 
 def judged(bench: Workbench, job: Job) -> AmpReport:
@@ -162,7 +166,8 @@ def _possible(asked: Recipes, able: Abilities, device: Device) -> tuple[Recipes,
     return runs, list(dict.fromkeys(notes))
 
 
-def _refuse_several_ranks() -> None:
+def refuse_several_ranks() -> None:
+    """Raise an AmpError where the ranks would wait for one another forever."""
     ranks = world_size()
     if ranks > 1:
         raise AmpError(
@@ -276,7 +281,7 @@ def _require_the_device(bench: Workbench, settings: Settings, trained_on: Sequen
 
 def _timed(bench: Workbench, settings: Settings, limits: Limits) -> Timing:
     """Time the arms against each other, and leave notes on how that went."""
-    _refuse_several_ranks()  # setup may have joined a process group
+    refuse_several_ranks()  # setup may have joined a process group
     bench.progress.at("timing", None)
     timed = timing.run(bench, plan_of(bench, settings, limits))
     if timed.skipping_pairs:

@@ -31,6 +31,8 @@ class Limits:
     elsewhere: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     loss_atol_is_chosen: bool = True
     reference_is_chosen: bool = False
+    max_val_loss_diff: float | None = 0.05
+    max_accuracy_diff: float | None = None
 
 
 @dataclass(frozen=True)

@@ -106,18 +106,16 @@ def draws_differ(fp32: ParityRun, amp: ParityRun) -> bool:
 
 def judge(seen: Observations, limits: Limits) -> tuple[Gate, ...]:
     """Return all gates, in the order in which they are reported."""
-    return tuple(
-        _set_for_others(gate, limits.elsewhere[gate.name], seen)
-        if gate.name in limits.elsewhere
-        else gate
-        for gate in _gates(seen, limits)
-    )
+    return tuple(for_other_devices(gate, limits, seen.device_type) for gate in _gates(seen, limits))
 
 
-def _set_for_others(gate: Gate, devices: tuple[str, ...], seen: Observations) -> Gate:
-    """Note that the gate's threshold names devices, and that this is none of them."""
+def for_other_devices(gate: Gate, limits: Limits, device_type: str) -> Gate:
+    """Note on a gate whose threshold names devices that this is none of them."""
+    devices = limits.elsewhere.get(gate.name)
+    if devices is None:
+        return gate
     named = " and ".join(devices)
-    reason = f"gated on {named} only, and this is {seen.device_type}: {gate.reason}"
+    reason = f"gated on {named} only, and this is {device_type}: {gate.reason}"
     return replace(gate, only_for=devices, reason=reason)
 
 

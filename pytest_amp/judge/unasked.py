@@ -70,4 +70,6 @@ def _because(name: str, reports: Sequence[AmpReport]) -> str:
     unknown = [gate for gate in gates if gate.threshold is not None]
     if unknown:
         return f": {unknown[0].reason}"
+    if setting in ("max_val_loss_diff", "max_accuracy_diff"):
+        return ": none of them calls amp_benchmark.train"
     return ": their markers unset it" if own else ""

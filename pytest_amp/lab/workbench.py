@@ -45,6 +45,12 @@ class Resident:
         """What ``arm.checkpoint()`` was told; None if it was not called."""
         return self.arm._saved
 
+    @property
+    def made(self) -> Step:
+        """The step that the setup made."""
+        assert self._step is not None
+        return self._step
+
     def build(self, setup: Setup) -> None:
         """Call `setup` and keep the step that it returns.
 

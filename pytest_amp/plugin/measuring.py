@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from pytest_amp.lab.arm import Arm
     from pytest_amp.lab.machine.device import Device
     from pytest_amp.lab.scaling.scaler import FixtureScaler
+    from pytest_amp.lab.training import Training
+    from pytest_amp.plugin.training_report import TrainingReport
+    from pytest_amp.progress import Progress
     from pytest_amp.results.report import AmpReport
     from pytest_amp.settings.resolved import Settings
 
@@ -51,6 +54,42 @@ class Benchmark:
             AmpError: the test can't be measured as it is written.
         """
         __tracebackhide__ = True
+        report = self._measured(setup)
+        if check:
+            report.check()
+        return report
+
+    def train(self, setup: Callable[[Arm], Training], *, check: bool = True) -> TrainingReport:
+        """Train both arms from the first batch to the last epoch, judge them, assert the gates.
+
+        The first steps are measured and looked at as those of any test. Then each arm is built anew
+        and trained to the end.
+
+        Args:
+            setup: builds an arm; it is called for each arm, with the same seed. It returns a
+                `pytest_amp.Training`.
+            check: whether to assert the gates; if not, call the report's `check()` yourself.
+
+        Raises:
+            AmpRegression: a gate failed, or a finding of severity error is not suppressed.
+            AmpInconclusive: under ``--amp-strict``, a gate has no answer.
+            AmpError: the test can't be measured as it is written.
+        """
+        __tracebackhide__ = True
+        from pytest_amp.experiment import training
+        from pytest_amp.plugin.training_report import TrainingReport
+
+        report = TrainingReport.of(self._measured(setup, training.run))
+        if check:
+            report.check()
+        return report
+
+    def _measured(
+        self,
+        setup: Callable[[Arm], Any],
+        run: Callable[[Job, Progress], AmpReport] | None = None,
+    ) -> AmpReport:
+        __tracebackhide__ = True
         from pytest_amp.errors import AmpError
 
         if self._called:
@@ -68,14 +107,15 @@ class Benchmark:
                 f"amp_benchmark(setup) takes a function of the arm, not a {type(setup).__name__}"
             )
         self._called = True
-        report = measure(self._item, setup, device_of(self._item))
-        if check:
-            report.check()
-        return report
+        return measure(self._item, setup, device_of(self._item), run=run)
 
 
 def measure(
-    item: pytest.Item, setup: Callable[[Arm], Any], device: Device, notes: Iterable[str] = ()
+    item: pytest.Item,
+    setup: Callable[[Arm], Any],
+    device: Device,
+    notes: Iterable[str] = (),
+    run: Callable[[Job, Progress], AmpReport] | None = None,
 ) -> AmpReport:
     """Run the experiment of one test, compare it if that was asked for, and return the report.
 
@@ -86,6 +126,7 @@ def measure(
         setup: builds an arm and returns its step.
         device: the device to measure on.
         notes: notes that the report starts with.
+        run: runs the experiment; by default the usual one.
 
     Raises:
         AmpError: the test can't be measured as it is written.
@@ -105,7 +146,7 @@ def measure(
 
         job = replace(job, snapshot=snapshot.stored_for(item, job.settings.snapshot == "update"))
     try:
-        report = item.config.stash.get(RUNNER, experiment.run)(job, progress)
+        report = item.config.stash.get(RUNNER, run or experiment.run)(job, progress)
     except Exception as error:
         item.stash[REPORT] = failed(job, progress, error)
         raise

@@ -24,6 +24,7 @@ from pytest_amp.render.text import (
 from pytest_amp.render.verdicts import both_arms, outcome_of, why_nothing
 from pytest_amp.results.explanation import in_order
 from pytest_amp.results.report import AmpReport
+from pytest_amp.results.training import VALUES, best
 from pytest_amp.results.values import COMPARED, Finding, Gate, GateVerdict, arm_names
 from pytest_amp.settings import table
 
@@ -70,6 +71,7 @@ def details(reports: Sequence[AmpReport], width: int, verbosity: int) -> Iterato
 
 def said(report: AmpReport) -> Iterator[Entry]:
     """Yield what is shown at any verbosity."""
+    yield from _epochs(report)
     for gate in report.gates:
         if gate.verdict in ("fail", "inconclusive") or gate in report.unmeasured:
             yield _gate(gate)
@@ -79,6 +81,29 @@ def said(report: AmpReport) -> Iterator[Entry]:
         yield Entry(finding.severity, BAD if finding.stands else UNSURE, _finding(finding))
     for note in report.notes:
         yield Entry("note", PLAIN, note)
+
+
+def _epochs(report: AmpReport) -> Iterator[Entry]:
+    """Yield each epoch of a training, with the figures of both arms."""
+    fp32, amp = report.training.get("fp32", ()), report.training.get("amp", ())
+    chosen = best(amp)
+    for theirs, ours in zip(fp32, amp, strict=False):
+        parts = [
+            f"{part} {name} {units.change(f'{before[name]:.4g}', f'{after[name]:.4g}')}"
+            for part, before, after in (
+                ("train", theirs.train, ours.train),
+                ("val", theirs.val, ours.val),
+            )
+            for name in VALUES
+            if name in before and name in after and (part, name) != ("train", "perplexity")
+        ]
+        took = units.change(
+            units.duration(theirs.epoch_duration), units.duration(ours.epoch_duration)
+        )
+        text = ", ".join([*parts, took])
+        yield Entry(
+            f"epoch {ours.epoch}", PLAIN, f"{text}; the best" if ours.epoch == chosen else text
+        )
 
 
 def _changed_for_the_worse(report: AmpReport) -> bool:

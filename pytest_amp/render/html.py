@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pytest_amp import files, units
 from pytest_amp.codes import CODES
-from pytest_amp.render import plots, trend_plots
+from pytest_amp.render import plots, training_plots, trend_plots
 from pytest_amp.render.heading import heading
 from pytest_amp.render.table import columns_of
 from pytest_amp.render.text import text_of
@@ -135,7 +135,10 @@ def _section(number: int, result: Result) -> Section:
             *in_order(report),
             *(each for each in report.findings if each.suppressed is not None),
         ],
-        figures=plots.figures(report),
+        figures={
+            **training_plots.figures(report.training, report.arms),
+            **plots.figures(report),
+        },
         history=trend_plots.figures(trend) if trend else {},
         steps=[f"{each.name}, {step}" for each in METRICS for step in trend.steps_in_words(each)]
         if trend

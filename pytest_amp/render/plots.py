@@ -122,7 +122,7 @@ def _losses(
     axes.plot(steps, fp32, color=FP32, label=names["fp32"])
     axes.plot(range(1, len(amp) + 1), amp, color=AMP, linestyle="--", label=names["amp"])
     axes.set_xlabel("step")
-    _whole_numbers(axes)
+    whole_numbers(axes)
     axes.legend()
 
 
@@ -147,7 +147,7 @@ def _parity(
     axes.axvspan(start, steps + 0.5, color=_TEXT, alpha=0.1, linewidth=0, label="compared")
     axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.3g}%")
     axes.set_xlabel("step")
-    _whole_numbers(axes)
+    whole_numbers(axes)
     axes.figure.legend(loc="outside upper center", ncols=5, fontsize=8)
 
 
@@ -210,10 +210,11 @@ def _scales(axes: Axes, scales: Sequence[float]) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: units.power(value))
     axes.yaxis.set_minor_formatter(lambda *_: "")
     axes.set_xlabel("update")
-    _whole_numbers(axes)
+    whole_numbers(axes)
 
 
-def _whole_numbers(axes: Axes) -> None:
+def whole_numbers(axes: Axes) -> None:
+    """Mark whole numbers alone on the horizontal axis."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from pytest_amp.errors import SaidInFull
 from pytest_amp.results.explanation import explanation
 from pytest_amp.results.plain import plain, restored
+from pytest_amp.results.training import Epoch
 from pytest_amp.results.typed import typed
 from pytest_amp.results.values import (
     COMPARED,
@@ -57,6 +58,8 @@ class AmpReport:
         phases_s (Mapping[str, float]): the seconds that each phase took.
         dtype_map (DtypeMap | None): the dtype map under ``--amp-snapshot``.
         baseline (Baseline | None): the stored result that this one was compared with.
+        training (Mapping[str, tuple[Epoch, ...]]): the epochs of a whole training, by the arm's
+            name; empty unless one was run.
     """
 
     nodeid: str
@@ -81,6 +84,7 @@ class AmpReport:
     phases_s: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     dtype_map: DtypeMap | None = None
     baseline: Baseline | None = None
+    training: Mapping[str, tuple[Epoch, ...]] = field(default_factory=dict)
 
     summaries: ClassVar = ("memory_reduction",)
 

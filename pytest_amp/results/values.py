@@ -24,7 +24,7 @@ _GATE_WORDS: Mapping[GateVerdict, str] = {
     "pass": "ok", "fail": "FAILED", "inconclusive": NO_ANSWER, "not_gated": "not gated",
 }  # fmt: skip
 # The phases that an experiment's time is accounted to.
-PHASES = ("parity", "inspection", "timing")
+PHASES = ("parity", "inspection", "timing", "training")
 COMPARED = ("compare:speedup", "compare:memory", "compare:loss")
 
 

@@ -24,6 +24,8 @@ class Settings(NamedTuple):
     min_memory_reduction: Threshold | None
     max_loss_diff: Threshold | None
     loss_atol: float
+    max_val_loss_diff: Threshold | None
+    max_accuracy_diff: Threshold | None
     min_coverage: Threshold | None
     max_skipped_steps: Threshold | None
     dtype: str | None

@@ -86,6 +86,16 @@ TABLE: tuple[Entry, ...] = (
         "absolute loss difference that is always accepted, for losses near zero",
     ),
     Entry(
+        "max_val_loss_diff", read.threshold(read.DIFFERENCE), 0.05, "FRACTION",
+        "maximum relative difference of a training's validation losses in its last epoch",
+        off_by_none=True, gating=True,
+    ),
+    Entry(
+        "max_accuracy_diff", read.threshold(read.SHARE), None, "SHARE",
+        "maximum difference of a training's validation accuracies in its last epoch",
+        gating=True,
+    ),
+    Entry(
         "min_coverage", read.threshold(read.SHARE), None, "SHARE",
         "minimum share of matmul, convolution and attention FLOPs in the amp dtype",
         gating=True,

@@ -137,7 +137,7 @@ def floor(bench: Workbench, steps: int, replay: Replay | None, other_stream: boo
     with bench.built("fp32") as resident:
         watch = StepWatch(replay)
 
-        def nudge(step: int) -> None:
+        def nudge_once(step: int) -> None:
             nonlocal repeated
             if step < min(BEFORE_NUDGE, steps - 1) or repeated < steps:
                 return
@@ -145,10 +145,10 @@ def floor(bench: Workbench, steps: int, replay: Replay | None, other_stream: boo
                 bench.device.manual_seed(bench.seed + 1)
             elif not watch.trained.parameters:
                 return
-            _nudge(watch.trained.parameters, bench.precision, bench.seed)
+            nudge(watch.trained.parameters, bench.precision, bench.seed)
             repeated = step
 
-        losses, start = _steps(bench, resident, watch, steps, "noise floor", nudge)
+        losses, start = _steps(bench, resident, watch, steps, "noise floor", nudge_once)
     return Floor(losses, start, repeated, other_stream)
 
 
@@ -200,7 +200,7 @@ def _parameters(trained: Trained) -> tuple[Parameter, ...]:
 
 
 @torch.no_grad()
-def _nudge(parameters: list[torch.Tensor], dtype: torch.dtype, seed: int) -> None:
+def nudge(parameters: list[torch.Tensor], dtype: torch.dtype, seed: int) -> None:
     """Move every parameter by one ulp of `dtype`, up or down, using a generator of its own.
 
     Zeros stay, since they are exact in every dtype.

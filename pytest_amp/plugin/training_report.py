@@ -1,0 +1,73 @@
+"""The report of a whole training, as `amp_benchmark.train` returns it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_amp.results.report import AmpReport
+from pytest_amp.results.training import best
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True)
+class TrainingReport(AmpReport):
+    """An `AmpReport` of a training, which also has its epochs.
+
+    `training` has them by the arm's name, and `frame` as a table.
+    """
+
+    @classmethod
+    def of(cls, report: AmpReport) -> TrainingReport:
+        """Return a report with its training's table and plots."""
+        return cls(**{each.name: getattr(report, each.name) for each in dataclasses.fields(report)})
+
+    @property
+    def frame(self) -> pandas.DataFrame:
+        """A row for each epoch of each arm.
+
+        The columns are ``arm`` (a recipe's name if the recipes are not the usual ones), ``epoch``,
+        ``train/loss``, ``train/perplexity``, ``train/accuracy``, the same of ``val``,
+        ``learning_rate``, ``gradient_norm``, ``epoch_duration`` in seconds,
+        ``samples_per_second``, ``system/memory_mb`` and ``system/gpu_utilization`` in percent.
+        What was not measured is NaN.
+        """
+        import pandas
+
+        rows = [
+            {"arm": arm, **epoch.row()} for arm, epochs in self.training.items() for epoch in epochs
+        ]
+        frame = pandas.DataFrame(rows)
+        numbers = frame.columns.difference(["arm", "epoch"])
+        return frame.astype(dict.fromkeys(numbers, float))
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The amp arm's epoch with the lowest validation loss, from 1.
+
+        Without an evaluation it is the one with the lowest training loss; None if no loss is
+        finite.
+        """
+        return best(self.training["amp"])
+
+    def plot(self, path: str | Path) -> None:
+        """Draw losses, perplexity, gradient norm and memory by epoch into a file.
+
+        Args:
+            path: the file; its ending sets the format: svg, png or pdf.
+
+        Raises:
+            AmpError: matplotlib is not installed.
+            ValueError: matplotlib does not write that format.
+            OSError: the file can't be written.
+        """
+        from pytest_amp.errors import AmpError
+        from pytest_amp.render import html, training_plots
+
+        if not html.available():
+            raise AmpError(html.MISSING)
+        training_plots.save(Path(path), self.training, self.arms)
