@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 STRICT_KINDS = ("device", "inconclusive", "unmeasured", "baseline")
 DTYPES = ("float16", "bfloat16")
+# Thresholds that belong together, by the name of the preset.
+PRESETS: Mapping[str, Mapping[str, float]] = {
+    "classic": {"min_speedup": 1.5, "min_memory_reduction": 0.40, "max_accuracy_diff": 0.01},
+}
 SNAPSHOT_MODES = ("off", "compare", "update")
 _METRIC = r"(\w+):([^%]+)%?"
 _DEVICES = ("cpu", "cuda", "xpu", "mps")
@@ -168,6 +172,14 @@ def snapshot(value: object) -> str:
         hint = before_a_path(mode, "--amp-snapshot=compare")
         raise ValueError(f"{mode!r} is not one of {', '.join(SNAPSHOT_MODES)}{hint}")
     return mode
+
+
+def preset(value: object) -> str:
+    """Parse the name of a preset."""
+    name = str(value).strip()
+    if name not in PRESETS:
+        raise ValueError(f"{value!r} is not one of {', '.join(PRESETS)}")
+    return name
 
 
 def text(value: object) -> str:

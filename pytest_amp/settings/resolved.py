@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from pytest_amp.codes import GATES
 from pytest_amp.recipes import Recipe, Recipes
 from pytest_amp.results.values import Setting
-from pytest_amp.settings.table import TABLE, Level, disagreement, in_force
+from pytest_amp.settings.table import TABLE, Level, disagreement, in_force, with_preset
 from pytest_amp.settings.thresholds import Threshold
 
 
@@ -20,6 +20,7 @@ class Settings(NamedTuple):
             ``default``.
     """
 
+    preset: str | None
     min_speedup: Threshold | None
     min_memory_reduction: Threshold | None
     max_loss_diff: Threshold | None
@@ -99,7 +100,8 @@ def resolve(levels: Iterable[Level]) -> Settings:
     Raises:
         ValueError: a value is not valid, or a level names a dtype and a candidate that disagree.
     """
-    agreeing = _without_weaker_rivals(list(levels))
+    whole = [(source, with_preset(raw)) for source, raw in levels]
+    agreeing = _without_weaker_rivals(whole)
     found = {entry.name: in_force(entry, agreeing) for entry in TABLE}
     return Settings(
         **{name: value for name, (value, _) in found.items()},

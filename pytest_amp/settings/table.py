@@ -67,6 +67,12 @@ class Entry(NamedTuple):
 
 TABLE: tuple[Entry, ...] = (
     Entry(
+        "preset", read.preset, None, "NAME",
+        "thresholds that go together; classic: "
+        + ", ".join(f"{name} {value:g}" for name, value in read.PRESETS["classic"].items()),
+        gating=True,
+    ),
+    Entry(
         "min_speedup", read.threshold(read.POSITIVE_RATIO), None, "RATIO",
         "minimum speedup: fp32 step time / amp step time",
         gating=True,
@@ -251,6 +257,11 @@ def parse(entry: Entry, value: object) -> Any:
         return entry.parse(value)
     except ValueError as error:
         raise ValueError(f"{entry.name}: {error}") from None
+
+
+def with_preset(raw: Mapping[str, object]) -> Mapping[str, object]:
+    """Return a level's values with those of the preset that it names; its own ones are stronger."""
+    return {**read.PRESETS.get(str(raw.get("preset")).strip(), {}), **raw}
 
 
 def disagreement(raw: Mapping[str, object]) -> str | None:

@@ -14,7 +14,7 @@ import torch
 
 from pytest_amp.experiment import run as experiment
 from pytest_amp.lab.machine import device
-from tests.helpers.project import QUICK, STEP, gate, read
+from tests.helpers.project import QUICK, STEP, UNDECIDED, gate, read
 
 GATED = STEP.replace("amp\n", "amp(min_memory_reduction={})\n")
 PLAIN = "def test_plain(): pass"
@@ -392,3 +392,18 @@ def test_the_documentation_names_a_test_for_each_way() -> None:
     ours = {name for name in globals() if name.startswith("test_")}
     assert len(rows) >= 12
     assert set(rows) <= ours
+
+
+def test_a_preset_s_gates_are_asked_of_every_test_but_a_training_s(
+    project: pytest.Pytester,
+) -> None:
+    project.makepyfile(test_it=STEP)
+    result = project.runpytest("-m", "amp", "--amp-preset=classic", *UNDECIDED[1:], "--amp-strict")
+    said = " ".join(result.stdout.str().split())
+    assert "memory_reduction" in said
+    assert "is below 40%" in said
+    assert "accuracy" not in said
+    nothing = project.runpytest("-m", "not amp", "--amp-preset=classic")
+    assert "NOT GATED: no amp test ran: --amp-preset=classic had no test to hold" in " ".join(
+        nothing.stdout.str().split()
+    )

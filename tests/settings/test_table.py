@@ -228,3 +228,34 @@ def test_a_weaker_level_never_changes_what_a_stronger_one_says(
     assert below == without
     if entry.name != "seed":
         assert below.sources[entry.name] == "default"
+
+
+# -- presets -------------------------------------------------------------------------------------
+
+
+def on_cpu(resolved, name):
+    threshold = getattr(resolved, name)
+    return None if threshold is None else threshold.on(CPU)
+
+
+def test_a_preset_is_its_thresholds() -> None:
+    resolved = resolve([("cli", {"preset": "classic"})])
+    names = ("min_speedup", "min_memory_reduction", "max_accuracy_diff")
+    assert [on_cpu(resolved, name) for name in names] == [1.5, 0.4, 0.01]
+    assert {resolved.sources[name] for name in names} == {"cli"}
+    assert on_cpu(resolved, "max_loss_diff") == 0.02
+
+
+def test_a_threshold_of_ones_own_beats_the_preset_beside_it_and_below() -> None:
+    beside = resolve([("cli", {"preset": "classic", "min_speedup": "1.1"})])
+    assert on_cpu(beside, "min_speedup") == 1.1
+    assert on_cpu(beside, "min_memory_reduction") == 0.4
+    above = resolve([("marker", {"min_speedup": None}), ("cli", {"preset": "classic"})])
+    assert on_cpu(above, "min_speedup") is None
+    below = resolve([("cli", {"preset": "classic"}), ("ini", {"min_speedup": "1.1"})])
+    assert on_cpu(below, "min_speedup") == 1.5
+
+
+def test_a_preset_that_there_is_not_is_refused() -> None:
+    with pytest.raises(ValueError, match="preset: 'modern' is not one of classic"):
+        resolve([("cli", {"preset": "modern"})])
