@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pytest_amp.lab.machine.abilities import effective_precision
     from pytest_amp.lab.scaling.scaler import AmpScaler
     from pytest_amp.lab.training import Training
+    from pytest_amp.plugin.models_report import ModelsReport
     from pytest_amp.plugin.training_report import TrainingReport
     from pytest_amp.recipes import Recipe
     from pytest_amp.results.report import AmpInconclusive, AmpRegression, AmpReport
@@ -37,6 +38,7 @@ __all__ = [
     "Estimate",
     "Finding",
     "Gate",
+    "ModelsReport",
     "Recipe",
     "Training",
     "TrainingReport",
@@ -53,6 +55,7 @@ _ROOMS = {
     "lab.machine.abilities": ("effective_precision",),
     "lab.scaling.scaler": ("AmpScaler",),
     "lab.training": ("Training",),
+    "plugin.models_report": ("ModelsReport",),
     "plugin.training_report": ("TrainingReport",),
     "results.report": ("AmpInconclusive", "AmpRegression", "AmpReport"),
     "results.values": ("ArmRun", "Environment", "Estimate", "Finding", "Gate"),

@@ -79,6 +79,16 @@ def number(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.6g}"
 
 
+def count(value: float | None) -> str:
+    """Format how many there are with three significant digits: 512, 12.3 k, 1.24 M, 7.00 B."""
+    if value is None:
+        return NOTHING
+    for scale, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= 0.9995 * scale:
+            return f"{_three_digits(value / scale)}{unit}"
+    return f"{value:.0f}"
+
+
 def printable(text: str) -> str:
     """Escape the characters that would break the line or move a terminal's cursor or colours."""
     return "".join(

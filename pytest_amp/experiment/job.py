@@ -151,6 +151,7 @@ def arms_of(seen: Observations) -> dict[str, ArmRun]:
             scales=run.scales,
             skipped_steps=run.skipped_steps,
             held_bytes=run.held,
+            parameters=sum(each.size for each in run.parameters),
         )
 
     timed = seen.timing

@@ -65,6 +65,7 @@ class Parameter:
         name: its path, if a module that was called owns it.
         location: the user's line of the forward operator that first used it, if one was seen.
         optimizer: the number of the optimizer that holds it.
+        size: how many numbers it has.
     """
 
     dtype: str
@@ -72,6 +73,7 @@ class Parameter:
     name: str | None = None
     location: str | None = None
     optimizer: int = 0
+    size: int = 0
 
 
 @dataclass(frozen=True)

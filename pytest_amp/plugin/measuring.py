@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_amp.lab.machine.device import Device
     from pytest_amp.lab.scaling.scaler import FixtureScaler
     from pytest_amp.lab.training import Training
+    from pytest_amp.plugin.models_report import ModelsReport
     from pytest_amp.plugin.training_report import TrainingReport
     from pytest_amp.progress import Progress
     from pytest_amp.results.report import AmpReport
@@ -80,6 +81,48 @@ class Benchmark:
         from pytest_amp.plugin.training_report import TrainingReport
 
         report = TrainingReport.of(self._measured(setup, training.run))
+        if check:
+            report.check()
+        return report
+
+    def against(
+        self,
+        setup: Callable[[Arm], Callable[[], Any]],
+        other: Callable[[Arm], Callable[[], Any]],
+        *,
+        name: str = "other",
+        check: bool = True,
+    ) -> ModelsReport:
+        """Measure two models side by side, under the candidate's recipe, and assert the gates.
+
+        The gates are those of speed and memory: `min_speedup` is the other's step time by this
+        one's, and `min_memory_reduction` is 1 - this one's peak / the other's.
+
+        Args:
+            setup: builds this model; it returns the step, as for `amp_benchmark`.
+            other: builds the other one.
+            name: what to call the other one.
+            check: whether to assert the gates; if not, call the report's `check()` yourself.
+
+        Raises:
+            AmpRegression: a gate failed.
+            AmpInconclusive: under ``--amp-strict``, a gate has no answer.
+            AmpError: the test can't be measured as it is written.
+        """
+        __tracebackhide__ = True
+        from pytest_amp.errors import AmpError
+        from pytest_amp.experiment import against
+        from pytest_amp.plugin.models_report import ModelsReport
+
+        if not callable(other):
+            raise AmpError(f"against(setup, other): other is a {type(other).__name__}, no function")
+        if name == against.OURS:
+            raise AmpError(f"against(..., name={name!r}) is what the test's own model is called")
+
+        def run(job: Job, progress: Progress) -> AmpReport:
+            return against.run(job, progress, other, name)
+
+        report = ModelsReport.of(self._measured(setup, run))
         if check:
             report.check()
         return report

@@ -24,7 +24,7 @@ from pytest_amp.render.text import (
 from pytest_amp.render.verdicts import both_arms, outcome_of, why_nothing
 from pytest_amp.results.explanation import in_order
 from pytest_amp.results.report import AmpReport
-from pytest_amp.results.training import VALUES, best
+from pytest_amp.results.training import VALUES, best, perplexity
 from pytest_amp.results.values import COMPARED, Finding, Gate, GateVerdict, arm_names
 from pytest_amp.settings import table
 
@@ -71,6 +71,7 @@ def details(reports: Sequence[AmpReport], width: int, verbosity: int) -> Iterato
 
 def said(report: AmpReport) -> Iterator[Entry]:
     """Yield what is shown at any verbosity."""
+    yield from _models(report)
     yield from _epochs(report)
     for gate in report.gates:
         if gate.verdict in ("fail", "inconclusive") or gate in report.unmeasured:
@@ -81,6 +82,22 @@ def said(report: AmpReport) -> Iterator[Entry]:
         yield Entry(finding.severity, BAD if finding.stands else UNSURE, _finding(finding))
     for note in report.notes:
         yield Entry("note", PLAIN, note)
+
+
+def _models(report: AmpReport) -> Iterator[Entry]:
+    """Yield what two models come to that are compared, the other one first."""
+    for arm in report.arms.values():
+        if arm.model is None:
+            continue
+        loss = arm.tail_loss
+        parts = (
+            f"{units.count(arm.parameters)} parameters",
+            f"{units.duration(arm.step_time_s)} a step" if arm.step_time_s else "",
+            units.size(arm.peak_bytes) if arm.peak_bytes is not None else "",
+            "the loss is not finite" if loss is None else f"loss {loss:.4g}",
+            "" if loss is None else f"perplexity {perplexity(loss):.4g}",
+        )
+        yield Entry("model", PLAIN, f"{arm.model}: {', '.join(part for part in parts if part)}")
 
 
 def _epochs(report: AmpReport) -> Iterator[Entry]:

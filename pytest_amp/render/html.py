@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pytest_amp import files, units
 from pytest_amp.codes import CODES
-from pytest_amp.render import plots, training_plots, trend_plots
+from pytest_amp.render import model_plots, plots, training_plots, trend_plots
 from pytest_amp.render.heading import heading
 from pytest_amp.render.table import columns_of
 from pytest_amp.render.text import text_of
@@ -136,6 +136,7 @@ def _section(number: int, result: Result) -> Section:
             *(each for each in report.findings if each.suppressed is not None),
         ],
         figures={
+            **model_plots.figures(report.arms),
             **training_plots.figures(report.training, report.arms),
             **plots.figures(report),
         },

@@ -121,7 +121,11 @@ _SINCE = TableColumn("since", ">", _since, ("compare:speedup",))
 
 def columns_of(reports: Sequence[AmpReport]) -> tuple[TableColumn, ...]:
     """Return the columns: recipes if a test chose any, and changes if a test has a baseline."""
-    chosen = any(arm_names(report.arms)["amp"] != "amp" for report in reports)
+    chosen = any(
+        arm_names(report.arms)["amp"] != "amp"
+        for report in reports
+        if not any(arm.model for arm in report.arms.values())
+    )
     since = any(report.baseline for report in reports)
     return (*(_RECIPES,) * chosen, *COLUMNS, *(_SINCE,) * since)
 

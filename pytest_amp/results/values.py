@@ -7,6 +7,7 @@ Raw samples are stored; what follows from them is a property, so the two can't d
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -53,6 +54,8 @@ class ArmRun:
             and dtype.
         recipe (str | None): the name of the recipe by which the arm computed; None in a report that
             is older than recipes.
+        model (str | None): the name of its model, if two models are compared under one recipe.
+        parameters (int | None): how many numbers its optimizers train; None if it is not known.
     """
 
     step_times_s: tuple[float, ...] = ()
@@ -67,11 +70,20 @@ class ArmRun:
     held_bytes: Mapping[str, int] = field(default_factory=dict)
     operators: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     recipe: str | None = None
+    model: str | None = None
+    parameters: int | None = None
 
     @property
     def losses(self) -> tuple[float, ...]:
         """The loss after each step; if there are several losses, that of the first key."""
         return next(iter(self.losses_by_key.values()), ())
+
+    @property
+    def tail_loss(self) -> float | None:
+        """The mean of the last quarter of the losses; None if that is not finite."""
+        tail = self.losses[tail_start(len(self.losses)) :] if self.losses else ()
+        mean = statistics.fmean(tail) if tail else math.nan
+        return mean if math.isfinite(mean) else None
 
     @property
     def step_time_s(self) -> float | None:
@@ -80,7 +92,13 @@ class ArmRun:
 
 
 def arm_names(arms: Mapping[str, ArmRun]) -> dict[str, str]:
-    """Return what to call each arm: by its recipe, unless that is float32 or plain autocast."""
+    """Return what to call each arm: by its recipe, unless that is float32 or plain autocast.
+
+    If two models are compared, they are called by their names.
+    """
+    models = {name: arm.model for name, arm in arms.items() if arm.model is not None}
+    if len(models) == 2:
+        return models
     found = {name: arms[name].recipe if name in arms else None for name in ("fp32", "amp")}
     usual = found["fp32"] in (None, "fp32") and found["amp"] in (None, "fp16", "bf16")
     return {name: name if usual or recipe is None else recipe for name, recipe in found.items()}

@@ -93,6 +93,8 @@ class Device:
 
     def native_support(self, dtype: torch.dtype) -> bool:
         """Return whether the device has a fast path for matrix products in `dtype`."""
+        if dtype not in (torch.float16, torch.bfloat16):  # as in an arm that stays in float32
+            return True
         if self.type == "cuda" and torch.version.hip is None:
             capability = torch.cuda.get_device_capability(self.torch)
             return capability >= ((8, 0) if dtype is torch.bfloat16 else (7, 0))

@@ -194,7 +194,9 @@ def _steps(
 
 def _parameters(trained: Trained) -> tuple[Parameter, ...]:
     return tuple(
-        Parameter(dtype_name(each.dtype), trained.has_gradient(each), optimizer=owner)
+        Parameter(
+            dtype_name(each.dtype), trained.has_gradient(each), optimizer=owner, size=each.numel()
+        )
         for each, owner in zip(trained.parameters, trained.owners, strict=True)
     )
 

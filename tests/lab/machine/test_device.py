@@ -278,3 +278,7 @@ def test_only_the_device_that_is_measured_is_waited_for(monkeypatch) -> None:
     Device(torch.device("mps")).synchronize()
     Device(torch.device("cpu")).synchronize()
     assert waited == [(torch.device("cuda:1"),), ()]
+
+
+def test_every_device_multiplies_in_float32() -> None:
+    assert Device(CPU).native_support(torch.float32)
