@@ -103,3 +103,22 @@ def test_ruff_is_the_same_before_a_commit_and_in_ci() -> None:
     repos = parsed(ROOT / ".pre-commit-config.yaml")["repos"]
     [revision] = [repo["rev"] for repo in repos if repo["repo"].endswith("/ruff-pre-commit")]
     assert revision.replace("v", "ruff==") in (ROOT / "constraints.txt").read_text().split()
+
+
+def test_every_dependency_is_listed_with_its_lowest_version_and_its_extras() -> None:
+    project = PYPROJECT["project"]
+    given = {"": project["dependencies"], **project["optional-dependencies"]}
+    for extra in ("test", "docs", "dev"):
+        del given[extra]
+    wanted: dict[str, tuple[str, set[str]]] = {}
+    for extra, requirements in given.items():
+        for requirement in requirements:
+            name, _, lowest = requirement.partition(">=")
+            if not name.startswith("pytest-amp"):
+                extras = wanted.get(name, (lowest, set()))[1]
+                wanted[name] = (lowest, extras | ({extra} if extra else set()))
+    page = (ROOT / "docs" / "reference" / "dependencies.md").read_text("utf-8")
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| ")][1:]
+    listed = {row[0].strip(): (row[1].strip(), set(re.findall(r"`(\w+)`", row[2]))) for row in rows}
+    assert listed == wanted
+    assert all(row[3].strip() and row[4].strip() for row in rows)
