@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas
 
 FINE, REGRESSION, USAGE, INCONCLUSIVE, NO_BASELINE = range(5)
+INTERRUPTED = 130
 
 
 def take_test(parser: argparse.ArgumentParser) -> None:

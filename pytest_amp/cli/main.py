@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pytest_amp import __version__
 from pytest_amp.cli import compare, doctor, history, html, plot, rules, tune
-from pytest_amp.cli.console import show, take_test
+from pytest_amp.cli.console import INTERRUPTED, complain, show, take_test
 
 
 class Command(NamedTuple):
@@ -78,7 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     run: Callable[[argparse.Namespace], int] = options.run
-    return run(options)
+    try:
+        return run(options)
+    except KeyboardInterrupt:  # while torch is imported, for one
+        complain("interrupted")
+        return INTERRUPTED
 
 
 def _split(given: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:

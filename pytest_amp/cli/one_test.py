@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import io
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 
 # This package is imported before pytest is, which is no fault of the user's.
 _IMPORTED_ALREADY = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
+# The options of pytest, of this plugin and of pytest-benchmark that write what is kept.
+_REPORTS = (
+    "amp_json", "amp_html", "xmlpath", "htmlpath", "benchmark_json", "benchmark_save",
+    "benchmark_autosave",
+)  # fmt: skip
 Say = Callable[[str], object]
 Instead = Callable[["Job", "Progress", Say], object]
 
@@ -47,11 +53,15 @@ def run(command: str, nodeid: str, arguments: Sequence[str], instead: Instead, s
             say(line)
 
     hook = InPlace(command, instead, say_aloud)
-    given = [nodeid, "-s", "-p", "no:cacheprovider", "-W", _IMPORTED_ALREADY, *arguments]
+    given = [nodeid, "-s", "-W", _IMPORTED_ALREADY, *arguments]
     if importlib.util.find_spec("xdist"):
         given += ["-n", "0"]
-    with contextlib.redirect_stdout(written), contextlib.redirect_stderr(written):
-        pytest.main(given, plugins=[hook])
+    with (
+        tempfile.TemporaryDirectory() as cache,  # what failed last stays as it was
+        contextlib.redirect_stdout(written),
+        contextlib.redirect_stderr(written),
+    ):
+        pytest.main([*given, "-o", f"cache_dir={cache}"], plugins=[hook])
     if hook.error is not None:
         say(f"pytest-amp {command}: {hook.error}")
     elif not hook.ended and not hook.interrupted:
@@ -86,6 +96,13 @@ class InPlace:
     def well(self) -> bool:
         """Whether it ran to its end, without an error."""
         return self.ended and self.error is None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_cmdline_main(self, config: pytest.Config) -> None:
+        """Leave the project's reports alone, whatever its ini file asks for."""
+        for name in _REPORTS:
+            if hasattr(config.option, name):
+                setattr(config.option, name, None)
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:

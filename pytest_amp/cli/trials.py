@@ -9,9 +9,16 @@ from typing import Any
 
 from pytest_amp import units
 from pytest_amp.experiment.bisection import Say
-from pytest_amp.experiment.search_space import Choice, Space, described, recipe_of, suggested_in
+from pytest_amp.experiment.search_space import (
+    BATCH_SIZE,
+    Choice,
+    Space,
+    described,
+    recipe_of,
+    suggested_in,
+)
 from pytest_amp.experiment.study import Trial
-from pytest_amp.experiment.tuning import BATCH_SIZE, Course, Tuning
+from pytest_amp.experiment.tuning import Course, Tuning
 from pytest_amp.plugin.live_line import status_line
 from pytest_amp.progress import Progress
 from pytest_amp.render.text import ascii_only, cut
@@ -132,21 +139,36 @@ def timed(tuning: Tuning) -> str:
     return "example" if any(BATCH_SIZE in trial.choice for trial in tuning.trials) else "step"
 
 
+def adoptable(tuning: Tuning) -> bool:
+    """Return whether the fastest trial may be faster than the reference, and is not the same."""
+    best = tuning.best
+    if best is None or best.outcome.speedup is None:
+        return False
+    return best.outcome.speedup[2] > 1 and str(recipe_of(best.choice)) != tuning.reference
+
+
 def _adopted(tuning: Tuning, best: Trial) -> Iterator[str]:
     """Yield the marker that has the fastest choice in force, and what to change in the setup."""
+    middle, low, high = best.outcome.speedup or (0.0, 0.0, 0.0)
+    shown = f"{units.ratio(middle)} {units.interval(low, high)}"
+    if not adoptable(tuning):
+        yield f"nothing that passed is faster than {tuning.reference}: {best.text} is {shown}"
+        return
+    if low <= 1:
+        yield (
+            f"whether {best.text} is faster than {tuning.reference} is open, {shown}: measure "
+            "longer, with -- --amp-max-time=60"
+        )
+    if tuning.min_speedup is not None and low < tuning.min_speedup:
+        wanted = units.ratio(tuning.min_speedup)
+        yield f"the test's own min_speedup={wanted} is not met for sure: {shown}"
     if best.choice == tuning.usual:
         yield f"the test is the fastest as it is: {best.text}"
         return
-    _, low, high = best.outcome.speedup or (0.0, 0.0, 0.0)
-    if low <= 1 <= high:
-        yield (
-            f"whether {best.text} is faster than {tuning.reference} is open, "
-            f"{units.interval(low, high)}: measure longer, with -- --amp-max-time=60"
-        )
     yield f"to adopt {best.text}, mark the test"
     yield f"  {marker(tuning, best)}"
     for name, value in suggested_in(best.choice).items():
-        if value != tuning.usual.get(name):
+        if name in tuning.usual and value != tuning.usual[name]:
             yield f"and offer {value!r} first in arm.suggest({name!r}, ...)"
 
 
@@ -156,8 +178,10 @@ def marker(tuning: Tuning, best: Trial) -> str:
     given.pop("dtype", None)
     given["candidate"] = str(recipe_of(best.choice))
     for name in ("init_scale", "growth_interval"):
+        in_force = tuning.settings[name]
+        elsewhere = in_force.value if in_force.source in ("cli", "ini") else BY_NAME[name].default
         given.pop(name, None)
-        if best.choice.get(name, BY_NAME[name].default) != BY_NAME[name].default:
+        if best.choice.get(name, elsewhere) != elsewhere:
             given[name] = best.choice[name]
     return f"@pytest.mark.amp({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 

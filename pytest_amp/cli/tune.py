@@ -14,7 +14,7 @@ from pytest_amp.settings import parsers
 
 N = TypeVar("N")
 HELP = "the fastest of the recipes that keep a test safe, and its settings"
-FOUND, NOTHING_PASSED, USAGE, INTERRUPTED = 0, 1, 2, 130
+FOUND, NOTHING_TO_ADOPT, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     if ended.interrupted:
         kept = "" if wanted.storage is None else f"; go on with the same --storage {wanted.storage}"
         show(f"interrupted after {units.plural(len(tuning.trials), 'trial')}{kept}")
-    elif not ended.well:
+    elif not ended.well and not tuning.trials:
         return USAGE
     for line in trials.conclusion(tuning):
         show(line)
@@ -79,7 +79,9 @@ def run(options: argparse.Namespace) -> int:
             show(f"drawn: {path}")
     if ended.interrupted:
         return INTERRUPTED
-    return FOUND if tuning.best is not None else NOTHING_PASSED
+    if not ended.well:
+        return USAGE
+    return FOUND if trials.adoptable(tuning) else NOTHING_TO_ADOPT
 
 
 def _folder(path: str) -> Path:

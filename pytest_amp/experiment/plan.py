@@ -98,6 +98,7 @@ def limits_of(settings: Settings, names: DeviceNames) -> Limits:
         error_rate=settings.error_rate,
         max_time=settings.max_time,
         static=settings.static,
+        chosen=frozenset(name for name, source in settings.sources.items() if source != "default"),
         elsewhere={
             GATES[name]: threshold.gated
             for name, threshold in settings.thresholds.items()

@@ -62,7 +62,11 @@ def run(job: Job, progress: Progress) -> AmpReport:
     with laboratory(job, progress) as bench:
         report = judged(bench, job)
     limits = limits_of(job.settings, job.device.names())
-    own = [GATES[name] for name in GATES if job.settings.sources[name] in ("marker", "override")]
+    own = [
+        GATES[name]
+        for name in GATES
+        if job.settings.sources[name] in ("marker", "override") and job.settings.preset is None
+    ]
     return replace(report, gates=(*report.gates, *training.untrained(limits, own)))
 
 

@@ -20,8 +20,9 @@ _BASES = tuple(name for name in NAMES if name != "tf32")  # that is fp32, with t
 _SWITCHES = ("compile", "channels_last", "tf32")
 _SCALING: Mapping[str, tuple[float, ...]] = {
     "init_scale": tuple(2.0**power for power in (16, 14, 12, 10, 8, 6)),
-    "growth_interval": (2000, 500, 100, 20),
+    "growth_interval": (2000, 500, 100),
 }
+BATCH_SIZE = "batch_size"
 NAMED = ("recipe", *_SWITCHES, *_SCALING)
 
 
@@ -32,17 +33,19 @@ class Space:
     Attributes:
         values: those of the recipes and of the loss scale.
         suggested: those that the setup offers by ``arm.suggest``.
+        asked: the names that the setup asks for, by the recipe that it was called with.
         only: the texts of the values that the user wants, for the names that the user restricts.
         left_out: why a recipe or an addition is not tried here, by its name.
     """
 
     values: Mapping[str, Sequence[Any]]
     suggested: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    asked: Mapping[str, frozenset[str]] = field(default_factory=dict)
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
 
-    def offering(self, name: str, values: Sequence[Any]) -> Space:
-        """Return this space with what a setup offers.
+    def offering(self, name: str, values: Sequence[Any], recipe: str | None = None) -> Space:
+        """Return this space with what a setup offers, if it is called with this recipe.
 
         Raises:
             AmpError: the name is one of ours, or was offered with other values.
@@ -63,7 +66,16 @@ class Space:
                     f"arm.suggest({name!r}, ...) offers {value!r}: a study keeps numbers, texts, "
                     "truth values and None, so offer a name for it"
                 )
-        return replace(self, suggested={**self.suggested, name: tuple(values)})
+        if name == BATCH_SIZE and not all(_is_size(value) for value in values):
+            raise AmpError(
+                f"arm.suggest({name!r}, {values!r}): trials are compared by their time per "
+                "example, so offer numbers above 0, or call it otherwise"
+            )
+        asked = dict(self.asked)
+        if recipe is not None:
+            asked[recipe] = asked.get(recipe, frozenset()) | {name}
+        suggested = {**self.suggested, name: tuple(values)}
+        return replace(self, suggested=suggested, asked=asked)
 
     def wanted(self, name: str) -> Sequence[Any]:
         """Return the values of that name that are tried."""
@@ -100,19 +112,27 @@ class Space:
         yield from _SWITCHES
         if Recipe.parse(recipe).autocast_dtype == "float16":
             yield from _SCALING
-        yield from self.suggested
+        asked = self.asked.get(recipe, frozenset(self.suggested))
+        yield from (name for name in self.suggested if name in asked)
 
     def choices(self) -> Iterator[Choice]:
         """Yield every choice that there is."""
         for recipe in self.wanted("recipe"):
-            names = [*self.names_for(recipe)]
-            for values in itertools.product(*map(self.wanted, names)):
-                yield {"recipe": recipe, **dict(zip(names, values, strict=True))}
+            yield from self.choices_of(recipe)
+
+    def choices_of(self, recipe: str) -> Iterator[Choice]:
+        """Yield every choice that has this recipe."""
+        names = [*self.names_for(recipe)]
+        for values in itertools.product(*map(self.wanted, names)):
+            yield {"recipe": recipe, **dict(zip(names, values, strict=True))}
 
     @property
     def tried(self) -> Mapping[str, Sequence[Any]]:
         """The names of which several values are tried, with the values."""
-        found = {name: self.wanted(name) for name in (*self.values, *self.suggested)}
+        names = dict.fromkeys(
+            name for recipe in self.wanted("recipe") for name in self.names_for(recipe)
+        )
+        found = {name: self.wanted(name) for name in ("recipe", *names)}
         return {name: values for name, values in found.items() if len(values) > 1}
 
 
@@ -198,6 +218,10 @@ def _read(name: str, text: str) -> Any:
     if text not in (NO, YES):
         raise AmpError(f"--only {name}={text}: write {name}={NO}, {YES} or both")
     return text
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
 
 
 def recipe_of(choice: Choice) -> Recipe:

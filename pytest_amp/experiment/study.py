@@ -20,6 +20,7 @@ __tracebackhide__ = unless_our_bug
 MISSING = "tune needs Optuna: pip install 'pytest-amp[tune]'"
 # So often in a row may the sampler propose what was tried before one is drawn from the rest.
 _PATIENCE = 3
+_OFFERED = "offered:"
 
 
 class Outcome(NamedTuple):
@@ -149,13 +150,21 @@ class Study:
     def convolves(self, value: bool) -> None:
         self.optunas.set_user_attr("convolves", value)
 
+    @property
     def offered(self) -> dict[str, Sequence[Any]]:
-        """Return the values that setups offered in earlier trials, by name."""
-        found: dict[str, Sequence[Any]] = {}
-        for each in self.optunas.get_trials(deepcopy=False):
-            for name in suggested_in(each.distributions):
-                found[name] = getattr(each.distributions[name], "choices", ())
-        return found
+        """The values that the setup offered in earlier trials, by name."""
+        return {
+            key.removeprefix(_OFFERED): tuple(values)
+            for key, values in self.optunas.user_attrs.items()
+            if key.startswith(_OFFERED)
+        }
+
+    def keep_offers(self, space: Space) -> None:
+        """Keep what the setup offers, all of it."""
+        known = self.offered
+        for name, values in space.suggested.items():
+            if known.get(name) != tuple(values):
+                self.optunas.set_user_attr(_OFFERED + name, list(values))
 
     def reference_s(self, choice: Choice) -> float | None:
         """Return the reference's step time with the same suggested values, as first measured.

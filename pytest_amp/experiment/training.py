@@ -12,7 +12,6 @@ from pytest_amp.experiment.run import judged, laboratory, refuse_several_ranks
 from pytest_amp.judge import gates
 from pytest_amp.judge import training as judge
 from pytest_amp.lab.phases import training as phase
-from pytest_amp.lab.training import as_steps
 from pytest_amp.progress import Progress
 from pytest_amp.results.report import AmpReport
 
@@ -22,12 +21,15 @@ __tracebackhide__ = unless_our_bug
 def run(job: Job, progress: Progress) -> AmpReport:
     """Measure a training's steps as ever, train both arms to the end, judge all, and report it.
 
+    Args:
+        job: the test, whose setup returns `Steps`.
+        progress: is told what runs.
+
     Raises:
         AmpError: the test can't be measured as it is written.
         Exception: whatever the test's own code raises.
     """
     refuse_several_ranks()
-    job = replace(job, setup=as_steps(job.setup))  # type: ignore[arg-type]
     limits = limits_of(job.settings, job.device.names())
     with laboratory(job, progress) as bench:
         report = judged(bench, job)

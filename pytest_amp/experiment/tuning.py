@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 
+from pytest_amp import units
 from pytest_amp.errors import AmpError, unless_our_bug
 from pytest_amp.experiment.job import Job
-from pytest_amp.experiment.plan import PRECISE_HALF_WIDTH, UNGATED_SHARE_OF_TIME
-from pytest_amp.experiment.run import judged, laboratory
+from pytest_amp.experiment.plan import PRECISE_HALF_WIDTH, UNGATED_SHARE_OF_TIME, limits_of
+from pytest_amp.experiment.run import judged, laboratory, refuse_several_ranks
 from pytest_amp.experiment.search_space import (
+    BATCH_SIZE,
     NO,
     YES,
     Choice,
@@ -28,7 +30,7 @@ from pytest_amp.experiment.search_space import (
 )
 from pytest_amp.experiment.study import Outcome, Proposed, Study, Trial, first_line
 from pytest_amp.judge import sequential
-from pytest_amp.lab.arm import Suggest
+from pytest_amp.lab.arm import ArmName, Suggest
 from pytest_amp.lab.machine.abilities import abilities
 from pytest_amp.lab.phases import timing
 from pytest_amp.lab.watch.tensors import dtype_name
@@ -41,7 +43,8 @@ from pytest_amp.results.values import Setting
 
 __tracebackhide__ = unless_our_bug
 
-BATCH_SIZE = "batch_size"
+
+ARMS: tuple[ArmName, ArmName] = ("amp", "fp32")
 
 
 @dataclass(frozen=True)
@@ -72,12 +75,14 @@ class Tuning:
         usual: what the test runs without a tuning.
         reference: the name of the reference's recipe.
         settings: the test's settings, as a report describes them.
+        min_speedup: the threshold of the test's speed gate on this device.
     """
 
     study: Study | None = None
     usual: Choice = field(default_factory=dict)
     reference: str = ""
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    min_speedup: float | None = None
 
     @property
     def trials(self) -> list[Trial]:
@@ -122,7 +127,8 @@ def tune(job: Job, progress: Progress, wanted: Wanted, tuning: Tuning, course: C
         Exception: whatever the test's setup raises with the test's own settings.
     """
     began = time.perf_counter()
-    search = _Search(job, progress, wanted, tuning)
+    refuse_several_ranks()
+    search = _Search(job, progress, wanted, tuning, course)
     course.begins(tuning, search.space, job.device.name())
     while len(tuning.trials) < wanted.trials:
         if wanted.timeout_s is not None and time.perf_counter() - began >= wanted.timeout_s:
@@ -139,8 +145,11 @@ def tune(job: Job, progress: Progress, wanted: Wanted, tuning: Tuning, course: C
 class _Search:
     """A study, the space that it searches, and the test that it tries."""
 
-    def __init__(self, job: Job, progress: Progress, wanted: Wanted, tuning: Tuning) -> None:
+    def __init__(
+        self, job: Job, progress: Progress, wanted: Wanted, tuning: Tuning, course: Course
+    ) -> None:
         self._job, self._progress = job, progress
+        self._course, self._only = course, wanted.only
         recipes = job.settings.recipes(dtype_name(job.device.default_dtype()))
         self._usual = _choice_of(recipes.amp, job)
         self.space = space_of(
@@ -150,28 +159,49 @@ class _Search:
         self.study = Study(
             wanted.storage, wanted.study_name, self._identity(recipes), job.settings.seed
         )
-        for name, values in self.study.offered().items():
+        for name, values in self.study.offered.items():
             self.space = self.space.offering(name, values)
         self.space.check_only()
-        if self.study.convolves is False:
+        self.study.keep_offers(self.space)
+        if self.study.convolves is False and "channels_last" not in self._only:
             self._leave_channels_last_out()
         if not self.study.trials and self.space.has(self._usual):
             self.study.enqueue(self._usual, self.space)
         tuning.study, tuning.usual = self.study, self._usual
         tuning.reference = str(recipes.fp32)
+        limits = limits_of(job.settings._replace(static=False), job.device.names())
+        tuning.min_speedup = limits.min_speedup
         tuning.settings = job.settings.described()
 
     def _look_at_the_setup(self) -> None:
-        """Build the candidate once, to learn what its setup offers."""
+        """Run one step by each recipe, to learn what the setup offers there.
 
-        def suggest(name: str, values: Sequence[Any]) -> Any:
-            self.space = self.space.offering(name, values)
-            self._usual.setdefault(name, values[0])
-            return self._usual[name]
+        Raises:
+            Exception: whatever the test's setup raises with its own recipe.
+        """
+        own = self._usual["recipe"]
+        for recipe in dict.fromkeys((own, *self.space.wanted("recipe"))):
 
-        job = replace(self._job, suggest=suggest)
-        with laboratory(job, self._progress) as bench, bench.built("amp"):
-            pass
+            def suggest(name: str, values: Sequence[Any], recipe: str = recipe) -> Any:
+                self.space = self.space.offering(name, values, recipe)
+                if recipe == own:
+                    self._usual.setdefault(name, values[0])
+                return values[0]
+
+            self.space = replace(self.space, asked={**self.space.asked, recipe: frozenset()})
+            choice = self._usual if recipe == own else next(self.space.choices_of(recipe))
+            settings = settings_of(choice, self._job.settings)
+            job = replace(self._job, settings=settings, suggest=suggest)
+            built = False
+            try:
+                with laboratory(job, self._progress) as bench:
+                    for arm in ARMS:
+                        with bench.built(arm) as resident, resident.active():
+                            built = True
+                            resident.step()
+            except Exception as error:  # another recipe's, or one that a trial will tell of
+                if recipe == own and (not built or isinstance(error, AmpError)):
+                    raise
 
     def _identity(self, recipes: Recipes) -> dict[str, str]:
         return {
@@ -191,9 +221,11 @@ class _Search:
         job = replace(self._job, settings=settings, suggest=self._suggesting(proposed))
         try:
             outcome = self._measured(job, proposed.choice)
-        except AmpError as error:  # about the test, whatever is tried
-            self.study.drop(proposed, str(error))
-            raise
+        except AmpError as error:
+            if not self.study.trials:  # about the test, whatever is tried
+                self.study.drop(proposed, str(error))
+                raise
+            outcome = Outcome("error", f"AmpError: {first_line(error)}")
         except Exception as error:  # noqa: BLE001 - what this choice leads to, another may not
             outcome = Outcome("error", f"{type(error).__name__}: {first_line(error)}")
         except BaseException:
@@ -204,7 +236,8 @@ class _Search:
 
     def _suggesting(self, proposed: Proposed) -> Suggest:
         def suggest(name: str, values: Sequence[Any]) -> Any:
-            self.space = self.space.offering(name, values)
+            self.space = self.space.offering(name, values, proposed.choice["recipe"])
+            self.study.keep_offers(self.space)
             return self.study.draw(proposed, name, self.space)
 
         return suggest
@@ -252,7 +285,11 @@ class _Search:
         pairs = timing.Pairs(timed.ratios, (timed.fp32_step_s, timed.amp_step_s), timed.elapsed_s)
         bounds, least = sequential.interval(timed.ratios, rate), least_s(pairs)
         if bounds is None or least is None:
-            return Outcome("inconclusive", f"max_time={job.settings.max_time:g} s is too short")
+            why = f"max_time={job.settings.max_time:g} s is too short"
+            if timed.skipping_pairs > len(timed.ratios):
+                pairs_left_out = units.plural(timed.skipping_pairs, "pair")
+                why = f"the GradScaler skipped steps in {pairs_left_out} of blocks"
+            return Outcome("inconclusive", why)
         middle, reference_s = statistics.median(timed.ratios), statistics.median(timed.fp32_step_s)
         outcome = Outcome(
             "pass", "", share * (known or reference_s) / middle, (middle, *bounds),
@@ -265,11 +302,13 @@ class _Search:
 
     def _look_for_convolutions(self, report: AmpReport) -> None:
         """Do not try channels_last where no convolution runs."""
-        if self.study.convolves is None and "amp" in report.arms:
+        free = "channels_last" not in self._only and set(self.space.suggested) <= {BATCH_SIZE}
+        if free and self.study.convolves is None and "amp" in report.arms:
             operators = report.arms["amp"].operators
             self.study.convolves = any("conv" in name for name in operators)
             if not self.study.convolves:
                 self._leave_channels_last_out()
+                self._course.says("  no convolution runs, so channels_last is not tried")
 
 
 def _choice_of(recipe: Recipe, job: Job) -> dict[str, Any]:

@@ -21,7 +21,7 @@ def run(
     Args:
         engine: an ``ignite.engine.Engine``, made for this arm, whose update runs one step of the
             optimizer.
-        data: what its ``run`` takes. It is iterated anew in each epoch.
+        data: what its ``run`` takes. It is iterated anew in each epoch, unless it is an iterator.
         loss: makes the loss of what the update returned; by default that is the loss.
         named: further arguments of ``engine.run``; ``max_epochs`` is without limit by default.
     """
@@ -35,9 +35,12 @@ def run(
             except LoopEnded:  # which the engine would log as a failure
                 engine.terminate()
 
+        limits = {} if "max_iters" in named else {"max_epochs": WITHOUT_LIMIT}
+        if iter(data) is data:  # it is used up, and each further epoch would be empty
+            limits = {"max_epochs": 1}
         handler = engine.add_event_handler(Events.ITERATION_COMPLETED, tell)
         try:
-            engine.run(data, **{"max_epochs": WITHOUT_LIMIT, **named})
+            engine.run(data, **{**limits, **named})
         finally:
             handler.remove()
 

@@ -24,9 +24,9 @@ def fit(
 ) -> Run:
     """Return what `arm.loop` takes to train with a Lightning trainer.
 
-    The trainer's limits on epochs and steps are taken off, since the experiment decides how many
-    steps it needs. With ``accumulate_grad_batches``, a step is one of the optimizer, and its loss
-    the sum of its micro-batches' parts.
+    The trainer's limits on epochs and steps are taken off once training begins, since the
+    experiment decides how many steps it needs. With ``accumulate_grad_batches``, a step is one of
+    the optimizer, and its loss the sum of its micro-batches' parts.
 
     Args:
         trainer: a ``Trainer`` of `lightning.pytorch` or `pytorch_lightning`, made for this arm.
@@ -41,7 +41,8 @@ def fit(
     def train(tick: Tick) -> None:
         callback = _callback(package, tick, loss)
         trainer.callbacks.append(callback)  # the last, behind those that act on a batch's end
-        trainer.fit_loop.max_epochs = trainer.fit_loop.epoch_loop.max_steps = -1
+        if trainer.fit_loop.max_epochs is None and trainer.fit_loop.epoch_loop.max_steps == -1:
+            trainer.fit_loop.max_epochs = -1  # or Lightning warns that nobody gave a limit
         try:
             with _sigint_as_before():
                 trainer.fit(module, *arguments, **named)
@@ -60,6 +61,10 @@ def _callback(package: str, tick: Tick, loss: Callable[[Any], Any] | None) -> An
 
     class Ticking(base):  # type: ignore[misc]
         total: Any = None
+
+        def on_train_start(self, trainer: Any, _: Any) -> None:
+            # Not before: schedules and callbacks ask for the limits while they are set up.
+            trainer.fit_loop.max_epochs = trainer.fit_loop.epoch_loop.max_steps = -1
 
         def on_train_batch_end(
             self, trainer: Any, pl_module: Any, outputs: Any, *_: Any, **__: Any

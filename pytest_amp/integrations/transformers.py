@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from pytest_amp.errors import unless_our_bug
@@ -15,7 +16,8 @@ WITHOUT_LIMIT = 10**9
 def train(trainer: Any, **named: Any) -> Run:
     """Return what `arm.loop` takes to train with a Hugging Face Trainer.
 
-    The trainer trains without limit, since the experiment decides how many steps it needs. With
+    The trainer trains without limit, since the experiment decides how many steps it needs; its
+    schedule of the learning rate is the one of its own length. With
     ``gradient_accumulation_steps``, a step is one of the optimizer, and its loss the sum of its
     micro-batches' parts.
 
@@ -42,7 +44,14 @@ def train(trainer: Any, **named: Any) -> Run:
             losses.append(inner(*arguments, **given))
             return losses[-1]
 
+        # A schedule is planned over the trainer's own length, and stays at its end behind that.
+        own, plan = _length(trainer), trainer.create_scheduler
+
+        def create_scheduler(num_training_steps: int, *arguments: Any, **given: Any) -> Any:
+            return plan(own or num_training_steps, *arguments, **given)
+
         callback, steps = Ticking(), trainer.args.max_steps
+        trainer.create_scheduler = create_scheduler
         trainer.training_step = training_step
         trainer.add_callback(callback)
         trainer.args.max_steps = WITHOUT_LIMIT
@@ -51,6 +60,19 @@ def train(trainer: Any, **named: Any) -> Run:
         finally:
             trainer.args.max_steps = steps
             trainer.remove_callback(callback)
-            del trainer.training_step
+            del trainer.training_step, trainer.create_scheduler
 
     return run
+
+
+def _length(trainer: Any) -> int | None:
+    """Return how many steps of the optimizer a trainer would take; None if nothing tells."""
+    given = trainer.args
+    if given.max_steps > 0:
+        return int(given.max_steps)
+    try:
+        batches = len(trainer.get_train_dataloader())
+    except TypeError:
+        return None
+    steps = max(batches // given.gradient_accumulation_steps, 1)
+    return math.ceil(float(steps * given.num_train_epochs))

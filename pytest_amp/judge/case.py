@@ -13,10 +13,10 @@ from pytest_amp.results.values import Gate
 class Limits:
     """The thresholds in force on the test's device; None if a metric is not gated.
 
-    `elsewhere` has the gates whose threshold names devices, none of which is this one, with these
-    devices. `reference_is_chosen` says whether somebody named the reference's recipe, and
-    `loss_atol_is_chosen` whether somebody chose `loss_atol`; the default is held
-    against what rounding does.
+    `chosen` has the names of the settings that somebody gave. `elsewhere` has the gates whose
+    threshold names devices, none of which is this one, with these devices. `reference_is_chosen`
+    says whether somebody named the reference's recipe, and `loss_atol_is_chosen` whether somebody
+    chose `loss_atol`; the default is held against what rounding does.
     """
 
     min_speedup: float | None = None
@@ -33,6 +33,7 @@ class Limits:
     reference_is_chosen: bool = False
     max_val_loss_diff: float | None = 0.05
     max_accuracy_diff: float | None = None
+    chosen: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ def judge(
         return again[0]
 
     return (
-        _gate("val_loss_diff", limits.max_val_loss_diff, "loss", fp32, amp, once),
-        _gate("accuracy_diff", limits.max_accuracy_diff, "accuracy", fp32, amp, once),
+        _gate("val_loss_diff", limits, limits.max_val_loss_diff, fp32, amp, once),
+        _gate("accuracy_diff", limits, limits.max_accuracy_diff, fp32, amp, once),
     )
 
 
@@ -59,21 +59,26 @@ def untrained(limits: Limits, chosen: Collection[str]) -> tuple[Gate, ...]:
 
 def _gate(
     name: str,
+    limits: Limits,
     wanted: float | None,
-    key: str,
     fp32: Epochs,
     amp: Epochs,
     drifted: Callable[[], Epochs],
 ) -> Gate:
+    key = "accuracy" if name == "accuracy_diff" else "loss"
     ours, theirs = _last(amp, key), _last(fp32, key)
     if ours is None or theirs is None:
+        if f"max_{name}" not in limits.chosen:
+            wanted = None  # nobody asked
         missing = "nothing was evaluated" if not amp[-1].val else f"evaluate() returned no {key}"
         return Gate(name, wanted, None, None, None, "not_gated", missing)
     if not (math.isfinite(ours) and math.isfinite(theirs)):
         arm = "fp32" if math.isfinite(ours) else "amp"
         reason = f"the {arm} validation {key} is not finite in epoch {len(amp)}"
         verdict: GateVerdict = "inconclusive" if arm == "fp32" else "fail"
-        return Gate(name, wanted, None, None, None, verdict if wanted else "not_gated", reason)
+        return Gate(
+            name, wanted, None, None, None, verdict if wanted is not None else "not_gated", reason
+        )
     value = _difference(key, ours, theirs)
     shown = f"{_written(key, value)} ({theirs:.5g} -> {ours:.5g}, epoch {len(amp)})"
     if wanted is None:
@@ -82,8 +87,10 @@ def _gate(
     if value <= wanted:
         return Gate(name, wanted, value, None, None, "pass", f"{shown} is at most {limit}")
     other = _last(drifted(), key)
-    drift = math.inf if other is None else _difference(key, other, theirs)
+    drift = _difference(key, other, theirs) if other is not None else math.nan
     alone = f"rounding alone moves this training's {key} by {_written(key, drift)}"
+    if not math.isfinite(drift):
+        drift, alone = math.inf, f"rounding alone makes this training's {key} diverge"
     if value <= drift:
         reason = f"{shown} is beyond {limit}, but {alone}: raise max_{name}"
         return Gate(name, wanted, value, None, None, "inconclusive", reason)
@@ -103,6 +110,4 @@ def _difference(key: str, ours: float, theirs: float) -> float:
 
 
 def _written(key: str, value: float) -> str:
-    if not math.isfinite(value):
-        return "without bound"
     return f"{value:.4g}" if key == "accuracy" else units.share(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from pytest_amp.errors import AmpError, unless_our_bug
 from pytest_amp.lab.arm import Arm
 from pytest_amp.lab.watch.events import OptimizerSteps, subscribed
+from pytest_amp.lab.watch.losses import LossCurves
 
 __tracebackhide__ = unless_our_bug
 
@@ -46,6 +48,10 @@ class Training:
                 raise AmpError(f"Training({name}=...) takes a function, not {given!r}")
         if not isinstance(self.epochs, int) or self.epochs < 1:
             raise AmpError(f"Training(epochs={self.epochs!r}): give a whole number of 1 or more")
+        if not isinstance(self.batches, Iterable) and not hasattr(self.batches, "__getitem__"):
+            raise AmpError(
+                f"Training(batches=...) takes batches, such as a DataLoader, not {self.batches!r}"
+            )
         if isinstance(self.batches, Iterator):
             raise AmpError(
                 "Training(batches=...) takes what can be iterated anew in each epoch, such as a "
@@ -75,7 +81,8 @@ class Steps:
 
     def __init__(self, training: Training) -> None:
         self.training = training
-        self._batches = self._endless()
+        # Not a method's: a loader's workers end with the iterator, which no cycle may keep alive.
+        self._batches = _endless(training)
         self._per_step: int | None = None
 
     def __call__(self) -> Any:
@@ -83,12 +90,15 @@ class Steps:
         if self._per_step is None:
             returned = self._first()
         else:
-            returned = [self._one() for _ in range(self._per_step)]
+            curves = LossCurves()
+            returned = [self._one(curves) for _ in range(self._per_step)]
         return _mean(returned)
 
-    def _one(self) -> dict[str, Any]:
+    def _one(self, curves: LossCurves) -> dict[str, Any]:
+        """Run one batch, and return its losses; `curves` refuses what is none."""
         losses = losses_of(self.training.step(next(self._batches)))
-        return {key: value for key, value in losses.items() if key != ACCURACY}
+        curves.append(losses)
+        return losses
 
     def _first(self) -> list[dict[str, Any]]:
         """Run batches until an optimizer steps, or a scaler withholds that."""
@@ -103,17 +113,17 @@ class Steps:
             return original(*args, **kwargs)
 
         returned: list[dict[str, Any]] = []
+        curves = LossCurves()
         with subscribed(scaler_step=around), OptimizerSteps(tried):
             while not attempts and len(returned) < _MOST_MICRO_BATCHES:
-                returned.append(self._one())
+                returned.append(self._one(curves))
         self._per_step = len(returned) if attempts else 1
         return returned
 
-    def _endless(self) -> Iterator[Any]:
-        epoch = 0
-        while True:
-            epoch += 1
-            yield from batches_of(self.training, epoch)
+
+def _endless(training: Training) -> Iterator[Any]:
+    for epoch in itertools.count(1):
+        yield from batches_of(training, epoch)
 
 
 def as_steps(setup: Callable[[Arm], Training]) -> Callable[[Arm], Steps]:
@@ -135,10 +145,22 @@ def as_steps(setup: Callable[[Arm], Training]) -> Callable[[Arm], Steps]:
 
 
 def losses_of(returned: Any) -> dict[str, Any]:
-    """Return what a step returned, by key."""
-    if isinstance(returned, Mapping) and not hasattr(returned, "loss"):
-        return {str(key): value for key, value in returned.items()}
-    return {"loss": returned}
+    """Return the losses that a step returned, by key; an accuracy is none.
+
+    Raises:
+        AmpError: it returned an accuracy alone.
+    """
+    if not isinstance(returned, Mapping) or hasattr(returned, "loss"):
+        return {"loss": returned}
+    losses = {str(key): value for key, value in returned.items() if key != ACCURACY}
+    if returned and not losses:
+        raise AmpError("the step returned an accuracy and no loss: return its loss too")
+    return losses
+
+
+def accuracy_of(returned: Any) -> Any:
+    """Return the accuracy that a step returned beside its loss; None if there is none."""
+    return returned.get(ACCURACY) if isinstance(returned, Mapping) else None
 
 
 def _mean(returned: list[dict[str, Any]]) -> Any:

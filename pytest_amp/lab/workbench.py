@@ -19,11 +19,22 @@ from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.machine.global_state import GlobalState, quietly, seed_all
 from pytest_amp.lab.machine.torch_globals import set_tf32
 from pytest_amp.lab.scaling.scaler import FixtureScaler
+from pytest_amp.lab.training import Steps
 from pytest_amp.lab.watch.made import noted
 from pytest_amp.progress import Progress
 from pytest_amp.recipes import Recipes
 
 __tracebackhide__ = unless_our_bug
+
+
+# By whether the step is one of a whole training, whose schedule is planned for its own length.
+_SCHEDULE_ENDED = {
+    False: "the schedule ran out: the experiment may call the step without limit, so plan it for "
+    "many more, for example total_steps=1_000_000",
+    True: "the schedule ran out: before the training, the experiment runs its first steps, times "
+    "and inspects them, which goes on behind the training's last batch; give the schedule an end "
+    "that it stays at, for example by stepping it only while it has steps left",
+}
 
 
 class Resident:
@@ -72,9 +83,18 @@ class Resident:
         Raises:
             AmpError: the step ran out of data.
         """
-        assert self._step is not None
+        with self.explained():
+            return self.made()
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Explain what the user's code raises inside, which is one step.
+
+        Raises:
+            AmpError: it ran out of data.
+        """
         try:
-            return self._step()
+            yield
         except StopIteration as error:
             raise AmpError(
                 f"the step ran out of data in {self._bench.progress.place()}: the experiment may "
@@ -83,11 +103,7 @@ class Resident:
         except Exception as error:
             add_note(error, f"pytest-amp: raised in {self._bench.progress.place()}")
             if "Tried to step" in str(error) and "total steps" in str(error):
-                add_note(
-                    error,
-                    "the schedule ran out: the experiment may call the step without limit, so "
-                    "plan it for many more, for example total_steps=1_000_000",
-                )
+                add_note(error, _SCHEDULE_ENDED[isinstance(self._step, Steps)])
             raise
         finally:
             self._bench.steps += 1

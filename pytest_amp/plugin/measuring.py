@@ -78,9 +78,11 @@ class Benchmark:
         """
         __tracebackhide__ = True
         from pytest_amp.experiment import training
+        from pytest_amp.lab.training import as_steps
         from pytest_amp.plugin.training_report import TrainingReport
 
-        report = TrainingReport.of(self._measured(setup, training.run))
+        self._check(setup)
+        report = TrainingReport.of(self._measured(as_steps(setup), training.run))
         if check:
             report.check()
         return report
@@ -127,6 +129,14 @@ class Benchmark:
             report.check()
         return report
 
+    def _check(self, setup: object) -> None:
+        from pytest_amp.errors import AmpError
+
+        if not callable(setup):
+            raise AmpError(
+                f"amp_benchmark(setup) takes a function of the arm, not a {type(setup).__name__}"
+            )
+
     def _measured(
         self,
         setup: Callable[[Arm], Any],
@@ -145,10 +155,7 @@ class Benchmark:
                 "amp_benchmark was requested by request.getfixturevalue alone, so that `-m amp` "
                 "does not select this test: make it an argument of the test, or mark it amp"
             )
-        if not callable(setup):
-            raise AmpError(
-                f"amp_benchmark(setup) takes a function of the arm, not a {type(setup).__name__}"
-            )
+        self._check(setup)
         self._called = True
         return measure(self._item, setup, device_of(self._item), run=run)
 

@@ -176,11 +176,14 @@ def given_gates(config: pytest.Config) -> tuple[dict[str, str], bool]:
             given[gate] = f"--amp-override {name}={override[name]}"
         else:
             given[gate] = f"{entry.flag}={cli[name]}"
+    whole = [(source, settings.with_preset(raw)) for source, raw in levels]
     for source, raw in levels:
         option = "--amp-override preset" if source == "override" else "--amp-preset"
         for name in settings.with_preset({key: raw[key] for key in raw if key == "preset"}):
             # A run need not have a training.
-            if name in codes.GATES and name != "max_accuracy_diff":
+            if name not in codes.GATES or name == "max_accuracy_diff":
+                continue
+            if settings.in_force(settings.BY_NAME[name], whole)[0] is not None:
                 given.setdefault(codes.GATES[name], f"{option}={raw['preset']}")
     limits, _ = settings.in_force(settings.BY_NAME["compare_fail"], levels)
     for metric in limits:

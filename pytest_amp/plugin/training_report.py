@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.training import best
+from pytest_amp.results.values import arm_names
 
 if TYPE_CHECKING:
     import pandas
@@ -38,8 +39,11 @@ class TrainingReport(AmpReport):
         """
         import pandas
 
+        names = arm_names(self.arms)
         rows = [
-            {"arm": arm, **epoch.row()} for arm, epochs in self.training.items() for epoch in epochs
+            {"arm": names[arm], **epoch.row()}
+            for arm, epochs in self.training.items()
+            for epoch in epochs
         ]
         frame = pandas.DataFrame(rows)
         numbers = frame.columns.difference(["arm", "epoch"])

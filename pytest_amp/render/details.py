@@ -71,8 +71,6 @@ def details(reports: Sequence[AmpReport], width: int, verbosity: int) -> Iterato
 
 def said(report: AmpReport) -> Iterator[Entry]:
     """Yield what is shown at any verbosity."""
-    yield from _models(report)
-    yield from _epochs(report)
     for gate in report.gates:
         if gate.verdict in ("fail", "inconclusive") or gate in report.unmeasured:
             yield _gate(gate)
@@ -80,6 +78,8 @@ def said(report: AmpReport) -> Iterator[Entry]:
         yield Entry("baseline", PLAIN, str(report.baseline))
     for finding in in_order(report):
         yield Entry(finding.severity, BAD if finding.stands else UNSURE, _finding(finding))
+    yield from _models(report)
+    yield from _epochs(report)
     for note in report.notes:
         yield Entry("note", PLAIN, note)
 

@@ -16,6 +16,7 @@ import pytest
 from tests.helpers.clock import CLOCK
 
 MS = {"fp16": 4, "bf16": 6}
+STEPS = []
 
 @pytest.mark.amp(steps=4, max_time=3, max_loss_diff=0.05, dtype="bfloat16")
 def test_step(amp_benchmark):
@@ -38,8 +39,9 @@ def test_broken(amp_benchmark):
 def test_interrupted(amp_benchmark):
     def setup(arm):
         def step():
-            CLOCK.time_s += 0.01
-            if str(arm.recipe) == "fp16":
+            CLOCK.time_s += MS.get(str(arm.recipe), 10) / 1000
+            STEPS.append(str(arm.recipe))
+            if STEPS[-2:] == ["fp16", "fp16"]:
                 raise KeyboardInterrupt
             return 1.0
         return step
@@ -111,7 +113,7 @@ def test_a_test_that_is_the_fastest_as_it_is_stays_so(tuned) -> None:
 
 def test_where_nothing_passes_there_is_nothing_to_adopt(tuned) -> None:
     code, said = tuned(*SMALL, test="test_it.py::test_broken")
-    assert code == tune.NOTHING_PASSED
+    assert code == tune.NOTHING_TO_ADOPT
     assert said.count("raised RuntimeError: no kernel") == 2
     assert "2 trials in" in said
     assert "2 raised, so nothing is to adopt" in said
@@ -138,6 +140,37 @@ def test_it_runs_where_every_warning_is_an_error(pytester: pytest.Pytester) -> N
     assert result.ret == tune.USAGE
     result.stdout.fnmatch_lines(["*1 passed*", "*did not run as one amp test; see above"])
     assert "Traceback" not in result.stderr.str()
+
+
+def test_what_is_slower_than_the_reference_is_not_to_be_adopted(tuned, pytester) -> None:
+    pytester.makepyfile(test_it=STEPS.replace('"bf16": 6', '"bf16": 20'))
+    code, said = tuned("--only", "recipe=bf16", *SMALL[2:], "--only", "batch_size=8")
+    assert code == tune.NOTHING_TO_ADOPT
+    assert "nothing that passed is faster than fp32: bf16 batch_size=8 is 0.50x" in said
+    assert "@pytest.mark" not in said
+
+
+def test_a_speed_gate_that_the_fastest_misses_is_told(tuned, pytester) -> None:
+    pytester.makepyfile(test_it=STEPS.replace("(steps=4", "(min_speedup={'cpu': 3.0}, steps=4"))
+    code, said = tuned(*SMALL)
+    assert code == tune.FOUND
+    assert "the test's own min_speedup=3.00x is not met for sure: 2.50x" in said
+
+
+def test_the_marker_beats_what_the_ini_file_has(tuned, pytester: pytest.Pytester) -> None:
+    pytester.makeini("[pytest]\namp_init_scale = 64")
+    _, said = tuned(*SMALL)
+    assert "init_scale=1024.0)" in said
+
+
+def test_the_project_s_own_reports_and_cache_stay_as_they_are(tuned, pytester) -> None:
+    pytester.makeini("[pytest]\naddopts = --amp-json=kept.json --junitxml=kept.xml --ff")
+    for name in ("kept.json", "kept.xml"):
+        (pytester.path / name).write_text("kept")
+    code, _ = tuned(*SMALL)
+    assert code == tune.FOUND
+    assert {(pytester.path / name).read_text() for name in ("kept.json", "kept.xml")} == {"kept"}
+    assert not (pytester.path / ".pytest_cache").exists()
 
 
 @pytest.mark.parametrize(

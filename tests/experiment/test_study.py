@@ -101,9 +101,10 @@ def test_a_storage_that_can_t_be_opened_is_named(tmp_path) -> None:
 def test_what_setups_offered_is_known_to_the_next_run(tmp_path) -> None:
     storage = str(tmp_path / "journal.log")
     kept, space = study(storage), small().offering("batch_size", (8, 16))
+    kept.keep_offers(space)
     kept.finish(kept.propose(space), Outcome("pass", step_s=1.0, reference_s=3.0))
     again = study(storage)
-    assert {name: [*values] for name, values in again.offered().items()} == {"batch_size": [8, 16]}
+    assert {name: [*values] for name, values in again.offered.items()} == {"batch_size": [8, 16]}
     [trial] = again.trials
     other = {**trial.choice, "batch_size": 24 - trial.choice["batch_size"]}
     assert again.reference_s(trial.choice) == 3.0

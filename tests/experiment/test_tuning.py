@@ -64,7 +64,9 @@ def test_the_fastest_recipe_is_found_and_its_time_is_the_step_s() -> None:
     middle, low, high = tuning.best.outcome.speedup
     assert middle == pytest.approx(2.5)
     assert low <= middle <= high
-    assert told.said == ["nothing is left to try"]
+    assert told.said == [
+        "  no convolution runs, so channels_last is not tried", "nothing is left to try"
+    ]  # fmt: skip
     assert {trial.text.split()[0] for trial in told.trials} == {
         "bf16", "fp32", "fp16", "bf16-true", "fp16-true",
     }  # fmt: skip
@@ -204,23 +206,110 @@ def test_so_many_trials_are_made_as_are_wanted_in_all(tmp_path) -> None:
 def test_no_trial_begins_after_the_time_that_was_given() -> None:
     tuning, told = tuned(takes(), wanted=Wanted(trials=5, timeout_s=1e-9, only=ONLY))
     assert tuning.trials == []
-    assert told.said == ["no other trial begins after 1e-09 s"]
+    assert told.said[-1] == "no other trial begins after 1e-09 s"
 
 
-@pytest.mark.parametrize("raised", [KeyboardInterrupt, AmpError])
-def test_what_ends_the_search_leaves_what_was_tried(tmp_path, raised) -> None:
-    storage = str(tmp_path / "journal.log")
+def raising(error, recipes=("fp16", "fp32", "bf16-true", "fp16-true")):
+    """Losses of which the candidate's by these recipes raise, once a trial has passed."""
+    calls = dict.fromkeys(recipes, 0)
 
     def loss(arm):
-        if str(arm.recipe) != "bf16" and arm.name == "amp":
-            raise raised("enough")
+        if arm.name == "amp" and str(arm.recipe) in calls:
+            calls[str(arm.recipe)] += 1
+            if calls[str(arm.recipe)] > 1:  # the first is the look at the setup
+                raise error("enough")
         return 1.0
 
-    with pytest.raises(raised):
-        tuned(takes(bf16=6.0), loss=loss, wanted=Wanted(storage=storage, only=ONLY))
+    return loss
+
+
+def test_what_ends_the_search_leaves_what_was_tried(tmp_path) -> None:
+    storage = str(tmp_path / "journal.log")
+    with pytest.raises(KeyboardInterrupt):
+        tuned(takes(bf16=6.0), loss=raising(KeyboardInterrupt),
+              wanted=Wanted(storage=storage, only=ONLY))  # fmt: skip
     tuning, _ = tuned(takes(bf16=6.0), wanted=Wanted(trials=2, storage=storage, only=ONLY))
     assert tuning.trials[0].text == "bf16"
     assert len(tuning.trials) == 2
+
+
+def test_a_choice_by_which_a_step_can_t_be_measured_is_a_trial_too() -> None:
+    tuning, _ = tuned(takes(bf16=6.0), loss=raising(AmpError))
+    verdicts = [trial.outcome.verdict for trial in tuning.trials]
+    assert verdicts == ["pass", "error", "error", "error", "error"]
+    assert tuning.trials[1].outcome.why == "AmpError: enough"
+
+
+def test_a_restricted_offer_is_resumed_by_the_same_command(tmp_path) -> None:
+    def before(arm):
+        return (arm.suggest("batch_size", (8, 16, 32)),)
+
+    for trials in (1, 2):
+        wanted = Wanted(
+            trials=trials, storage=str(tmp_path / "journal.log"),
+            only={**ONLY, "recipe": ["bf16"], "batch_size": ["8", "32"]},
+        )  # fmt: skip
+        tuning, told = tuned(lambda _, chosen: chosen[0] / 1e5, before, wanted=wanted)
+        assert len(tuning.trials) == trials
+    assert {trial.choice["batch_size"] for trial in tuning.trials} == {8, 32}
+    assert told.space.suggested["batch_size"] == (8, 16, 32)
+
+
+@pytest.mark.parametrize("values", [("16", "32"), (16, None), (0, 16), (True, 2)])
+def test_a_batch_size_is_a_number(values) -> None:
+    with pytest.raises(AmpError, match="compared by their time per example, so offer numbers"):
+        tuned(takes(), lambda arm: arm.suggest("batch_size", values) and None)
+
+
+def test_what_is_asked_in_a_step_or_by_one_recipe_is_known_from_the_start() -> None:
+    def loss(arm):
+        arm.suggest("chunks", (1, 2))
+        if str(arm.recipe) == "fp16":
+            arm.suggest("foreach", (True, False))
+        return 1.0
+
+    only = {**ONLY, "recipe": ["bf16", "fp16"], "chunks": ["1"], "channels_last": ["no"]}
+    tuning, told = tuned(takes(bf16=6.0), loss=loss, only=only)
+    assert told.space.suggested == {"chunks": (1, 2), "foreach": (True, False)}
+    found = [(trial.choice["recipe"], trial.choice.get("foreach")) for trial in tuning.trials]
+    assert sorted(found, key=str) == [("bf16", None), ("fp16", False), ("fp16", True)]
+    assert tuning.usual["chunks"] == 1
+
+
+def test_channels_last_is_kept_where_the_user_or_the_setup_has_a_say() -> None:
+    tuning, _ = tuned(takes(bf16=6.0), only={**ONLY, "recipe": ["bf16"], "channels_last": ["yes"]})
+    assert [trial.text for trial in tuning.trials] == ["bf16+channels_last"]
+    tuning, _ = tuned(
+        takes(bf16=6.0), lambda arm: arm.suggest("net", ("mlp", "cnn")) and None,
+        only={**ONLY, "recipe": ["bf16"]},
+    )  # fmt: skip
+    assert len(tuning.trials) == 4
+
+
+def test_blocks_in_which_steps_are_skipped_are_told() -> None:
+    def before(arm):
+        weight = torch.nn.Parameter(torch.ones(2))
+        return weight, torch.optim.SGD([weight], lr=0.0)
+
+    def seconds(arm, chosen):
+        weight, optimizer = chosen
+        optimizer.zero_grad()
+        loss = (weight * 1.0).sum()
+        if arm.scaler.is_enabled() and arm.scaler.get_scale() > 1024:
+            loss = loss * float("inf")
+        arm.scaler.scale(loss).backward()
+        arm.scaler.step(optimizer)
+        arm.scaler.update()
+        return 0.004
+
+    tuning, _ = tuned(
+        seconds, before,
+        only={**ONLY, "recipe": ["fp16"], "growth_interval": ["1"], "channels_last": ["no"]},
+        candidate="fp16", ignore="AMP", max_loss_diff=None,
+    )  # fmt: skip
+    [trial] = tuning.trials
+    assert trial.outcome.verdict == "inconclusive"
+    assert "the GradScaler skipped steps in" in trial.outcome.why
 
 
 def test_a_setup_that_raises_ends_it_at_once() -> None:

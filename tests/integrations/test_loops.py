@@ -142,7 +142,7 @@ def hf(tmp_path):
     def make(change=lambda loss: loss, **more):
         arguments = transformers.TrainingArguments(
             str(tmp_path), per_device_train_batch_size=8, use_cpu=True, disable_tqdm=True,
-            report_to=[], save_strategy="no", logging_strategy="no", max_steps=2, **more,
+            report_to=[], save_strategy="no", logging_strategy="no", **{"max_steps": 2, **more},
         )  # fmt: skip
         trainer = transformers.Trainer(Model(change), arguments, train_dataset=rows)
         return trainer, train(trainer)
@@ -196,3 +196,52 @@ def test_what_ignite_s_update_raises_is_raised() -> None:
     engine.logger.setLevel(logging.CRITICAL)
     with pytest.raises(ValueError, match="in the update"):
         trained(run(engine, [1, 2]))
+
+
+def test_what_can_be_iterated_once_ends_ignite_s_loop() -> None:
+    engines = pytest.importorskip("ignite.engine")
+    from pytest_amp.integrations.ignite import run
+
+    engine = engines.Engine(lambda _, batch: batch)
+    with pytest.raises(AmpError, match="ended after step 2"):
+        trained(run(engine, iter([1, 2])), 5)
+
+
+def test_ignite_s_own_limit_of_iterations_may_be_given() -> None:
+    engines = pytest.importorskip("ignite.engine")
+    from pytest_amp.integrations.ignite import run
+
+    engine = engines.Engine(lambda _, batch: batch)
+    assert trained(run(engine, [1, 2], max_iters=10**9), 5) == [1, 2, 1, 2, 1]
+
+
+@pytest.mark.parametrize(("more", "rates"), [
+    ({"num_train_epochs": 2, "max_steps": -1}, [1.0, 7 / 8, 6 / 8]),  # of four batches each
+    ({"max_steps": 4}, [1.0, 3 / 4, 2 / 4]),
+])  # fmt: skip
+def test_the_hf_trainer_s_schedule_is_of_its_own_length(hf, more, rates) -> None:
+    trainer, run = hf(learning_rate=1.0, lr_scheduler_type="linear", **more)
+    seen = []
+
+    def ticking(tick):
+        def told(loss):
+            seen.append(trainer.lr_scheduler.get_last_lr()[0])
+            tick(loss)
+
+        run(told)
+
+    trained(ticking, 3)
+    assert seen[:3] == pytest.approx([each - (1 - rates[1]) for each in rates])
+
+
+def test_lightning_s_limits_are_there_while_it_is_set_up(lightning) -> None:
+    seen = []
+    module, run = lightning()
+
+    def configure():
+        seen.append((module.trainer.max_epochs, int(module.trainer.estimated_stepping_batches)))
+        return torch.optim.SGD(module.parameters(), lr=0.1)
+
+    module.configure_optimizers = configure
+    assert len(trained(run, 20)) == 20
+    assert seen == [(1, 8)]

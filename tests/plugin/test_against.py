@@ -40,7 +40,7 @@ def test_models(amp_benchmark):
     assert report.candidate.parameters == 64 * 32 + 32 + 32 * 4 + 4
     assert report.reference.parameters == 64 * 256 + 256 + 256 * 4 + 4
 """
-QUICK = ("--amp-steps=4", "--amp-max-time=3", "--amp-json=amp.json", "-p", "no:cacheprovider")
+QUICK = ("--amp-steps=4", "--amp-max-time=9", "--amp-json=amp.json", "-p", "no:cacheprovider")
 
 
 @pytest.fixture

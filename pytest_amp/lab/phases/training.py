@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,18 @@ from pytest_amp.lab.arm import ArmName
 from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.phases.parity import nudge
 from pytest_amp.lab.scaling.step_watch import Replay, StepWatch
-from pytest_amp.lab.training import Steps, Training, batches_of, losses_of
+from pytest_amp.lab.training import (
+    ACCURACY,
+    Steps,
+    Training,
+    accuracy_of,
+    batches_of,
+    losses_of,
+)
 from pytest_amp.lab.watch.events import OptimizerSteps
 from pytest_amp.lab.watch.losses import LossCurves
 from pytest_amp.lab.watch.tensors import tensors_in
-from pytest_amp.lab.workbench import Workbench
+from pytest_amp.lab.workbench import Resident, Workbench
 from pytest_amp.results.training import Epoch, perplexity
 
 __tracebackhide__ = unless_our_bug
@@ -47,7 +53,7 @@ def train(
         assert isinstance(steps, Steps)
         watch = StepWatch(replay)
         with resident.active(), watch.installed():
-            arm = _Arm(bench, name, steps.training, watch)
+            arm = _Arm(bench, resident, steps.training, watch)
             if nudged:
                 arm.before_first_step = lambda: nudge(
                     watch.trained.parameters, bench.precision, bench.seed
@@ -60,18 +66,17 @@ class _Arm:
     """One arm in training."""
 
     def __init__(
-        self, bench: Workbench, name: ArmName, training: Training, watch: StepWatch
+        self, bench: Workbench, resident: Resident, training: Training, watch: StepWatch
     ) -> None:
         self.before_first_step: Callable[[], None] | None = None
-        self._bench, self._name = bench, name
+        self._bench, self._resident, self._name = bench, resident, resident.arm.name
         self._training, self._watch = training, watch
-        self._norms: list[torch.Tensor] = []
-        self._learning_rate: float | None = None
-        self._batches = 0
+        self._norms: list[tuple[torch.Tensor, torch.Tensor | None]] = []
 
     def epoch(self, number: int) -> Epoch:
         """Train one epoch, and evaluate."""
         device, curves, examples = self._bench.device, LossCurves(), _Count()
+        accuracies: list[float] = []
         self._norms.clear()
         memory = _Memory(device)
         with OptimizerSteps(self._before_step):
@@ -80,20 +85,29 @@ class _Arm:
             for index, batch in enumerate(batches_of(self._training, number)):
                 self._show(number, index)
                 examples.add(batch)
-                curves.append(losses_of(self._training.step(batch)))
+                with self._resident.explained():
+                    returned = self._training.step(batch)
+                curves.append(losses_of(returned))
+                if (accuracy := accuracy_of(returned)) is not None:
+                    accuracies.append(float(accuracy))
                 self._watch.next_step()
             device.synchronize()
             seconds = time.perf_counter() - began
         memory_mb, utilization = memory.peak_mb(), _utilization(device)
-        losses = {key: statistics.fmean(each) for key, each in curves.read().items()}
+        train = {key: _mean(each) for key, each in curves.read().items()}
+        train.setdefault("loss", next(iter(train.values())))  # of several, the first
+        if accuracies:
+            train[ACCURACY] = _mean(accuracies)
+        optimizers = self._watch.trained.optimizers
+        learning_rate = float(optimizers[0].param_groups[0]["lr"]) if optimizers else None
         val = self._evaluated(number)
-        norms = [float(norm) for norm in self._norms]
+        norms = [float(norm) for norm, skipped in self._norms if skipped is None or not skipped]
         return Epoch(
             epoch=number,
-            train=_with_perplexity(losses),
+            train=_with_perplexity(train),
             val=_with_perplexity(val),
-            learning_rate=self._learning_rate,
-            gradient_norm=statistics.fmean(norms) if norms else None,
+            learning_rate=learning_rate,
+            gradient_norm=_mean(norms) if norms else None,
             epoch_duration=seconds,
             samples_per_second=examples.per(seconds),
             memory_mb=memory_mb,
@@ -111,27 +125,48 @@ class _Arm:
             self.before_first_step()
             self.before_first_step = None
         gradients = [
-            param.grad.detach()
+            _values(param.grad)
             for group in optimizer.param_groups
             for param in group["params"]
             if param.grad is not None
         ]
-        if gradients:
-            self._norms.append(torch.nn.utils.get_total_norm(gradients))
-        if self._learning_rate is None or optimizer is self._watch.trained.optimizers[0]:
-            self._learning_rate = float(optimizer.param_groups[0]["lr"])
+        if not gradients:
+            return
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # A fused optimizer unscales for itself, and skips for itself.
+        scale, found = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+        self._norms.append((norm if scale is None else norm / scale, found))
 
     def _evaluated(self, epoch: int) -> dict[str, float]:
         if self._training.evaluate is None:
             return {}
         self._bench.progress.at("evaluation", self._name, epoch, self._training.epochs)
-        returned = self._training.evaluate()
+        with self._resident.explained():
+            returned = self._training.evaluate()
         if not isinstance(returned, Mapping) or "loss" not in returned:
             raise AmpError(
                 f"evaluate() returned {returned!r}: return a dict with a 'loss' and, if there is "
                 "one, an 'accuracy'"
             )
-        return {str(key): float(value) for key, value in returned.items()}
+        return {str(key): _number(str(key), value) for key, value in returned.items()}
+
+
+def _number(key: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise AmpError(
+            f"evaluate() returned {key!r}, which is no number: return numbers and scalar tensors"
+        ) from None
+
+
+def _values(gradient: torch.Tensor) -> torch.Tensor:
+    detached = gradient.detach()
+    return detached.coalesce().values() if detached.is_sparse else detached
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)  # which is NaN of inf and -inf, where fmean raises
 
 
 def _with_perplexity(values: Mapping[str, float]) -> dict[str, float]:
@@ -148,17 +183,18 @@ def _length(batches: Any) -> int | None:
 
 
 class _Count:
-    """Counts examples: as many as the first dimension of a batch's first tensor."""
+    """Counts examples: as many as the first dimension of a batch's tensors, if they agree."""
 
     def __init__(self) -> None:
         self._count: int | None = 0
 
     def add(self, batch: Any) -> None:
-        first = next((each for each in tensors_in(batch) if each.dim()), None)
-        if first is None:
+        held = dict(batch) if isinstance(batch, Mapping) else batch  # a tokenizer's is no dict
+        sizes = {len(each) for each in tensors_in(held) if each.dim()}
+        if len(sizes) != 1:
             self._count = None
         elif self._count is not None:
-            self._count += len(first)
+            self._count += sizes.pop()
 
     def per(self, seconds: float) -> float | None:
         return None if self._count is None or seconds <= 0 else self._count / seconds
