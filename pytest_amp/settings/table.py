@@ -67,12 +67,6 @@ class Entry(NamedTuple):
 
 TABLE: tuple[Entry, ...] = (
     Entry(
-        "preset", read.preset, None, "NAME",
-        "thresholds that go together; classic: "
-        + ", ".join(f"{name} {value:g}" for name, value in read.PRESETS["classic"].items()),
-        gating=True,
-    ),
-    Entry(
         "min_speedup", read.threshold(read.POSITIVE_RATIO), None, "RATIO",
         "minimum speedup: fp32 step time / amp step time",
         gating=True,
@@ -109,6 +103,12 @@ TABLE: tuple[Entry, ...] = (
     Entry(
         "max_skipped_steps", read.whole_threshold, None, "N",
         "maximum number of optimizer steps that the GradScaler may skip",
+        gating=True,
+    ),
+    Entry(
+        "preset", read.preset, None, "NAME",
+        "thresholds that go together; classic: "
+        + ", ".join(f"{name} {value:g}" for name, value in read.PRESETS["classic"].items()),
         gating=True,
     ),
     Entry(

@@ -90,7 +90,7 @@ def nudged(values, dtype=torch.bfloat16):
     """How far the nudge moves each of the values."""
     before = torch.as_tensor(values)
     weight = nn.Parameter(before.clone())
-    parity._nudge([weight], dtype, 0)
+    parity.nudge([weight], dtype, 0)
     return weight.detach() - before
 
 
@@ -132,7 +132,7 @@ def test_looking_at_a_large_weight_and_nudging_it_take_little_room() -> None:
     for look in (
         lambda: digest([weight]),
         lambda: digest_in_any_dtype(weight),
-        lambda: parity._nudge([weight], torch.bfloat16, 0),
+        lambda: parity.nudge([weight], torch.bfloat16, 0),
     ):
         with peak_memory(Device(CPU)) as memory:
             look()

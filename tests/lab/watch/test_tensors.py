@@ -13,7 +13,7 @@ from torch.amp.grad_scaler import OptState
 from torch.func import functional_call, vmap
 from torch.optim import SGD
 
-from pytest_amp.lab.phases.parity import _nudge
+from pytest_amp.lab.phases.parity import nudge
 from pytest_amp.lab.scaling.optimizers import Trained
 from pytest_amp.lab.watch.fingerprint import digest, digest_in_any_dtype, sample
 from pytest_amp.lab.watch.first_nonfinite import _badness
@@ -136,7 +136,7 @@ def test_what_cant_be_looked_into_is_unknown_and_nobody_stumbles_over_it(kind) -
     assert digest([tensor]) == digest([tensor])
     assert ":" not in digest([tensor])[0]
     assert _badness(tensor) == 0
-    _nudge([tensor], torch.bfloat16, 0)
+    nudge([tensor], torch.bfloat16, 0)
 
 
 def test_of_a_sparse_tensor_indices_and_values_are_told() -> None:
@@ -174,7 +174,7 @@ def test_complex_numbers_are_two_each() -> None:
     assert values(tensor.conj()).tolist() == [[1, -2], [3, 4]]
     assert _badness(torch.tensor([complex(0, INF)])) == 1
     assert digest([tensor.conj()]) != digest([tensor])
-    _nudge([tensor], torch.bfloat16, 0)
+    nudge([tensor], torch.bfloat16, 0)
     assert tensor.tolist() != [1 + 2j, 3 - 4j]
 
 
@@ -187,7 +187,7 @@ def test_a_bytes_numbers_are_looked_at_too(kind) -> None:
 
 def test_a_nudge_moves_what_is_inside() -> None:
     inside = torch.ones(4)
-    _nudge([Outer(inside, None)], torch.bfloat16, 0)
+    nudge([Outer(inside, None)], torch.bfloat16, 0)
     assert set((inside - 1).abs().tolist()) == {torch.finfo(torch.bfloat16).eps}
 
 
