@@ -15,12 +15,12 @@ EPOCHS, ACCUMULATION, LENGTH = 3, 2, 64
 
 
 def windows(device):
-    text = "\n".join(topics[name] for name in sorted(topics))[: 80 * LENGTH * 8]
+    text = "\n".join(topics[name] for name in sorted(topics))[: 40 * LENGTH * 8]
     tokens = torch.tensor([min(ord(letter), 127) for letter in text], device=device)
     return list(tokens.view(-1, 8, LENGTH))  # batches of eight
 
 
-@pytest.mark.amp(max_time=5, max_loss_diff=0.05, max_val_loss_diff=0.05)
+@pytest.mark.amp(max_time=3, max_loss_diff=0.05, max_val_loss_diff=0.05)
 def test_fine_tuning(amp_benchmark, amp_device):
     def setup(arm):
         config = GPT2Config(vocab_size=128, n_positions=LENGTH, n_embd=64, n_layer=2, n_head=4,
