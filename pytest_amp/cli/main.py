@@ -33,10 +33,6 @@ def _nothing(_: argparse.ArgumentParser) -> None:
     """Declare no arguments."""
 
 
-def _bisect_arguments(parser: argparse.ArgumentParser) -> None:
-    take_test(parser)
-
-
 def _bisect(options: argparse.Namespace) -> int:
     from pytest_amp.cli import bisect
 
@@ -48,7 +44,7 @@ COMMANDS = (
     Command("explain", "what a rule looks for, why it hurts and the fix",
             rules.explain_arguments, rules.explain_one),
     Command("bisect", "which lines and modules a test's losses need in float32",
-            _bisect_arguments, _bisect),
+            take_test, _bisect),
     Command("tune", tune.HELP, tune.arguments, tune.run),
     Command("history", history.HELP, history.arguments, history.run),
     Command("compare", compare.HELP, compare.arguments, compare.run),

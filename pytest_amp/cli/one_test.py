@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_amp.errors import AmpError
+from pytest_amp.experiment.bisection import Say
 from pytest_amp.plugin import collection, measuring
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ _REPORTS = (
     "amp_json", "amp_html", "xmlpath", "htmlpath", "benchmark_json", "benchmark_save",
     "benchmark_autosave",
 )  # fmt: skip
-Say = Callable[[str], object]
 Instead = Callable[["Job", "Progress", Say], object]
 
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pytest_amp import units
-from pytest_amp.cli.console import complain, show, take_test
+from pytest_amp.cli.console import INTERRUPTED, complain, show, take_test
 from pytest_amp.errors import AmpError
 from pytest_amp.settings import parsers
 
+if TYPE_CHECKING:
+    from pytest_amp.experiment.bisection import Say
+
 N = TypeVar("N")
 HELP = "the fastest of the recipes that keep a test safe, and its settings"
-FOUND, NOTHING_TO_ADOPT, USAGE, INTERRUPTED = 0, 1, 2, 130
+FOUND, NOTHING_TO_ADOPT, USAGE = 0, 1, 2
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         return USAGE
     tuning = Tuning()
 
-    def instead(job: Any, progress: Any, say: one_test.Say) -> None:
+    def instead(job: Any, progress: Any, say: Say) -> None:
         lines = trials.Lines(say)
         progress.show = lines.show
         try:

@@ -335,6 +335,4 @@ def _attempts_per_step(report: AmpReport) -> float:
 
 def _examples(choice: Choice) -> float:
     """Return the batch size that was suggested; 1 if none was."""
-    value = choice.get(BATCH_SIZE)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-    return float(value) if is_number and value is not None else 1.0
+    return float(choice.get(BATCH_SIZE, 1))

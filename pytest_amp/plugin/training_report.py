@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pytest_amp.results.report import AmpReport
+from pytest_amp.plugin.drawn_report import DrawnReport
 from pytest_amp.results.training import best
 from pytest_amp.results.values import arm_names
 
@@ -16,16 +15,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class TrainingReport(AmpReport):
+class TrainingReport(DrawnReport):
     """An `AmpReport` of a training, which also has its epochs.
 
-    `training` has them by the arm's name, and `frame` as a table.
+    `training` has them by the arm's name, and `frame` as a table. `plot` draws losses, perplexity,
+    gradient norm and memory by epoch.
     """
-
-    @classmethod
-    def of(cls, report: AmpReport) -> TrainingReport:
-        """Return a report with its training's table and plots."""
-        return cls(**{each.name: getattr(report, each.name) for each in dataclasses.fields(report)})
 
     @property
     def frame(self) -> pandas.DataFrame:
@@ -58,20 +53,7 @@ class TrainingReport(AmpReport):
         """
         return best(self.training["amp"])
 
-    def plot(self, path: str | Path) -> None:
-        """Draw losses, perplexity, gradient norm and memory by epoch into a file.
+    def _draw(self, path: Path) -> None:
+        from pytest_amp.render import training_plots
 
-        Args:
-            path: the file; its ending sets the format: svg, png or pdf.
-
-        Raises:
-            AmpError: matplotlib is not installed.
-            ValueError: matplotlib does not write that format.
-            OSError: the file can't be written.
-        """
-        from pytest_amp.errors import AmpError
-        from pytest_amp.render import html, training_plots
-
-        if not html.available():
-            raise AmpError(html.MISSING)
-        training_plots.save(Path(path), self.training, self.arms)
+        training_plots.save(path, self.training, self.arms)

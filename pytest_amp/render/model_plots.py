@@ -15,8 +15,6 @@ from pytest_amp.results.values import ArmRun, arm_names
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLOURS = {"fp32": plots.FP32, "amp": plots.AMP}
-
 
 class _Figure(NamedTuple):
     """What one figure shows: a value of each model, and how it is written."""
@@ -81,7 +79,7 @@ def _bars(axes: Axes, figure: _Figure, arms: Mapping[str, ArmRun]) -> None:
     names = arm_names(arms)
     for place, arm in enumerate(("amp", "fp32")):
         value = figure.value(arms[arm]) or 0.0
-        axes.barh([place], [value], color=_COLOURS[arm], height=0.6)
+        axes.barh([place], [value], color=plots.COLOURS[arm], height=0.6)
         axes.annotate(figure.written(value), (value, place), xytext=(4, 0),
                       textcoords="offset points", va="center", fontsize=8)  # fmt: skip
     axes.set_yticks([0, 1], [names["amp"], names["fp32"]])

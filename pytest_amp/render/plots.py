@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 FP32, AMP = "#4c8bd6", "#e07b39"
+COLOURS = {"fp32": FP32, "amp": AMP}
 _REST = "activations and workspace"
 _KINDS = {
     "parameters": "#4c8bd6", "gradients": "#7fb069", "optimizer state": "#9b59b6", _REST: "#e07b39",

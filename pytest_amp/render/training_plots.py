@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Epochs = Mapping[str, Sequence[Epoch]]
-_COLOURS = {"fp32": plots.FP32, "amp": plots.AMP}
 
 
 class _Figure(NamedTuple):
@@ -96,7 +95,7 @@ def _by_epoch(axes: Axes, training: Epochs, figure: _Figure, names: Mapping[str,
             if values:
                 axes.plot(
                     [epoch.epoch for epoch in epochs], values, style, marker=".",
-                    color=_COLOURS[arm], label=f"{names[arm]}{what}",
+                    color=plots.COLOURS[arm], label=f"{names[arm]}{what}",
                 )  # fmt: skip
     axes.set_xlabel("epoch")
     axes.set_ylabel(figure.label)

@@ -9,13 +9,14 @@ from datetime import datetime, timezone
 from typing import Any
 
 from pytest_amp.judge.comparison import VERSIONS
+from pytest_amp.settings.table import BY_NAME
 
 Report = Mapping[str, Any]
 # The settings that affect how long a step takes and where its loss ends. Thresholds do not.
 MEASURING = ("steps", "warmup", "seed")
 # These too, but they have no part in a key while they are at their defaults, so that results from
 # before they existed stay comparable.
-SCALING = {"init_scale": 65536.0, "growth_interval": 2000}
+SCALING = ("init_scale", "growth_interval")
 # The first parts of a key, in order; recipes follow, where they are not the usual ones.
 PARTS = ("test", "device", "dtype", *MEASURING, "rank")
 
@@ -50,7 +51,7 @@ def recipes(report: Report) -> tuple[str, ...]:
 
 def _scaling(settings: Mapping[str, Any]) -> list[str]:
     given = {name: settings[name]["value"] for name in SCALING if name in settings}
-    return [f"{name}={value:g}" for name, value in given.items() if value != SCALING[name]]
+    return [f"{name}={value:g}" for name, value in given.items() if value != BY_NAME[name].default]
 
 
 def versions(report: Report) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from pytest_amp.cli import main as cli
 from pytest_amp.cli import tune
+from pytest_amp.cli.console import INTERRUPTED
 from tests.helpers.clock import CLOCK
 
 STEPS = """
@@ -121,7 +122,7 @@ def test_where_nothing_passes_there_is_nothing_to_adopt(tuned) -> None:
 
 def test_an_interrupted_tuning_is_resumed(tuned) -> None:
     code, said = tuned(*SMALL, "--storage", "tune.log", test="test_it.py::test_interrupted")
-    assert code == tune.INTERRUPTED
+    assert code == INTERRUPTED
     assert "interrupted after 1 trial; go on with the same --storage tune.log" in said
     assert "@pytest.mark" not in said  # bf16 is what it has
     code, said = tuned(
