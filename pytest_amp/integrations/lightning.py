@@ -1,18 +1,26 @@
-"""Measure Lightning's ``fit`` step by step: ``arm.loop(fit(trainer, module, loader))``."""
+"""For Lightning: measure a training step by step with ``fit``; log with ``AmpTelemetry``."""
 
 from __future__ import annotations
 
 import importlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from pytest_amp.errors import AmpError, unless_our_bug
+from pytest_amp.integrations.telemetry import Sink, Telemetry, active_runs, harmless
 from pytest_amp.lab.loop import LoopEnded, Run, Tick
+from pytest_amp.lab.telemetry import Meter
 
 __tracebackhide__ = unless_our_bug
+
+_PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+_AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
 
 def fit(
@@ -92,6 +100,118 @@ def _loss_of(outputs: Any) -> Any:
             "fit() a function that finds it, as in fit(trainer, module, loss=...)"
         )
     return found
+
+
+class AmpTelemetry(Telemetry):
+    """A callback that logs what mixed precision does in a real training.
+
+    It logs ``amp/enabled``, ``amp/precision`` (bits), ``amp/loss_scale``, ``amp/skipped_steps``
+    (in all) and ``amp/grad_underflow`` (a share) to each of the trainer's loggers, and to a run of
+    wandb or mlflow that was begun without one. Only the process of rank 0 does anything. A
+    checkpoint keeps the number of skipped steps.
+
+    Args:
+        every_n_steps: log every so many steps of the optimizer; 0 for the ends of epochs alone.
+            By default, whenever the trainer logs. The end of an epoch is logged in any case.
+
+    Raises:
+        AmpError: `every_n_steps` is no such number, or Lightning is not installed.
+    """
+
+    @classmethod
+    def _bases(cls) -> tuple[type, ...]:
+        """Return the Callback of each of Lightning's packages that is in use."""
+        used = [name for name in _PACKAGES if name in sys.modules] or list(_PACKAGES)
+        found = []
+        for name in used:
+            try:
+                found.append(importlib.import_module(f"{name}.callbacks").Callback)
+            except ImportError:
+                continue
+        if not found:
+            raise AmpError(
+                "AmpTelemetry needs Lightning: pip install 'pytest-amp[frameworks]', or lightning"
+            )
+        return tuple(found)
+
+    @harmless
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin to watch, from the scale that a resumed training has."""
+        if trainer.is_global_zero:
+            meter = Meter(pl_module, _AUTOCAST.get(str(trainer.precision)), self._skipped)
+            self._begin(meter, _scaler(trainer))
+
+    @harmless
+    def on_train_batch_start(self, trainer: Any, _: Any, __: Any, batch_idx: int) -> None:
+        """Look at a step that will be logged, and at the first one of an epoch."""
+        due = batch_idx == 0 or self._is_due(trainer, trainer.global_step + 1)
+        if self._meter is not None and due and self._sinks(trainer):
+            self._meter.look()
+
+    @harmless
+    def on_before_optimizer_step(self, trainer: Any, *_: Any) -> None:
+        """Note what the scaler made of the optimizer before this one, in the same batch."""
+        if self._meter is not None:
+            self._meter.stepped(_scaler(trainer))
+
+    @harmless
+    def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
+        """Note the scale that a step leaves, and log it when it is time to."""
+        if self._meter is None or trainer.fit_loop._should_accumulate():
+            return
+        self._meter.stepped(_scaler(trainer))
+        self._meter.end_of_step()
+        if self._is_due(trainer, trainer.global_step):
+            self._tell(self._sinks(trainer), _axis(trainer))
+
+    @harmless
+    def on_train_epoch_end(self, trainer: Any, *_: Any) -> None:
+        """Log what the epoch ended with."""
+        self._tell(self._sinks(trainer), _axis(trainer))
+
+    @harmless
+    def on_train_end(self, *_: Any) -> None:
+        """Take the hooks away."""
+        self._end()
+
+    @harmless
+    def on_exception(self, *_: Any) -> None:
+        """Take the hooks away."""
+        self._end()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"skipped_steps": self.skipped_steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._skipped = int(state_dict.get("skipped_steps", 0))
+
+    def _is_due(self, trainer: Any, step: int) -> bool:
+        every = self.every_n_steps
+        every = trainer.log_every_n_steps if every is None else every
+        return every > 0 and step % every == 0
+
+    def _sinks(self, trainer: Any) -> list[Sink]:
+        own = [Sink(type(each).__name__, each, _logging_to(each)) for each in trainer.loggers]
+        named = " ".join(sink.name.lower() for sink in own)
+        return own + [run for run in active_runs("trainer/global_step") if run.name not in named]
+
+
+def _logging_to(logger: Any) -> Callable[[dict[str, float], int], None]:
+    def log(figures: dict[str, float], step: int) -> None:
+        logger.log_metrics(figures, step)
+
+    return log
+
+
+def _scaler(trainer: Any) -> Any:
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def _axis(trainer: Any) -> int:
+    """Return the step at which Lightning itself would log now."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 @contextmanager

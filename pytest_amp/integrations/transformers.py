@@ -1,12 +1,18 @@
-"""Measure the ``train`` of a Hugging Face Trainer step by step: ``arm.loop(train(trainer))``."""
+"""For Hugging Face's Trainer: measure it step by step with ``train``; log with ``AmpTelemetry``."""
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable
 from typing import Any
 
-from pytest_amp.errors import unless_our_bug
+import torch
+
+from pytest_amp.errors import AmpError, unless_our_bug
+from pytest_amp.integrations.telemetry import Sink, Telemetry, active_runs, harmless
 from pytest_amp.lab.loop import Run, Tick
+from pytest_amp.lab.telemetry import Meter
 
 __tracebackhide__ = unless_our_bug
 
@@ -76,3 +82,124 @@ def _length(trainer: Any) -> int | None:
         return None
     steps = max(batches // given.gradient_accumulation_steps, 1)
     return math.ceil(float(steps * given.num_train_epochs))
+
+
+class AmpTelemetry(Telemetry):
+    """A callback that logs what mixed precision does in a real training.
+
+    It logs ``amp/enabled``, ``amp/precision`` (bits), ``amp/loss_scale``, ``amp/skipped_steps``
+    (in all) and ``amp/grad_underflow`` (a share) to the runs of wandb and mlflow that are active,
+    and to what the Trainer writes for TensorBoard. Only the process of rank 0 does anything. A
+    checkpoint keeps the number of skipped steps.
+
+    Args:
+        every_n_steps: log every so many steps of the optimizer; 0 for the ends of epochs alone.
+            By default, whenever the trainer logs. The end of an epoch is logged in any case.
+
+    Raises:
+        AmpError: `every_n_steps` is no such number, or transformers is not installed.
+    """
+
+    _handler: Any = None
+
+    @classmethod
+    def _bases(cls) -> tuple[type, ...]:
+        try:
+            from transformers.trainer_callback import ExportableState, TrainerCallback
+        except ImportError as error:
+            raise AmpError(
+                "AmpTelemetry needs transformers: pip install 'pytest-amp[frameworks]', or "
+                "transformers"
+            ) from error
+        return TrainerCallback, ExportableState
+
+    @harmless
+    def on_train_begin(
+        self, args: Any, state: Any, *_: Any, model: Any, optimizer: Any = None, **__: Any
+    ) -> None:
+        """Begin to watch, from the scale that a resumed training has."""
+        if state.is_world_process_zero:
+            autocast = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None
+            self._handler = _handler_calling()
+            self._begin(Meter(model, autocast, self._skipped), _scaler(optimizer))
+
+    @harmless
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        """Look at the first step of an epoch."""
+        self._look()
+
+    @harmless
+    def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        """Look at a step that will be logged."""
+        if self._is_due(args, state, state.global_step + 1):
+            self._look()
+
+    @harmless
+    def on_step_end(self, args: Any, state: Any, *_: Any, optimizer: Any = None, **__: Any) -> None:
+        """Note the scale that a step leaves, and log it when it is time to."""
+        if self._meter is None:
+            return
+        self._meter.stepped(_scaler(optimizer))
+        self._meter.end_of_step()
+        if self._is_due(args, state, state.global_step):
+            self._tell(self._sinks(), state.global_step)
+
+    @harmless
+    def on_epoch_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+        """Log what the epoch ended with."""
+        self._tell(self._sinks(), state.global_step)
+
+    @harmless
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Take the hooks away."""
+        self._end()
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        kept = {"_skipped": self.skipped_steps}
+        return {"args": {"every_n_steps": self.every_n_steps}, "attributes": kept}
+
+    def _look(self) -> None:
+        if self._meter is not None and self._sinks():
+            self._meter.look()
+
+    def _sinks(self) -> list[Sink]:
+        return [*active_runs("train/global_step"), *_tensorboard(self._handler)]
+
+    def _is_due(self, args: Any, state: Any, step: int) -> bool:
+        every = self.every_n_steps
+        if every is None:
+            every = state.logging_steps if args.logging_strategy == "steps" else 0
+        return every > 0 and step % every == 0
+
+
+def _scaler(optimizer: Any) -> Any:
+    """Return the scaler of Accelerate's optimizer, if there is one."""
+    return getattr(optimizer, "scaler", None)
+
+
+def _handler_calling() -> Any:
+    """Return the Trainer's CallbackHandler; its callbacks are not told of it, nor of each other."""
+    from transformers.trainer_callback import CallbackHandler
+
+    frame = inspect.currentframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, CallbackHandler):
+            return caller
+        frame = frame.f_back
+    return None
+
+
+def _tensorboard(handler: Any) -> list[Sink]:
+    """Return the Trainer's own writer, since TensorBoard would read one of two files alone."""
+    writers = [getattr(each, "tb_writer", None) for each in getattr(handler, "callbacks", ())]
+    return [Sink("tensorboard", each, _adding_to(each)) for each in writers if each is not None]
+
+
+def _adding_to(writer: Any) -> Callable[[dict[str, float], int], None]:
+    def add(figures: dict[str, float], step: int) -> None:
+        for name, value in figures.items():
+            writer.add_scalar(name, value, step)
+
+    return add
