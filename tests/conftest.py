@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 # Two threads that wait for each other beside another process keep neither time nor pace; no test
@@ -37,6 +38,15 @@ def _older_objects_set_aside(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if inner:
         gc.unfreeze()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a package that is not installed."""
+    for item in items:
+        needed = [name for mark in item.iter_markers("needs") for name in mark.args]
+        absent = [name for name in needed if find_spec(name) is None]
+        if absent:
+            item.add_marker(pytest.mark.skip(reason=f"needs {' and '.join(absent)}"))
 
 
 @pytest.fixture

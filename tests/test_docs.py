@@ -86,6 +86,8 @@ def test_an_example_runs_as_it_is_printed(
     pytester: pytest.Pytester, example: re.Match[str]
 ) -> None:
     file, outcomes, code = example.groups()
+    for package in re.findall(r"^(?:from|import) (\w+)", code, re.MULTILINE):
+        pytest.importorskip(package)
     expected = dict(word.split("=") for word in outcomes.split()) or {"passed": "1"}
     pytester.path.joinpath(file).write_text(code)
     result = pytester.runpytest("--amp-static", "--amp-device=cpu", "--strict-markers")

@@ -28,8 +28,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the page and return the exit code."""
-    if not html.available():
-        complain(html.MISSING)
+    if missing := html.missing():
+        complain(missing)
         return USAGE
     from pytest_amp.storage import trends
 

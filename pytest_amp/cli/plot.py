@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pytest_amp import units
+from pytest_amp import extras, units
 from pytest_amp.cli.console import (
     FINE,
     NO_BASELINE,
@@ -16,7 +16,6 @@ from pytest_amp.cli.console import (
     show,
     take_history,
 )
-from pytest_amp.render import html
 from pytest_amp.storage import store
 
 HELP = "the history of speedup, memory and loss, as a picture"
@@ -32,8 +31,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draw the chosen history into a file and return the exit code."""
-    if not html.available():
-        complain(html.MISSING)
+    if missing := extras.missing("html", "plots need", "matplotlib"):
+        complain(missing)
         return USAGE
     from pytest_amp.render import trend_plots
     from pytest_amp.storage import trends as stored

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pytest_amp import units
+from pytest_amp import extras, units
 from pytest_amp.cli.console import INTERRUPTED, complain, show, take_test
 from pytest_amp.errors import AmpError
 from pytest_amp.settings import parsers
@@ -88,10 +88,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _folder(path: str) -> Path:
-    from pytest_amp.render import study_plots
-
-    if not study_plots.available():
-        raise AmpError(study_plots.MISSING)
+    if missing := extras.missing("tune", "plots need", "matplotlib"):
+        raise AmpError(missing)
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pytest_amp import extras
 from pytest_amp.errors import AmpError, unless_our_bug
 from pytest_amp.experiment.search_space import Choice, Space, described, suggested_in
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 __tracebackhide__ = unless_our_bug
 
-MISSING = "tune needs Optuna: pip install 'pytest-amp[tune]'"
 # So often in a row may the sampler propose what was tried before one is drawn from the rest.
 _PATIENCE = 3
 _OFFERED = "offered:"
@@ -265,9 +265,9 @@ def first_line(error: BaseException) -> str:
 
 
 def _imported() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise AmpError(MISSING) from error
+    if missing := extras.missing("tune", "tune needs", "optuna"):
+        raise AmpError(missing)
+    import optuna
+
     optuna.logging.set_verbosity(logging.WARNING)
     return optuna

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pytest_amp import extras
 from pytest_amp.errors import AmpError, unless_our_bug
 from pytest_amp.integrations.telemetry import Sink, Telemetry, active_runs, harmless
 from pytest_amp.lab.loop import LoopEnded, Run, Tick
@@ -121,18 +122,12 @@ class AmpTelemetry(Telemetry):
     @classmethod
     def _bases(cls) -> tuple[type, ...]:
         """Return the Callback of each of Lightning's packages that is in use."""
-        used = [name for name in _PACKAGES if name in sys.modules] or list(_PACKAGES)
-        found = []
-        for name in used:
-            try:
-                found.append(importlib.import_module(f"{name}.callbacks").Callback)
-            except ImportError:
-                continue
-        if not found:
-            raise AmpError(
-                "AmpTelemetry needs Lightning: pip install 'pytest-amp[frameworks]', or lightning"
-            )
-        return tuple(found)
+        used = [name for name in _PACKAGES if sys.modules.get(name) is not None]
+        if not used:
+            if missing := extras.missing("frameworks", "AmpTelemetry needs", "lightning"):
+                raise AmpError(missing)
+            used = [_PACKAGES[0]]
+        return tuple(importlib.import_module(f"{name}.callbacks").Callback for name in used)
 
     @harmless
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:

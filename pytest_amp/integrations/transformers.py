@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pytest_amp import extras
 from pytest_amp.errors import AmpError, unless_our_bug
 from pytest_amp.integrations.telemetry import Sink, Telemetry, active_runs, harmless
 from pytest_amp.lab.loop import Run, Tick
@@ -104,13 +105,10 @@ class AmpTelemetry(Telemetry):
 
     @classmethod
     def _bases(cls) -> tuple[type, ...]:
-        try:
-            from transformers.trainer_callback import ExportableState, TrainerCallback
-        except ImportError as error:
-            raise AmpError(
-                "AmpTelemetry needs transformers: pip install 'pytest-amp[frameworks]', or "
-                "transformers"
-            ) from error
+        if missing := extras.missing("frameworks", "AmpTelemetry needs", "transformers"):
+            raise AmpError(missing)
+        from transformers.trainer_callback import ExportableState, TrainerCallback
+
         return TrainerCallback, ExportableState
 
     @harmless

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _pop_mode, _push_mode
 
+from pytest_amp import extras
 from pytest_amp.errors import AmpError, unless_our_bug
 
 __tracebackhide__ = unless_our_bug
@@ -38,10 +39,10 @@ class Loop:
     """
 
     def __init__(self, run: Run) -> None:
-        try:
-            import greenlet
-        except ImportError as error:
-            raise AmpError("arm.loop needs greenlet: pip install 'pytest-amp[loop]'") from error
+        if missing := extras.missing("loop", "arm.loop needs", "greenlet"):
+            raise AmpError(missing)
+        import greenlet
+
         self._greenlets: Any = greenlet
         self._run = run
         self._inside: Any = None

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch.utils import _pytree as pytree
 
+from pytest_amp import extras
 from pytest_amp.errors import AmpError, unless_our_bug
 from pytest_amp.lab.machine.abilities import abilities
 from pytest_amp.lab.machine.global_state import quietly
@@ -87,14 +88,11 @@ def _convert_to_float8(model: torch.nn.Module, scales: str, device: torch.device
     device has no float8, it is emulated.
     """
     able = abilities(device).float8[scales]
-    try:
-        with _silent():
-            from torchao.float8 import Float8LinearConfig, convert_to_float8_training
-    except ImportError as error:
-        raise AmpError(
-            "float8 needs torchao: pip install 'pytest-amp[fp8]'; or choose another recipe than "
-            f"{'fp8' if scales == 'tensorwise' else 'fp8-rowwise'}"
-        ) from error
+    if missing := extras.missing("fp8", "float8 needs", "torchao"):
+        named = "fp8" if scales == "tensorwise" else "fp8-rowwise"
+        raise AmpError(f"{missing}; or choose another recipe than {named}")
+    with _silent():
+        from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     config = Float8LinearConfig.from_recipe_name(scales)
     if able == EMULATED:
         object.__setattr__(config, "emulate", True)

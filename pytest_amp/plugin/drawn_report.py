@@ -37,9 +37,9 @@ class DrawnReport(AmpReport):
             ValueError: matplotlib does not write that format.
             OSError: the file can't be written.
         """
+        from pytest_amp import extras
         from pytest_amp.errors import AmpError
-        from pytest_amp.render import html
 
-        if not html.available():
-            raise AmpError(html.MISSING)
+        if missing := extras.missing("html", "plots need", "matplotlib"):
+            raise AmpError(missing)
         self._draw(Path(path))

@@ -42,8 +42,8 @@ class OutputFiles:
         if self._html is not None:
             from pytest_amp.render import html
 
-            if not html.available():
-                raise pytest.UsageError(f"--amp-html: {html.MISSING}")
+            if missing := html.missing():
+                raise pytest.UsageError(f"--amp-html: {missing}")
 
     def write(
         self, reports: Sequence[AmpReport], run: Callable[[], Mapping[str, Any]], unasked: list[str]

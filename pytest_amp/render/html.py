@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pytest_amp import files, units
+from pytest_amp import extras, files, units
 from pytest_amp.codes import CODES
 from pytest_amp.render import model_plots, plots, training_plots, trend_plots
 from pytest_amp.render.heading import heading
@@ -20,7 +20,6 @@ from pytest_amp.results.trend import METRICS, Trend
 from pytest_amp.results.values import ArmRun, Finding, against, arm_names
 from pytest_amp.rules import explain
 
-MISSING = "an HTML report needs Jinja2 and matplotlib: pip install pytest-amp[html]"
 _GRAVITY = ("fail", "error", "unanswered", "inconclusive", "pass", "skipped")
 
 
@@ -58,11 +57,9 @@ class Section(NamedTuple):
     settings: Sequence[tuple[str, str, str]]
 
 
-def available() -> bool:
-    """Return whether Jinja2 and matplotlib are installed."""
-    from importlib.util import find_spec
-
-    return all(find_spec(name) is not None for name in ("jinja2", "matplotlib"))
+def missing() -> str | None:
+    """Return what to say if a page can't be written for want of a package; None if it can."""
+    return extras.missing("html", "an HTML report needs", "jinja2", "matplotlib")
 
 
 def page(

@@ -4,16 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-MISSING = "plots need matplotlib: pip install 'pytest-amp[tune]'"
-
-
-def available() -> bool:
-    """Return whether what they need is installed."""
-    return find_spec("matplotlib") is not None
 
 
 def save(folder: Path, study: Any, each: str) -> Iterator[Path]:

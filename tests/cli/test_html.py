@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from pytest_amp.cli import main as cli
-from pytest_amp.render import html
 from tests.helpers.saved_runs import document, report, save
+
+pytestmark = pytest.mark.needs("jinja2", "matplotlib")
 
 Captured = pytest.CaptureFixture[str]
 
@@ -62,11 +63,3 @@ def test_what_is_broken_is_told_and_the_rest_is_shown(stored: Path, capsys: Capt
 def test_a_page_that_can_t_be_written_is_told(stored: Path, capsys: Captured) -> None:
     assert cli.main(["html", f"--storage={stored}", "-o", str(stored)]) == 2
     assert "pytest-amp: " in capsys.readouterr().err
-
-
-def test_without_its_libraries_it_says_what_to_install(
-    stored: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(html, "available", lambda: False)
-    assert cli.main(["html", f"--storage={stored}"]) == 2
-    assert "pip install pytest-amp[html]" in capsys.readouterr().err

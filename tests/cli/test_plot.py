@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from pytest_amp.cli import main as cli
-from pytest_amp.render import html
 from tests.helpers.saved_runs import document, report, save
+
+pytestmark = pytest.mark.needs("matplotlib")
 
 Captured = pytest.CaptureFixture[str]
 
@@ -62,11 +63,3 @@ def test_what_can_t_be_drawn_is_told(
     assert ended == code
     assert said in capsys.readouterr().err
     assert not path.exists()
-
-
-def test_without_its_libraries_it_says_what_to_install(
-    stored: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(html, "available", lambda: False)
-    assert plot(stored, "h.svg")[0] == 2
-    assert "pip install pytest-amp[html]" in capsys.readouterr().err

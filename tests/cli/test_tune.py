@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 
 import pytest
@@ -11,6 +10,8 @@ from pytest_amp.cli import main as cli
 from pytest_amp.cli import tune
 from pytest_amp.cli.console import INTERRUPTED
 from tests.helpers.clock import CLOCK
+
+pytestmark = pytest.mark.needs("optuna")
 
 STEPS = """
 import pytest
@@ -212,26 +213,7 @@ def test_a_number_that_makes_no_sense_is_refused(tuned, argument: str, capsys) -
     assert "is not a" in capsys.readouterr().err
 
 
-def test_without_optuna_the_extra_is_named(tuned, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "optuna", None)
-    code, said = tuned(*SMALL)
-    assert code == tune.USAGE
-    assert "tune needs Optuna: pip install 'pytest-amp[tune]'" in said
-
-
-def test_without_matplotlib_the_plots_name_the_extra(
-    tuned, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = importlib.util.find_spec
-    monkeypatch.setattr(
-        "pytest_amp.render.study_plots.find_spec",
-        lambda name: None if name == "matplotlib" else real(name),
-    )
-    code, said = tuned(*SMALL, "--plots", "plots")
-    assert code == tune.USAGE
-    assert "plots need matplotlib: pip install 'pytest-amp[tune]'" in said
-
-
+@pytest.mark.needs("matplotlib")
 def test_the_plots_are_drawn(tuned, pytester: pytest.Pytester) -> None:
     code, said = tuned(*SMALL, "--plots", "deep/plots")
     assert code == tune.FOUND

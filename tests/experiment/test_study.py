@@ -9,6 +9,8 @@ from pytest_amp.experiment.search_space import space_of
 from pytest_amp.experiment.study import Outcome, Study
 from pytest_amp.settings.precision import Abilities
 
+pytestmark = pytest.mark.needs("optuna")
+
 IDENTITY = {"test": "test_it.py::test_step", "device": "a CPU", "reference": "fp32"}
 SMALL = {"recipe": ["bf16", "fp16"], "compile": ["no"], "growth_interval": ["100"],
          "init_scale": ["1024", "64"]}  # fmt: skip

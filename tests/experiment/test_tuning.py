@@ -15,6 +15,8 @@ from pytest_amp.progress import Progress
 from pytest_amp.settings.resolved import resolve
 from tests.helpers.lab import SimulatedDevice
 
+pytestmark = pytest.mark.needs("optuna")
+
 ONLY = {"compile": ["no"], "init_scale": ["1024"], "growth_interval": ["100"]}
 
 

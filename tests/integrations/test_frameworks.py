@@ -259,7 +259,17 @@ def test_nothing_is_left_of_a_framework(name: str) -> None:
     assert {key: after[key] for key in before if after[key] != before[key]} == {}
 
 
-@pytest.mark.parametrize("name", ["lightning", "hf_trainer", "accelerate", "ignite", "pyg"])
+EXAMPLE_NEEDS = {
+    "lightning": ("lightning", "greenlet"),
+    "hf_trainer": ("transformers", "accelerate", "greenlet"),
+    "accelerate": ("accelerate",), "ignite": ("ignite", "greenlet"), "pyg": ("torch_geometric",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.needs(*EXAMPLE_NEEDS[name])) for name in EXAMPLE_NEEDS],
+)
 def test_the_example_runs(pytester: pytest.Pytester, name: str) -> None:
     pytester.makepyfile(**{f"test_{name}": (EXAMPLES / f"test_{name}.py").read_text()})
     result = pytester.runpytest("--amp-static", "--amp-steps=3", "--amp-json=amp.json")

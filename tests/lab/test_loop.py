@@ -15,11 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pytest_amp.errors import AmpError
 from pytest_amp.lab import loop as loops
-from pytest_amp.lab.arm import Arm
 from pytest_amp.lab.loop import Loop
-from pytest_amp.lab.machine.device import Device
-from pytest_amp.recipes import Recipe
-from tests.helpers.lab import CPU, codes, measure, train
+from tests.helpers.lab import codes, measure, train
 
 pytest.importorskip("greenlet")
 
@@ -350,9 +347,3 @@ def test_a_tick_inside_a_backward_pass() -> None:
 
     with pytest.raises(AmpError, match=r"inside a backward pass: call it behind optimizer\.step"):
         steps_of(run, 1)
-
-
-def test_without_greenlet_the_error_says_what_to_install(monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "greenlet", None)
-    with pytest.raises(AmpError, match=r"needs greenlet: pip install 'pytest-amp\[loop\]'"):
-        Arm("amp", Device(CPU), Recipe()).loop(lambda tick: tick(0.0))

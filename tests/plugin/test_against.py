@@ -91,6 +91,7 @@ def test_both_run_by_the_candidate_s_recipe(run, pytester, marks: str, recipe: s
     assert written["speedup"] is None
 
 
+@pytest.mark.needs("jinja2", "matplotlib")
 def test_the_page_and_the_plot_have_bars(run, pytester: pytest.Pytester) -> None:
     run("", "--amp-html=amp.html")
     page = (pytester.path / "amp.html").read_text("utf-8")

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pytest_amp.render import html
 from tests.helpers.clock import TIMED, sleeping
 from tests.helpers.project import CONFTEST, QUICK, STEP
+
+pytestmark = pytest.mark.needs("jinja2", "matplotlib")
 
 __all__ = ["sleeping"]
 
@@ -43,15 +44,6 @@ def test_a_place_that_can_t_be_written_is_told_before_anything_runs(
     result = project.runpytest(*QUICK, f"--amp-html={where}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     assert f"--amp-html={where}: can't write there" in result.stderr.str()
-
-
-def test_without_its_libraries_it_says_what_to_install(
-    project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(html, "available", lambda: False)
-    result = project.runpytest(*QUICK, "--amp-html=amp.html")
-    assert result.ret == pytest.ExitCode.USAGE_ERROR
-    assert "pip install pytest-amp[html]" in result.stderr.str()
 
 
 def test_it_is_written_by_the_controller_alone(project: pytest.Pytester) -> None:

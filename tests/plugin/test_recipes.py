@@ -108,6 +108,7 @@ def test_seen(model):
     assert recipes(reports["test_step"]) == ("bf16", "bf16-true")
 
 
+@pytest.mark.needs("jinja2", "matplotlib")
 def test_the_terminal_and_the_page_show_the_names(project) -> None:
     project.makepyfile(
         test_it=STEP

@@ -84,6 +84,7 @@ def test_a_validation_loss_that_differs_is_a_failing_gate(pytester: pytest.Pytes
     result.stdout.fnmatch_lines(["*val_loss_diff*FAILED*30%*beyond 5.0%*"])
 
 
+@pytest.mark.needs("jinja2", "matplotlib")
 def test_the_page_and_the_plot_have_its_figures(pytester: pytest.Pytester) -> None:
     run(pytester, "--amp-html=amp.html")
     page = (pytester.path / "amp.html").read_text("utf-8")

@@ -17,6 +17,8 @@ from pytest_amp.results.trend import Point, Step, Trend
 from pytest_amp.results.values import ArmRun, Baseline, DtypeMap, Failure, Finding, Gate, Setting
 from tests.helpers.saved_runs import report
 
+pytestmark = pytest.mark.needs("jinja2", "matplotlib")
+
 RUN = {"commit": "c" * 40, "branch": "main", "dirty": True, "command": "pytest -m amp"}
 NASTY = [
     "<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "two\nlines", "../../etc",
