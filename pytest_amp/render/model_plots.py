@@ -33,7 +33,7 @@ FIGURES: Mapping[str, _Figure] = {
     "Step time": _Figure(lambda arm: arm.step_time_s, units.duration),
     "Peak memory": _Figure(lambda arm: arm.peak_bytes, units.size),
     "Loss": _Figure(lambda arm: arm.tail_loss, units.number),
-    "Perplexity": _Figure(perplexity_of, units.number),
+    "Perplexity": _Figure(perplexity_of, "{:.4g}".format),
 }
 
 

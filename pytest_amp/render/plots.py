@@ -46,7 +46,7 @@ def figures(report: AmpReport) -> dict[str, str]:
         found[f"Loss{of}"] = drawn(
             partial(_losses, fp32=curve, amp=other, floor=floor, names=names)
         )
-        apart = _differences(curve, other)
+        apart = _differences(curve, other) if amp and amp.model is None else ()
         if any(abs(each) > 0 for each in apart):
             draw = partial(_parity, differences=apart, floor=floor, most=_most(report), names=names)
             found[f"Loss difference{of}"] = drawn(draw)

@@ -21,6 +21,10 @@ class Blocking:
         found = (finder.find_spec(name, path, target) for finder in self.finders)
         return next(filter(None, found), None)
 
+    def find_distributions(self, *context):
+        for finder in self.finders:
+            yield from getattr(finder, "find_distributions", lambda *_: ())(*context)
+
     def invalidate_caches(self):
         for finder in self.finders:
             getattr(finder, "invalidate_caches", lambda: None)()
