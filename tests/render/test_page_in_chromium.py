@@ -20,7 +20,10 @@ from tests.helpers.saved_runs import report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 playwright = pytest.importorskip("playwright.sync_api")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium"),
+    pytest.mark.needs("jinja2", "matplotlib"),
+]
 
 LONG = "tests/models/test_vision_transformers.py::TestBase::test_step[" + "x" * 120 + "]"
 # Of two colours in rgb(): the contrast as WCAG 2 defines it.

@@ -23,7 +23,9 @@ class Blocking:
 
     def find_distributions(self, *context):
         for finder in self.finders:
-            yield from getattr(finder, "find_distributions", lambda *_: ())(*context)
+            for found in getattr(finder, "find_distributions", lambda *_: ())(*context):
+                if str(found.metadata["Name"]).lower().replace("-", "_") not in BLOCKED:
+                    yield found
 
     def invalidate_caches(self):
         for finder in self.finders:
