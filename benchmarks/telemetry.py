@@ -46,7 +46,6 @@ def main():
         optimizer.zero_grad()
         if watched:
             meter.stepped(scaler)
-            meter.end_of_step()
         device.synchronize()
         return time.perf_counter() - began
 

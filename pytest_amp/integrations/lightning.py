@@ -133,21 +133,22 @@ class AmpTelemetry(Telemetry):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin to watch, from the scale that a resumed training has."""
         if trainer.is_global_zero:
-            meter = Meter(pl_module, _AUTOCAST.get(str(trainer.precision)), self._skipped)
+            autocast = _AUTOCAST.get(str(trainer.precision))
+            meter = Meter(pl_module, autocast, skipped=self._resumed_with)
             self._begin(meter, _scaler(trainer))
 
     @harmless
     def on_train_batch_start(self, trainer: Any, _: Any, __: Any, batch_idx: int) -> None:
         """Look at a step that will be logged, and at the first one of an epoch."""
-        due = batch_idx == 0 or self._is_due(trainer, trainer.global_step + 1)
+        due = batch_idx == 0 or self._is_due(trainer)
         if self._meter is not None and due and self._sinks(trainer):
             self._meter.look()
 
     @harmless
-    def on_before_optimizer_step(self, trainer: Any, *_: Any) -> None:
-        """Note what the scaler made of the optimizer before this one, in the same batch."""
+    def on_before_optimizer_step(self, trainer: Any, _: Any, optimizer: Any) -> None:
+        """Note whether the scaler will skip the step; Lightning has unscaled the gradients."""
         if self._meter is not None:
-            self._meter.stepped(_scaler(trainer))
+            self._meter.overflowed(_overflow(_scaler(trainer), optimizer))
 
     @harmless
     def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:
@@ -155,8 +156,7 @@ class AmpTelemetry(Telemetry):
         if self._meter is None or trainer.fit_loop._should_accumulate():
             return
         self._meter.stepped(_scaler(trainer))
-        self._meter.end_of_step()
-        if self._is_due(trainer, trainer.global_step):
+        if self._is_due(trainer):
             self._tell(self._sinks(trainer), _axis(trainer))
 
     @harmless
@@ -174,23 +174,29 @@ class AmpTelemetry(Telemetry):
         """Take the hooks away."""
         self._end()
 
+    @property
+    def state_key(self) -> str:
+        """The name of its state in a checkpoint."""
+        return f"AmpTelemetry(every_n_steps={self.every_n_steps})"
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {"skipped_steps": self.skipped_steps}
+        return {} if self.broken else {"skipped_steps": self.skipped_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self._skipped = int(state_dict.get("skipped_steps", 0))
+        self._resumed_with = int(state_dict.get("skipped_steps", 0))
 
-    def _is_due(self, trainer: Any, step: int) -> bool:
+    def _is_due(self, trainer: Any) -> bool:
+        """Return whether to log behind the batch that is under way, as Lightning decides it."""
         every = self.every_n_steps
         every = trainer.log_every_n_steps if every is None else every
-        return every > 0 and step % every == 0
+        return every > 0 and (_axis(trainer) + 1) % every == 0
 
     def _sinks(self, trainer: Any) -> list[Sink]:
         own = [Sink(type(each).__name__, each, _logging_to(each)) for each in trainer.loggers]
-        named = " ".join(sink.name.lower() for sink in own)
-        return own + [run for run in active_runs("trainer/global_step") if run.name not in named]
+        kinds = " ".join(each.__name__ for logger in trainer.loggers for each in type(logger).mro())
+        return own + [run for run in active_runs() if run.name not in kinds.lower()]
 
 
 def _logging_to(logger: Any) -> Callable[[dict[str, float], int], None]:
@@ -202,6 +208,15 @@ def _logging_to(logger: Any) -> Callable[[dict[str, float], int], None]:
 
 def _scaler(trainer: Any) -> Any:
     return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def _overflow(scaler: Any, optimizer: Any) -> torch.Tensor | None:
+    """Return how many inf and NaN unscaling found; None where the optimizer unscales itself."""
+    if scaler is None or not scaler.is_enabled():
+        return None
+    state = scaler._per_optimizer_states.get(id(optimizer), {})
+    found = list(state.get("found_inf_per_device", {}).values())
+    return torch.stack([each.to(found[0].device) for each in found]) if found else None
 
 
 def _axis(trainer: Any) -> int:

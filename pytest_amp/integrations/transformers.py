@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -119,7 +119,8 @@ class AmpTelemetry(Telemetry):
         if state.is_world_process_zero:
             autocast = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None
             self._handler = _handler_calling()
-            self._begin(Meter(model, autocast, self._skipped), _scaler(optimizer))
+            meter = Meter(model, autocast, args.torch_compile, self._resumed_with)
+            self._begin(meter, _scaler(optimizer))
 
     @harmless
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
@@ -137,8 +138,9 @@ class AmpTelemetry(Telemetry):
         """Note the scale that a step leaves, and log it when it is time to."""
         if self._meter is None:
             return
+        # A fused optimizer skips by itself, of which Accelerate learns nothing.
+        self._meter.overflowed(getattr(optimizer, "step_was_skipped", False) or None)
         self._meter.stepped(_scaler(optimizer))
-        self._meter.end_of_step()
         if self._is_due(args, state, state.global_step):
             self._tell(self._sinks(), state.global_step)
 
@@ -150,11 +152,12 @@ class AmpTelemetry(Telemetry):
     @harmless
     def on_train_end(self, *_: Any, **__: Any) -> None:
         """Take the hooks away."""
+        self._handler = None
         self._end()
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        kept = {"_skipped": self.skipped_steps}
+        kept = {} if self.broken else {"_resumed_with": self.skipped_steps}
         return {"args": {"every_n_steps": self.every_n_steps}, "attributes": kept}
 
     def _look(self) -> None:
@@ -162,11 +165,16 @@ class AmpTelemetry(Telemetry):
             self._meter.look()
 
     def _sinks(self) -> list[Sink]:
-        return [*active_runs("train/global_step"), *_tensorboard(self._handler)]
+        others = getattr(self._handler, "callbacks", ())
+        reports = any(type(each).__name__ == "WandbCallback" for each in others)
+        axis = "train/global_step" if reports else None
+        return [*active_runs(axis), *_tensorboard(others)]
 
     def _is_due(self, args: Any, state: Any, step: int) -> bool:
         every = self.every_n_steps
         if every is None:
+            if args.logging_first_step and step == 1:
+                return True
             every = state.logging_steps if args.logging_strategy == "steps" else 0
         return every > 0 and step % every == 0
 
@@ -189,9 +197,9 @@ def _handler_calling() -> Any:
     return None
 
 
-def _tensorboard(handler: Any) -> list[Sink]:
+def _tensorboard(callbacks: Iterable[Any]) -> list[Sink]:
     """Return the Trainer's own writer, since TensorBoard would read one of two files alone."""
-    writers = [getattr(each, "tb_writer", None) for each in getattr(handler, "callbacks", ())]
+    writers = [getattr(each, "tb_writer", None) for each in callbacks]
     return [Sink("tensorboard", each, _adding_to(each)) for each in writers if each is not None]
 
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from pytest_amp import AmpError
+from pytest_amp.integrations.lightning import AmpTelemetry as ForLightning
 from tests.integrations.train_and_log import net, rows, scaler
 
 EVERY = ["amp/enabled", "amp/grad_underflow", "amp/loss_scale", "amp/precision"]
@@ -31,7 +32,7 @@ def test_three_loggers_have_it_in_their_files(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     # Lightning counts a step that is under way, and the Trainer counts those that ended.
-    steps = {"lightning": [3, 7, 8, 10], "transformers": [4, 8, 10]}
+    steps = {"lightning": [3, 7, 10], "transformers": [4, 8, 10]}
     for framework, expected in steps.items():
         for logger, records in found[framework].items():
             ours = {name: values for name, values in records.items() if name.startswith("amp/")}
@@ -68,22 +69,31 @@ def _no_run_is_active(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delitem(sys.modules, name, raising=False)
 
 
+class Run:
+    """A run of wandb: a row that is not committed becomes part of the next."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+        self.pending: dict[str, float] = {}
+
+    def log(self, row, commit=True):
+        self.pending |= row
+        if commit:
+            self.rows.append(self.pending)
+            self.pending = {}
+
+
 @pytest.fixture
 def active(monkeypatch: pytest.MonkeyPatch):
     """A run of wandb and one of MLflow that somebody began, as these packages show them."""
-    of_wandb, of_mlflow = Recording(), Recording()
-    run = types.SimpleNamespace(log=lambda row: of_wandb.take(row, row[axis(row)]))
+    run, of_mlflow, opened = Run(), Recording(), object()
     wandb, mlflow = types.ModuleType("wandb"), types.ModuleType("mlflow")
     wandb.run = run
-    mlflow.active_run = lambda: run
+    mlflow.active_run = lambda: opened
     mlflow.log_metrics = of_mlflow.take
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
-    return of_wandb, of_mlflow
-
-
-def axis(row: dict[str, float]) -> str:
-    return next(name for name in row if name.endswith("global_step"))
+    return run, of_mlflow
 
 
 # Lightning
@@ -96,7 +106,9 @@ def package(request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture):
     return found
 
 
-def fit(package, telemetry, logger=None, steps=10, ckpt_path=None, model=None, **more):
+def fit(
+    package, telemetry, logger=None, steps=10, ckpt_path=None, model=None, more_callbacks=(), **more
+):
     from importlib import import_module
 
     precision = import_module(f"{package.__name__}.plugins.precision")
@@ -113,7 +125,8 @@ def fit(package, telemetry, logger=None, steps=10, ckpt_path=None, model=None, *
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     trainer = package.Trainer(
-        accelerator="cpu", max_steps=steps, callbacks=[telemetry], logger=logger or False,
+        accelerator="cpu", max_steps=steps, logger=logger or False,
+        callbacks=[telemetry, *more_callbacks],
         plugins=[precision.MixedPrecision("16-mixed", "cpu", scaler())],
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         **{"log_every_n_steps": 5, **more},
@@ -150,7 +163,7 @@ def telemetry_for_lightning(**more):
 
 @pytest.mark.parametrize(
     ("every_n_steps", "expected"),
-    [(None, [4, 8, 9, 10]), (0, [8, 10]), (3, [2, 5, 8, 10])],
+    [(None, [4, 8, 9]), (0, [8, 10]), (3, [2, 5, 8, 10])],
 )
 def test_lightning_logs_in_its_rhythm_and_at_the_end_of_epochs(
     package, every_n_steps, expected
@@ -159,23 +172,29 @@ def test_lightning_logs_in_its_rhythm_and_at_the_end_of_epochs(
     telemetry = telemetry_for_lightning(every_n_steps=every_n_steps)
     fit(package, telemetry, logger)
     assert logger.steps == expected
-    assert sorted(logger.found[10]) == EVERY
+    assert sorted(logger.found[expected[-1]]) == EVERY
 
 
 def test_lightning_logs_to_each_of_its_loggers_and_to_runs_that_are_active(package, active) -> None:
-    logger = logger_of(package)()
+    logger, (run, of_mlflow) = logger_of(package)(), active
     fit(package, telemetry_for_lightning(every_n_steps=0), logger)
-    assert [each.steps for each in (logger, *active)] == [[8, 10]] * 3
-    assert active[0].found[8]["trainer/global_step"] == 8
+    assert logger.steps == of_mlflow.steps == [8, 10]
+    # The user numbers the rows, so the figures wait for the user's next one.
+    assert run.rows == []
+    assert sorted(run.pending) == EVERY
 
 
 def test_a_run_of_wandb_that_lightnings_logger_has_is_logged_to_once(package, active) -> None:
     class WandbLogger(logger_of(package)):
         pass
 
-    logger = WandbLogger()
+    class Mine(WandbLogger):
+        pass
+
+    logger, (run, of_mlflow) = Mine(), active
     fit(package, telemetry_for_lightning(every_n_steps=0), logger)
-    assert [each.steps for each in (logger, *active)] == [[8, 10], [], [8, 10]]
+    assert logger.steps == of_mlflow.steps == [8, 10]
+    assert (run.rows, run.pending) == ([], {})
 
 
 def test_a_logger_that_raises_is_told_once_and_the_others_go_on(package, caplog) -> None:
@@ -188,9 +207,9 @@ def test_a_logger_that_raises_is_told_once_and_the_others_go_on(package, caplog)
     with caplog.at_level(logging.WARNING, "pytest_amp"):
         trainer = fit(package, telemetry_for_lightning(every_n_steps=2), [Broken(), logger])
     assert trainer.global_step == 10
-    assert logger.steps == [1, 3, 5, 7, 8, 9, 10]
+    assert logger.steps == [1, 3, 5, 7, 9]
     told = [record.message for record in caplog.records if record.name.startswith("pytest_amp")]
-    assert told == ["AmpTelemetry logs no longer to Broken, which raised ConnectionError: no route"]
+    assert told == ["AmpTelemetry could not log to Broken: ConnectionError: no route"]
 
 
 def test_telemetry_that_breaks_is_told_once_and_the_training_goes_on(
@@ -204,7 +223,7 @@ def test_telemetry_that_breaks_is_told_once_and_the_training_goes_on(
         trainer = fit(package, telemetry_for_lightning(), logger)
     assert (trainer.global_step, logger.steps) == (10, [])
     told = [record.message for record in caplog.records if record.name.startswith("pytest_amp")]
-    because = "ZeroDivisionError in on_before_optimizer_step: division by zero"
+    because = "ZeroDivisionError in on_train_batch_end: division by zero"
     assert told == [f"AmpTelemetry ends here, and the training goes on: {because}"]
 
 
@@ -229,27 +248,31 @@ def test_lightnings_accumulation_is_one_step(package) -> None:
     logger = logger_of(package)()
     telemetry = telemetry_for_lightning(every_n_steps=1)
     fit(package, telemetry, logger, steps=2, accumulate_grad_batches=4)
-    assert logger.steps == [0, 1, 2]
+    assert logger.steps == [0, 1]
+
+
+def two_optimizers(base, factor=1.0):
+    class Two(base):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization, self.other = False, net()
+
+        def training_step(self, batch, batch_idx):
+            for optimizer, part in zip(self.optimizers(), (self.net, self.other), strict=True):
+                loss = F.cross_entropy(part(batch[0]), batch[1]) * factor
+                optimizer.zero_grad()
+                self.manual_backward(loss)
+                optimizer.step()
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(part.parameters()) for part in (self.net, self.other)]
+
+    return Two()
 
 
 def test_two_optimizers_of_a_batch_can_both_be_skipped(package) -> None:
     def manual(base):
-        class Two(base):
-            def __init__(self):
-                super().__init__()
-                self.automatic_optimization, self.other = False, net()
-
-            def training_step(self, batch, batch_idx):
-                for optimizer, part in zip(self.optimizers(), (self.net, self.other), strict=True):
-                    loss = F.cross_entropy(part(batch[0]), batch[1]) * float("inf")
-                    optimizer.zero_grad()
-                    self.manual_backward(loss)
-                    optimizer.step()
-
-            def configure_optimizers(self):
-                return [torch.optim.SGD(part.parameters()) for part in (self.net, self.other)]
-
-        return Two()
+        return two_optimizers(base, float("inf"))
 
     logger = logger_of(package)()
     fit(package, telemetry_for_lightning(every_n_steps=1), logger, steps=4, model=manual)
@@ -287,18 +310,50 @@ def test_a_checkpoint_of_lightning_keeps_the_number_of_skipped_steps(package, tm
     trainer.save_checkpoint(tmp_path / "saved.ckpt", weights_only=False)
     logger = logger_of(package)()
     fit(package, telemetry_for_lightning(), logger, ckpt_path=tmp_path / "saved.ckpt")
-    assert logger.found[10]["amp/skipped_steps"] == 8
-    assert logger.found[10]["amp/loss_scale"] == 2.0**4
+    assert logger.found[9]["amp/skipped_steps"] == 8
+    assert logger.found[9]["amp/loss_scale"] == 2.0**4
 
 
-def test_a_callback_is_pickled_for_the_processes_that_train(package) -> None:
-    class Mine(type(telemetry_for_lightning())):
-        pass
+class Sub(ForLightning):
+    """A user's subclass."""
 
-    sent = pickle.loads(pickle.dumps(telemetry_for_lightning(every_n_steps=7)))
-    assert (type(sent).__name__, sent.every_n_steps) == ("AmpTelemetry", 7)
+
+@pytest.mark.parametrize("cls", [ForLightning, Sub])
+def test_a_callback_is_pickled_for_the_processes_that_train(package, cls) -> None:
+    sent = pickle.loads(pickle.dumps(cls(every_n_steps=7)))
+    assert isinstance(sent, cls)
+    assert (type(sent).__name__, sent.every_n_steps) == (cls.__name__, 7)
     assert isinstance(sent, package.Callback)
-    assert isinstance(Mine(), package.Callback)
+
+
+def test_two_of_them_in_one_trainer_keep_their_own_state(package) -> None:
+    pair = [telemetry_for_lightning(every_n_steps=steps) for steps in (2, 0)]
+    fit(package, pair[0], logger_of(package)(), more_callbacks=pair[1:])
+    assert len({each.state_key for each in pair}) == 2
+
+
+def test_the_next_training_is_another(package, monkeypatch) -> None:
+    from pytest_amp.lab.telemetry import Meter
+
+    telemetry, logger = telemetry_for_lightning(every_n_steps=5), logger_of(package)()
+    with monkeypatch.context() as patched:
+        patched.setattr(Meter, "stepped", lambda *_: 1 / 0)
+        trainer = fit(package, telemetry, logger)
+    assert telemetry.broken
+    assert not any(each._post_accumulate_grad_hooks for each in trainer.model.parameters())
+    fit(package, telemetry, logger)
+    assert logger.steps == [4, 8, 9]
+
+
+def test_a_gan_is_logged_and_looked_at_as_often_as_lightning_logs(package, monkeypatch) -> None:
+    from pytest_amp.lab.telemetry import Meter
+
+    looks, look = [], Meter.look
+    monkeypatch.setattr(Meter, "look", lambda meter: (looks.append(meter.steps), look(meter)))
+    logger = logger_of(package)()
+    fit(package, telemetry_for_lightning(), logger, steps=20, model=two_optimizers)
+    assert looks == [0, 4, 8, 9]  # an epoch has eight batches
+    assert logger.steps == [4, 8, 9]
 
 
 # Hugging Face
@@ -374,11 +429,44 @@ def test_the_trainer_logs_in_its_rhythm_and_at_the_end_of_epochs(
     telemetry = telemetry_for_the_trainer(every_n_steps=every_n_steps)
     trainer_of(transformers, telemetry, tmp_path, tensorboard(transformers, writer), **more).train()
     assert not telemetry.broken
-    for recording in (writer, *active):
-        assert recording.steps == expected
-        names = recording.found[expected[-1]].keys() - {"train/global_step"}
-        assert sorted(names) == EVERY
-    assert active[0].found[expected[0]]["train/global_step"] == expected[0]
+    run, of_mlflow = active
+    assert writer.steps == of_mlflow.steps == expected
+    assert sorted(writer.found[expected[-1]]) == sorted(run.pending) == EVERY
+    assert run.rows == []
+
+
+def test_where_the_trainer_reports_to_wandb_each_record_is_a_row(
+    transformers, active, tmp_path
+) -> None:
+    class WandbCallback(transformers.TrainerCallback):
+        pass
+
+    telemetry = telemetry_for_the_trainer()
+    trainer_of(transformers, telemetry, tmp_path, WandbCallback()).train()
+    assert [row["train/global_step"] for row in active[0].rows] == [5, 8, 10]
+    assert sorted(active[0].rows[0].keys() - {"train/global_step"}) == EVERY
+
+
+def test_the_first_step_is_logged_where_the_trainer_logs_it(transformers, active, tmp_path) -> None:
+    telemetry = telemetry_for_the_trainer()
+    trainer_of(transformers, telemetry, tmp_path, logging_first_step=True).train()
+    assert active[1].steps == [1, 5, 8, 10]
+    assert sorted(active[1].found[1]) == EVERY
+
+
+def test_a_step_that_the_trainer_s_scaler_skips_is_counted(transformers, active, tmp_path) -> None:
+    telemetry = telemetry_for_the_trainer()
+    trainer_of(transformers, telemetry, tmp_path, model=Net(overflows=True)).train()
+    assert active[1].found[5]["amp/skipped_steps"] == 5
+    assert active[1].found[10]["amp/loss_scale"] == 4.0
+    trainer_of(transformers, telemetry, tmp_path).train()
+    assert telemetry.skipped_steps == 0, "another training"
+
+
+def test_the_callback_keeps_nothing_of_a_training(transformers, active, tmp_path) -> None:
+    telemetry = telemetry_for_the_trainer()
+    trainer_of(transformers, telemetry, tmp_path).train()
+    assert len(pickle.dumps(telemetry)) < 1000
 
 
 def test_a_writer_that_raises_is_told_once_and_the_others_go_on(
@@ -395,9 +483,7 @@ def test_a_writer_that_raises_is_told_once_and_the_others_go_on(
     assert trainer.state.global_step == 10
     assert active[1].steps == [2, 4, 6, 8, 10]
     told = [record.message for record in caplog.records if record.name.startswith("pytest_amp")]
-    assert told == [
-        "AmpTelemetry logs no longer to tensorboard, which raised OSError: no space left on device"
-    ]
+    assert told == ["AmpTelemetry could not log to tensorboard: OSError: no space left on device"]
 
 
 def test_only_the_trainers_rank_0_looks_and_logs(transformers, active, tmp_path) -> None:
@@ -405,18 +491,28 @@ def test_only_the_trainers_rank_0_looks_and_logs(transformers, active, tmp_path)
     trainer = trainer_of(transformers, telemetry, tmp_path)
     trainer.is_world_process_zero = lambda: False
     trainer.train()
-    assert [each.steps for each in active] == [[], []]
+    assert (active[0].pending, active[1].steps) == ({}, [])
     assert telemetry._meter is None
+
+
+def without_super(transformers):
+    from pytest_amp.integrations.transformers import AmpTelemetry
+
+    class Mine(AmpTelemetry):
+        def __init__(self, every_n_steps=None):
+            self.tag = "and no super().__init__()"
+
+    return Mine()
 
 
 def test_a_checkpoint_of_the_trainer_keeps_the_number_of_skipped_steps(
     transformers, active, tmp_path
 ) -> None:
     saves = {"save_strategy": "steps", "save_steps": 3}
-    first = telemetry_for_the_trainer()
+    first = without_super(transformers)
     model = Net(overflows=True)
     trainer_of(transformers, first, tmp_path, model=model, **saves, max_steps=3).train()
-    second = telemetry_for_the_trainer()
+    second = without_super(transformers)
     resumed = trainer_of(
         transformers, second, tmp_path, restore_callback_states_from_checkpoint=True
     )
@@ -429,7 +525,7 @@ def test_a_checkpoint_of_the_trainer_keeps_the_number_of_skipped_steps(
 
 
 @pytest.mark.parametrize("given", [-1, 2.5, True, "epoch"])
-def test_a_rhythm_that_is_none_is_refused(given) -> None:
+def test_an_invalid_interval_is_refused(given) -> None:
     pytest.importorskip("transformers")
     with pytest.raises(AmpError, match="give a number of steps, 0 to log at the ends of epochs"):
         telemetry_for_the_trainer(every_n_steps=given)

@@ -34,7 +34,7 @@ def scaler() -> torch.amp.GradScaler:
     return torch.amp.GradScaler("cpu", init_scale=2.0**12)
 
 
-def lightning(folder: Path) -> dict[str, loggers.Records]:
+def lightning(folder: Path) -> None:
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
     from lightning.pytorch.plugins.precision import MixedPrecision
@@ -54,21 +54,19 @@ def lightning(folder: Path) -> dict[str, loggers.Records]:
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    address = f"sqlite:///{folder}/mlflow.db"
     trainer = pl.Trainer(
         accelerator="cpu", max_steps=10, log_every_n_steps=4, callbacks=[AmpTelemetry()],
         plugins=[MixedPrecision("16-mixed", "cpu", scaler())], default_root_dir=folder,
         enable_progress_bar=False, enable_model_summary=False,
         logger=[
             TensorBoardLogger(folder), WandbLogger(save_dir=folder, offline=True),
-            MLFlowLogger(tracking_uri=address),
+            MLFlowLogger(tracking_uri=address(folder)),
         ],
     )  # fmt: skip
     trainer.fit(Classifier(), torch.utils.data.DataLoader(rows(), batch_size=8))
-    return read(folder, address, "trainer/global_step")
 
 
-def transformers(folder: Path) -> dict[str, loggers.Records]:
+def transformers(folder: Path) -> None:
     from transformers import Trainer, TrainingArguments
 
     from pytest_amp.integrations.transformers import AmpTelemetry
@@ -90,9 +88,10 @@ def transformers(folder: Path) -> dict[str, loggers.Records]:
             self.accelerator.state._mixed_precision = "fp16"
             self.accelerator.native_amp, self.accelerator.scaler = True, scaler()
 
-    address = f"sqlite:///{folder}/mlflow.db"
     os.environ.update(
-        MLFLOW_TRACKING_URI=address, TENSORBOARD_LOGGING_DIR=str(folder), WANDB_DIR=str(folder)
+        MLFLOW_TRACKING_URI=address(folder),
+        TENSORBOARD_LOGGING_DIR=str(folder),
+        WANDB_DIR=str(folder),
     )
     arguments = TrainingArguments(
         str(folder), max_steps=10, per_device_train_batch_size=8, logging_steps=4, use_cpu=True,
@@ -100,28 +99,33 @@ def transformers(folder: Path) -> dict[str, loggers.Records]:
     )  # fmt: skip
     examples = [{"inputs": inputs, "labels": label} for inputs, label in rows()]
     InHalf(Classifier(), arguments, train_dataset=examples, callbacks=[AmpTelemetry()]).train()
-    return read(folder, address, "train/global_step")
 
 
-def read(folder: Path, address: str, axis: str) -> dict[str, loggers.Records]:
-    import wandb
+def address(folder: Path) -> str:
+    return f"sqlite:///{folder}/mlflow.db"
 
-    wandb.finish()
+
+def read(folder: Path, axis: str) -> dict[str, loggers.Records]:
     return {
         "tensorboard": loggers.tensorboard(folder),
         "wandb": loggers.wandb(folder, axis),
-        "mlflow": loggers.mlflow(address),
+        "mlflow": loggers.mlflow(address(folder)),
     }
 
 
 def main() -> None:
     os.environ.update(WANDB_MODE="offline", WANDB_SILENT="true")
-    folder = Path(sys.argv[1])
-    found = {}
-    for train in (transformers, lightning):  # wandb and MLflow read the environment once
-        (folder / train.__name__).mkdir()
-        found[train.__name__] = train(folder / train.__name__)
-    (folder / "found.json").write_text(json.dumps(found))
+    import wandb
+
+    root = Path(sys.argv[1])
+    axes = {transformers: "train/global_step", lightning: "trainer/global_step"}
+    for train in axes:  # in this order: wandb and MLflow read the environment once
+        (root / train.__name__).mkdir()
+        train(root / train.__name__)
+        wandb.finish()
+    wandb.teardown()  # what writes the files is a process of its own, and has ended now
+    found = {train.__name__: read(root / train.__name__, axis) for train, axis in axes.items()}
+    (root / "found.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
