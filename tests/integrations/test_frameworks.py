@@ -262,7 +262,8 @@ def test_nothing_is_left_of_a_framework(name: str) -> None:
 EXAMPLE_NEEDS = {
     "lightning": ("lightning", "greenlet"),
     "hf_trainer": ("transformers", "accelerate", "greenlet"),
-    "accelerate": ("accelerate",), "ignite": ("ignite", "greenlet"), "pyg": ("torch_geometric", "jinja2"),
+    "accelerate": ("accelerate",), "ignite": ("ignite", "greenlet"),
+    "pyg": ("torch_geometric", "jinja2"),
 }  # fmt: skip
 
 
