@@ -36,6 +36,7 @@ Around = Callable[..., Any]
 # By event: how it is seen (`wrapped` covers all subclasses too), the owner, and the attributes.
 _EVENTS: Mapping[str, tuple[Callable[[Any, str, Around], Any], Any, tuple[str, ...]]] = {
     "scaler_made": (wrapped, GradScaler, ("__init__",)),
+    "scaler_device": (patched, GradScaler, ("__init__",)),
     "scaler_loaded": (wrapped, GradScaler, ("load_state_dict",)),
     "scale": (wrapped, GradScaler, ("scale",)),
     "unscale": (wrapped, GradScaler, ("unscale_",)),
@@ -45,8 +46,11 @@ _EVENTS: Mapping[str, tuple[Callable[[Any, str, Around], Any], Any, tuple[str, .
     "schedule_made": (wrapped, LRScheduler, ("__init__",)),
     "schedule_step": (wrapped, LRScheduler, ("step",)),
     "backward": (patched, torch.autograd, ("_engine_run_backward",)),
+    "autocast_made": (patched, autocast, ("__init__",)),
     "autocast_enter": (patched, autocast, ("__enter__",)),
     "autocast_exit": (patched, autocast, ("__exit__",)),
+    "casts_cleared": (patched, torch, ("clear_autocast_cache",)),
+    "custom_cast": (patched, torch.amp.autocast_mode, ("_cast",)),
     "module_call": (patched, torch.nn.Module, ("__call__",)),
     "cast": (patched, torch.Tensor, ("to", "float", "double", "type", "type_as")),
     "thread_started": (patched, threading.Thread, ("start",)),
@@ -66,12 +70,13 @@ OUT_OF_SIGHT = (
 def subscribed(**around: Around) -> Iterator[None]:
     """Call each subscriber around its event, for as long as the block runs.
 
-    The events are ``scaler_made``, ``scaler_loaded``, ``scale``, ``unscale``, ``scaler_step``
-    and ``update`` of GradScalers, ``optimizer_made``, ``schedule_made`` and ``schedule_step`` of
-    learning rate schedulers, ``backward``, ``autocast_enter`` and ``autocast_exit``,
-    ``module_call``, a tensor's ``cast``, ``thread_started``, work that is ``submitted`` to a pool
-    of threads, and ``profiler_prepared`` and ``profiler_enabled``. For an optimizer's steps see
-    `OptimizerSteps`.
+    The events are ``scaler_made``, its base class's ``scaler_device``, ``scaler_loaded``,
+    ``scale``, ``unscale``, ``scaler_step`` and ``update`` of GradScalers, ``optimizer_made``,
+    ``schedule_made`` and ``schedule_step`` of learning rate schedulers, ``backward``,
+    ``autocast_made``, ``autocast_enter`` and ``autocast_exit``, ``casts_cleared`` from autocast's
+    cache, the ``custom_cast`` of a custom function's inputs, ``module_call``, a tensor's ``cast``,
+    ``thread_started``, work that is ``submitted`` to a pool of threads, and ``profiler_prepared``
+    and ``profiler_enabled``. For an optimizer's steps see `OptimizerSteps`.
     """
     with ExitStack() as stack:
         for event, subscriber in around.items():
