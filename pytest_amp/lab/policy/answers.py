@@ -37,12 +37,14 @@ def overload(name: str) -> Any:
 
 @cache
 def operators(key: str = ON_CUDA) -> tuple[str, ...]:
-    """Return the names of all operators for which a key of the dispatcher has a kernel.
+    """Return the names of torch's own operators for which a key of the dispatcher has a kernel.
 
-    Left out are those that take dimensions by their names, which only builds for CUDA have.
+    Left out are those that take dimensions by their names, which only builds for CUDA have. Those
+    of other packages, such as torchvision, bring kernels for the CPU that do the same.
     """
     found: list[str] = torch._C._dispatch_get_registrations_for_dispatch_key(key)
-    return tuple(name for name in sorted(found) if not _names_dimensions(overload(name)))
+    ours = (name for name in sorted(found) if name.startswith("aten::"))
+    return tuple(name for name in ours if not _names_dimensions(overload(name)))
 
 
 def _names_dimensions(op: Any) -> bool:

@@ -45,13 +45,12 @@ def autocast_as_on_cuda() -> Iterator[None]:
     """Replace the kernels of CPU autocast by ones that do as CUDA's do."""
     casts = _Casts()
     library = torch.library.Library("aten", "IMPL", "AutocastCPU")
-    ours = [name for name in operators() if name.startswith("aten::")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that kernels are replaced is the point
         for name in operators("AutocastCPU"):
-            if name not in ours:
+            if name not in operators():
                 library.impl(name.removeprefix("aten::"), torch.library.fallthrough_kernel)
-        for name in ours:
+        for name in operators():
             library.impl(name.removeprefix("aten::"), _kernel(name, casts))
         for name in RECURRENT:
             library.impl(name.removeprefix("aten::"), _kernel(name, casts, "lower"))
