@@ -28,7 +28,8 @@ from pytest_amp.lab.policy import cuda_rules
 UNCOUNTED = {
     "_unsafe_view", "_reshape_alias", "alias", "as_strided", "clone", "contiguous", "copy_",
     "detach", "empty", "empty_like", "expand", "lift_fresh", "permute", "reshape", "select",
-    "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze", "view",
+    "slice", "split", "split_with_sizes", "squeeze", "t", "transpose", "unbind", "unsqueeze",
+    "view",
 }  # fmt: skip
 
 
@@ -123,11 +124,8 @@ class Losses(nn.Module):
         )  # fmt: skip
 
 
-TOKENS, IMAGE, PIXELS = (
-    {"input_ids": (2, 16)},
-    {"pixel_values": (2, 3, 32, 32)},
-    {"": (2, 3, 32, 32)},
-)
+TOKENS, IMAGE = {"input_ids": (2, 16)}, {"pixel_values": (2, 3, 32, 32)}
+PIXELS = {"": (2, 3, 32, 32)}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT = {**SIZES, "vocab_size": 99, "intermediate_size": 64}
 GROUPED = {**TEXT, "num_key_value_heads": 2}
@@ -150,7 +148,8 @@ MODELS = {
     ),
     "Mamba": (small("Mamba", vocab_size=99, hidden_size=32, num_hidden_layers=2), TOKENS),
     "OPT": (
-        small("OPT", **SIZES, vocab_size=99, ffn_dim=64, word_embed_proj_dim=32, dropout=0.0), TOKENS,
+        small("OPT", **SIZES, vocab_size=99, ffn_dim=64, word_embed_proj_dim=32, dropout=0.0),
+        TOKENS,
     ),
     "Bloom": (small("Bloom", vocab_size=99, hidden_size=32, n_layer=2, n_head=2), TOKENS),
     "ViT": (small("ViT", **VISION), IMAGE),

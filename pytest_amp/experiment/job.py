@@ -60,6 +60,7 @@ class Job:
         notes: notes that the report starts with.
         snapshot: the stored dtype map to compare with, if there is one.
         suggest: chooses one of the values that a setup offers by ``arm.suggest``.
+        for_cuda: whether the test asks for a CUDA device, with the fixture of that name.
     """
 
     nodeid: str
@@ -73,6 +74,7 @@ class Job:
     notes: tuple[str, ...] = ()
     snapshot: dtype_map.StoredMap | None = None
     suggest: Suggest = first_of
+    for_cuda: bool = False
 
 
 def failed(job: Job, progress: Progress, error: BaseException) -> AmpReport:
@@ -131,7 +133,7 @@ def environment_of(bench: Workbench) -> Environment:
         driver=versions["driver"],
         dtype=dtype_name(bench.dtype),
         native_support=device.native_support(bench.dtype),
-        flags=bench.globals.flags(),
+        flags=bench.flags(),
         unseen=unseen(),
     )
 

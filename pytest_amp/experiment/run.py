@@ -18,7 +18,7 @@ from pytest_amp.experiment.plan import limits_of, plan_of
 from pytest_amp.judge import dtype_map, gates, kernels, parity, training
 from pytest_amp.judge.case import Case, Limits
 from pytest_amp.lab.machine.abilities import abilities
-from pytest_amp.lab.machine.device import Device, world_size
+from pytest_amp.lab.machine.device import Device, has_accelerator, world_size
 from pytest_amp.lab.machine.garbage import older_objects_set_aside
 from pytest_amp.lab.machine.lock import turn
 from pytest_amp.lab.machine.torch_globals import is_tf32_on
@@ -29,6 +29,7 @@ from pytest_amp.lab.phases.inspection import inspect
 from pytest_amp.lab.phases.overflow_drill import overflow
 from pytest_amp.lab.phases.resume_drill import resume
 from pytest_amp.lab.phases.scale_drill import two_scales
+from pytest_amp.lab.policy import CUDAS_DTYPE, cuda_rules
 from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.lab.workbench import Workbench
 from pytest_amp.observations import Observations, Timing
@@ -127,8 +128,14 @@ def laboratory(job: Job, progress: Progress) -> Iterator[Workbench]:
     """
     settings, device = job.settings, job.device
     able = abilities(device.torch)
-    recipes, notes = _possible(settings.recipes(dtype_name(device.default_dtype())), able, device)
+    try:
+        policy = settings.policy_on(device.type, has_accelerator(), job.for_cuda)
+    except ValueError as error:
+        raise AmpError(str(error)) from None
+    default = CUDAS_DTYPE if policy == "cuda" else dtype_name(device.default_dtype())
+    recipes, notes = _possible(settings.recipes(default), able, device)
     bench = Workbench(job.setup, device, recipes, settings.seed, progress, job.fixture)
+    bench.policy, bench.assumed = policy, policy == "cuda" and settings.policy == "auto"
     bench.notes.extend((*job.notes, *notes))
     bench.suggest = job.suggest
     bench.scaling = {
@@ -142,6 +149,7 @@ def laboratory(job: Job, progress: Progress) -> Iterator[Workbench]:
         device.activated(),
         bench.globals.preserved(),
         older_objects_set_aside(device),
+        cuda_rules() if policy == "cuda" else nullcontext(),
     ):
         yield bench
 
@@ -221,6 +229,7 @@ def _both_arms(bench: Workbench, settings: Settings, limits: Limits) -> Observat
         dtype=dtype_name(bench.dtype),
         native_support=bench.device.native_support(bench.dtype),
         device_type=bench.device.type,
+        policy=bench.policy,
         numerics=numerics,
         fp32=fp32,
         amp=amp,

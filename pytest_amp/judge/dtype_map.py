@@ -71,7 +71,7 @@ class StoredMap:
 
 def judge(snapshot: StoredMap, seen: Observations) -> tuple[DtypeMap, Gate]:
     """Compare this run's map with the stored one; a map that is written anew passes."""
-    title = Title(snapshot.test, seen.device_type, seen.dtype)
+    title = Title(snapshot.test, seen.rules_of, seen.dtype)
     now, stored = lines_of(seen.amp.operators), snapshot.sections.get(title)
     changes = () if stored is None else tuple(diff(stored.lines, now))
     verdict: GateVerdict = "fail"

@@ -25,7 +25,7 @@ def without_fast_ones(seen: Observations) -> str | None:
     a CPU only. That is a single step, which other programs on the machine may have slowed. So the
     difference between the arms' fastest plain steps must be at least half as large.
     """
-    if seen.device_type != "cpu" or seen.amp.operators is None or seen.fp32.operators is None:
+    if seen.rules_of != "cpu" or seen.amp.operators is None or seen.fp32.operators is None:
         return None
     amp, fp32 = _by_operator(seen.amp.operators.rows), _by_operator(seen.fp32.operators.rows)
     excess_s = seen.amp.fastest_step_s - seen.fp32.fastest_step_s

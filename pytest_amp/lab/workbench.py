@@ -23,6 +23,7 @@ from pytest_amp.lab.training import Steps
 from pytest_amp.lab.watch.made import noted
 from pytest_amp.progress import Progress
 from pytest_amp.recipes import Recipes
+from pytest_amp.results.values import RULES
 
 __tracebackhide__ = unless_our_bug
 
@@ -162,6 +163,8 @@ class Workbench:
         untimed: why timing would say nothing here; None if it would not.
         suggest: chooses one of the values that a setup offers by ``arm.suggest``.
         scaling: the arguments of the arms' scalers.
+        policy: whose rules autocast follows: ``native``, the device's own, or ``cuda`` on a CPU.
+        assumed: whether nobody chose that.
         builds: how many arms were built.
         steps: how many of the user's steps were run.
     """
@@ -185,6 +188,8 @@ class Workbench:
         self.untimed: str | None = None
         self.suggest: Suggest = first_of
         self.scaling: Mapping[str, Any] = {}
+        self.policy = "native"
+        self.assumed = False
         self.builds = 0
         self.steps = 0
         self._alive = 0
@@ -203,6 +208,11 @@ class Workbench:
         """The reduced dtype by whose rounding the arms' differences are judged."""
         dtype: torch.dtype = getattr(torch, self.recipes.precision)
         return dtype
+
+    def flags(self) -> dict[str, Any]:
+        """Return the switches that shift what a baseline means, as plain values for the report."""
+        rules = f"{self.policy} (assumed)" if self.assumed else self.policy
+        return {**({} if rules == "native" else {RULES: rules}), **self.globals.flags()}
 
     @property
     def seed(self) -> int:

@@ -26,6 +26,7 @@ class Observations:
         kept_at: the user's line that makes what an amp step keeps, if memory grows.
         recipes: how each arm was asked to compute.
         untimed: why timing the arms would say nothing, so that it was left out.
+        policy: whose rules autocast followed: ``native``, the device's own, or ``cuda`` on a CPU.
     """
 
     device: str
@@ -40,6 +41,7 @@ class Observations:
     zeroed: Zeroed | None = None
     gradients_left: Departure | None = None
     device_type: str = "cpu"
+    policy: str = "native"
     numerics: Numerics = field(default_factory=Numerics)
     overflow: OverflowDrill | None = None
     two_scales: TwoScales | None = None
@@ -50,6 +52,11 @@ class Observations:
     kept_at: str | None = None
     recipes: Recipes = field(default_factory=lambda: Recipes.autocast("bfloat16"))
     untimed: str | None = None
+
+    @property
+    def rules_of(self) -> str:
+        """The device type whose rules autocast followed."""
+        return self.device_type if self.policy == "native" else self.policy
 
     @property
     def precision(self) -> str:

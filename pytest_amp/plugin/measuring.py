@@ -227,6 +227,7 @@ def job_of(
         worker=os.environ.get("PYTEST_XDIST_WORKER"),
         rank=rank(),
         notes=tuple(notes),
+        for_cuda=wants_cuda(item),
     )
 
 
@@ -291,8 +292,8 @@ def device_of(item: pytest.Item) -> Device:
 
     if _DEVICE not in item.stash:
         settings = settings_of(item)
-        wants_cuda = "cuda_device" in getattr(item, "fixturenames", ())
-        cuda = device.cuda() if wants_cuda and not settings.device.startswith("cuda:") else None
+        names_one = settings.device.startswith("cuda:")
+        cuda = device.cuda() if wants_cuda(item) and not names_one else None
         found = cuda or device.choose(settings.device)
         if "device" in settings.strict and (why := _fallback(settings, found)):
             pytest.fail(why, pytrace=False)
@@ -301,10 +302,29 @@ def device_of(item: pytest.Item) -> Device:
     return chosen
 
 
+def wants_cuda(item: pytest.Item) -> bool:
+    """Return whether a test asks for a CUDA device, with the fixture of that name."""
+    return "cuda_device" in getattr(item, "fixturenames", ())
+
+
+def _cpu_stands_in(settings: Settings) -> bool:
+    """Return whether the CPU stands in for a CUDA device, by following its rules of autocast."""
+    from pytest_amp.lab.machine import device
+
+    if "device" in settings.strict:
+        return False
+    kind, there = device.choose(settings.device).type, device.has_accelerator()
+    try:
+        return kind == "cpu" and settings.policy_on(kind, there, for_cuda=True) == "cuda"
+    except ValueError:  # told where the test is measured
+        return False
+
+
 def cuda_device_of(item: pytest.Item) -> Device:
     """Return this process's CUDA device, or skip the test; fail it under ``--amp-strict=device``.
 
-    It is the one of ``--amp-device`` if that names one.
+    It is the one of ``--amp-device`` if that names one. In a static run without a GPU it is the
+    CPU, under CUDA's rules.
     """
     from pytest_amp.lab.machine import device
 
@@ -312,6 +332,8 @@ def cuda_device_of(item: pytest.Item) -> Device:
     found = device.cuda()
     if found is not None and settings.device.startswith("cuda:"):
         found = device.choose(settings.device)
+    if found is None and _cpu_stands_in(settings):
+        found = device_of(item)
     if found is None:
         reason = f"needs a CUDA device: {_what_torch_sees()}"
         if "device" in settings.strict:

@@ -22,6 +22,7 @@ from pytest_amp.judge.dtype_map_text import BrokenMapError, Section, Title, docu
 from pytest_amp.plugin import collection
 from pytest_amp.provenance import rank
 from pytest_amp.results.report import AmpReport
+from pytest_amp.results.values import RULES
 
 __tracebackhide__ = unless_our_bug
 
@@ -154,7 +155,8 @@ class MapFiles:
             assert found.dtype_map is not None
             assert found.environment is not None
             where = found.environment
-            title = Title(found.dtype_map.test, where.device_type, where.dtype)
+            kind = "cuda" if where.flags.get(RULES) else where.device_type
+            title = Title(found.dtype_map.test, kind, where.dtype)
             self._reports[found.dtype_map.file, title] = found
 
     @pytest.hookimpl(trylast=True)

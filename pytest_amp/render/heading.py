@@ -10,7 +10,7 @@ from typing import Any
 from pytest_amp import units
 from pytest_amp.render.text import GAP, Line, Span, ascii_only, wrapped
 from pytest_amp.results.report import AmpReport
-from pytest_amp.results.values import Environment
+from pytest_amp.results.values import RULES, Environment
 
 
 def heading(
@@ -76,6 +76,7 @@ def _versions(place: Environment) -> Iterator[str]:
 
 # The flags that change a measurement most, with the names that people use. -v shows the others.
 _TELLING: Mapping[str, str] = {
+    RULES: "autocast rules",
     "float32_matmul_precision": "matmul precision",
     "cuda.matmul.allow_tf32": "tf32 matmul",
     "cudnn.allow_tf32": "tf32 cudnn",

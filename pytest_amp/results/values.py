@@ -250,6 +250,10 @@ class Finding:
         return f"{self.title}: {self.text}"
 
 
+RULES = "autocast_rules"
+"""The flag that says that autocast on a CPU followed another device's rules."""
+
+
 @dataclass(frozen=True)
 class Environment:
     """Where a test was measured.

@@ -130,7 +130,7 @@ def slow_shapes(case: Case) -> Iterator[Word]:
 
     A fifth of the reduced FLOPs or more has to be affected.
     """
-    if case.seen.device_type != "cuda" or not case.seen.native_support:
+    if case.seen.rules_of != "cuda" or not case.seen.native_support:
         return
     rows = [
         row for row in _rows(case) if row.flops and row.dtype in REDUCED and row.phase != "update"

@@ -26,6 +26,7 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
     "classic": {"min_speedup": 1.5, "min_memory_reduction": 0.40, "max_accuracy_diff": 0.01},
 }
 SNAPSHOT_MODES = ("off", "compare", "update")
+POLICIES = ("auto", "native", "cuda")
 _METRIC = r"(\w+):([^%]+)%?"
 _DEVICES = ("cpu", "cuda", "xpu", "mps")
 
@@ -172,6 +173,14 @@ def snapshot(value: object) -> str:
         hint = before_a_path(mode, "--amp-snapshot=compare")
         raise ValueError(f"{mode!r} is not one of {', '.join(SNAPSHOT_MODES)}{hint}")
     return mode
+
+
+def policy(value: object) -> str:
+    """Parse whose rules of autocast a CPU follows."""
+    name = str(value).strip()
+    if name not in POLICIES:
+        raise ValueError(f"{value!r} is not one of {', '.join(POLICIES)}")
+    return name
 
 
 def preset(value: object) -> str:

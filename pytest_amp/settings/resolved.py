@@ -35,6 +35,7 @@ class Settings(NamedTuple):
     init_scale: float
     growth_interval: int
     device: str
+    policy: str
     steps: int
     warmup: int
     max_time: float
@@ -62,6 +63,33 @@ class Settings(NamedTuple):
     def leaves_the_dtype_to_the_device(self) -> bool:
         """Whether nothing says which dtype the amp arm casts to."""
         return self.dtype is None and self.candidate is None
+
+    def policy_on(self, device_type: str, has_accelerator: bool, for_cuda: bool = False) -> str:
+        """Return whose rules of autocast are in force: ``native``, the device's own, or ``cuda``.
+
+        Args:
+            device_type: of the device that the test runs on.
+            has_accelerator: whether the machine has one.
+            for_cuda: whether the test asks for a CUDA device, with the fixture of that name.
+
+        Raises:
+            ValueError: CUDA's rules are asked for where they can't be in force.
+        """
+        if self.policy == "cuda" and device_type not in ("cpu", "cuda"):
+            raise ValueError(f"policy='cuda' is for a CPU, and the test runs on {device_type}")
+        if device_type != "cpu" or self.policy == "native":
+            return "native"
+        if self.policy == "cuda" and not self.static:
+            raise ValueError(
+                "policy='cuda' is for --amp-static: a CPU's speed under CUDA's rules says nothing"
+            )
+        nothing_chosen = (
+            self.device == "auto"
+            and self.leaves_the_dtype_to_the_device
+            and self.sources["reference"] == "default"
+        )
+        assumed = self.static and not has_accelerator and (nothing_chosen or for_cuda)
+        return "cuda" if self.policy == "cuda" or assumed else "native"
 
     def recipes(self, default_dtype: str) -> Recipes:
         """Return the recipes of the two arms.

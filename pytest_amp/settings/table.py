@@ -137,6 +137,10 @@ TABLE: tuple[Entry, ...] = (
         "device", read.device, "auto", "DEVICE",
         "auto (cuda, then xpu, mps, else cpu), cpu, cuda, cuda:N, xpu, xpu:N or mps",
     ),
+    Entry(
+        "policy", read.policy, "auto", "POLICY",
+        "autocast's rules in a static run on a CPU: native, cuda, or auto: cuda without a GPU",
+    ),
     Entry("steps", read.whole(1, 1_000_000), 20, "N", "steps of the parity run, per arm"),
     Entry("warmup", read.whole(0, 1_000_000), 3, "N", "steps before anything is timed, per arm"),
     Entry(

@@ -70,7 +70,10 @@ def workbench(
 
 
 def measure(setup: Setup, device: Device | None = None, **given: Any) -> AmpReport:
-    """Return the report of one experiment on the CPU, static unless `static=False` is given."""
+    """Return the report of one experiment on the CPU, by its own rules of autocast.
+
+    It is static unless `static=False` is given.
+    """
     return experiment.run(_job(setup, device, given), Progress())
 
 
@@ -87,7 +90,7 @@ def attempt(setup: Setup, device: Device | None = None, **given: Any) -> AmpRepo
 
 
 def _job(setup: Setup, device: Device | None, given: Mapping[str, Any]) -> Job:
-    options = resolve([("cli", {"static": True, "steps": 8, **given})])
+    options = resolve([("cli", {"static": True, "policy": "native", "steps": 8, **given})])
     return Job("test_step", setup, device or Device(CPU), options)
 
 

@@ -233,6 +233,11 @@ def choose(setting: str) -> Device:
     return Device(torch.device(kind, int(index))) if index else _nth(kind)
 
 
+def has_accelerator() -> bool:
+    """Return whether this machine has a device other than its CPU."""
+    return any(map(how_many, _PREFERRED))
+
+
 def cuda() -> Device | None:
     """Return this process's CUDA device; None without CUDA."""
     return _nth("cuda") if how_many("cuda") else None

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+CUDAS_DTYPE = "float16"
+"""What autocast casts to on CUDA unless it is told."""
+
 
 @contextmanager
 def cuda_rules() -> Iterator[None]:
