@@ -544,6 +544,124 @@ def test_a_profiler_is_started_by_two_functions_of_one_module(monkeypatch) -> No
     assert RecordScope.STATIC_RUNTIME_OP in RecordScope.__members__.values()
 
 
+# The dispatcher's kernels
+
+
+@holds("_dispatch_get_registrations_for_dispatch_key")
+def test_every_build_has_the_kernels_of_cudas_autocast() -> None:
+    names = torch._C._dispatch_get_registrations_for_dispatch_key("AutocastCUDA")
+    assert {"aten::mm", "aten::exp", "aten::binary_cross_entropy"} <= set(names)
+
+
+@holds(
+    "_C.DispatchKeySet", "_C.DispatchKey.AutocastCPU", "_ExcludeDispatchKeyGuard", "_destroy",
+)  # fmt: skip
+def test_a_kernel_of_autocast_is_replaced_and_comes_back() -> None:
+    on_cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+    library = torch.library.Library("aten", "IMPL", "AutocastCPU")
+
+    def in_double(left, right):
+        with torch._C._ExcludeDispatchKeyGuard(on_cpu):
+            return torch.ops.aten.mm(left.double(), right.double())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        library.impl("mm", in_double)
+    value = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.mm(value, value).dtype is torch.float64
+    assert torch.mm(value, value).dtype is torch.float32
+    library._destroy()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.mm(value, value).dtype is torch.bfloat16
+
+
+@holds("_C.DispatchKey.BackendSelect", "_dispatch_keyset_full_after")
+def test_a_kernel_below_autograd_is_seen_by_no_mode_and_hands_on() -> None:
+    below = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.BackendSelect)
+    library = torch.library.Library("aten", "IMPL", "BackendSelect")
+    library.impl(
+        "mm", lambda keys, *args: torch.ops.aten.mm.default.redispatch(keys & below, *args) + 1,
+        with_keyset=True,
+    )  # fmt: skip
+    seen = []
+
+    class Seeing(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func._schema.name)
+            return func(*args, **kwargs or {})
+
+    value = torch.ones(2, 2, requires_grad=True)
+    try:
+        with Seeing():
+            made = torch.mm(value, value)
+    finally:
+        library._destroy()
+    assert seen == ["aten::mm"]
+    assert made[0, 0] == 3
+    assert made.grad_fn.name() == "MmBackward0"
+    assert torch.mm(value, value)[0, 0] == 2
+
+
+@holds("_make_wrapper_subclass", "_disabled_torch_function_impl", "_disable_current_modes")
+def test_a_tensor_can_say_that_it_is_on_cuda_where_there_is_none() -> None:
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    seen = []
+
+    class StandIn(torch.Tensor):
+        __torch_function__ = torch._C._disabled_torch_function_impl
+
+        @classmethod
+        def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+            seen.append((func._schema.name, (kwargs or {}).get("dtype")))
+            raise NotImplementedError
+
+    class Refusing(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            raise AssertionError("it was seen")
+
+    made = torch.Tensor._make_wrapper_subclass(
+        StandIn, (2, 2), dtype=torch.float32, device=torch.device("cuda")
+    )
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        with (
+            Refusing(),
+            _disable_current_modes(),
+            torch.no_grad(),
+            pytest.raises(NotImplementedError),
+        ):
+            torch.ops.aten.mm(made, made)
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+    assert seen == [("aten::_to_copy", torch.float16)]
+
+
+@holds("_is_view")
+def test_a_tensor_tells_if_it_is_a_view() -> None:
+    tensor = torch.ones(2)
+    assert tensor[:1]._is_view()
+    assert not tensor._is_view()
+
+
+@holds(
+    "_softmax", "_log_softmax", "_backward_data", "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention_for_cpu_backward",
+)  # fmt: skip
+def test_a_cpus_softmax_and_attention_are_operators_of_these_names() -> None:
+    for name in ("_softmax", "_log_softmax"):
+        arguments = getattr(torch.ops.aten, name).default._schema.arguments
+        assert [each.name for each in arguments] == ["self", "dim", "half_to_float"]
+        arguments = getattr(torch.ops.aten, f"{name}_backward_data").default._schema.arguments
+        names = [each.name for each in arguments]
+        assert names == ["grad_output", "output", "dim", "input_dtype"]
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    assert attention.default._schema.name in torch._C._dispatch_get_registrations_for_dispatch_key(
+        "CPU"
+    )
+
+
 # The list
 
 

@@ -7,6 +7,7 @@ kernels for it are missing, or take a hundred times as long as float32's.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import unless_our_bug
+from pytest_amp.lab.watch.memory import workspace
 
 __tracebackhide__ = unless_our_bug
 
@@ -74,13 +76,17 @@ def _in_float32(op: Any) -> Callable[..., Any]:
         )
         if dtype is None:
             return op.redispatch(keys, *args, **kwargs)
+        began = time.time_ns()
         args, kwargs = pytree.tree_map_only(torch.Tensor, _widened, (args, kwargs))
         made = op.redispatch(keys, *args, **kwargs)
 
         def rounded(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.to(dtype) if tensor.dtype is torch.float32 else tensor
 
-        return pytree.tree_map_only(torch.Tensor, rounded, made)
+        made = pytree.tree_map_only(torch.Tensor, rounded, made)
+        del args, kwargs
+        workspace(began)
+        return made
 
     return kernel
 

@@ -135,18 +135,37 @@ def _less(peak: int | None, kept: int) -> int | None:
     return peak - kept if peak is not None and is_a_library_s else peak
 
 
+_running: list[_CpuPeak] = []
+
+
+def workspace(began_ns: int) -> None:
+    """Leave out of the peak what was allocated, and freed again, since a point of time.
+
+    It is the workspace of a kernel that stands for another device's, which has none.
+
+    Args:
+        began_ns: when that kernel began, by `time.time_ns`.
+    """
+    for each in _running:
+        each.workspaces_ns.append((began_ns, time.time_ns()))
+
+
 class _CpuPeak:
     def __init__(self) -> None:
         self._profiler = Profiler(activities=[ProfilerActivity.CPU], profile_memory=True)
         self._marks_ns: list[int] = []
         self._settled_ns = 0
+        self.workspaces_ns: list[tuple[float, float]] = []
 
     def __enter__(self) -> PeakMemory:
         gc.collect()
         self._profiler.start(_allocations_only())
+        _running.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self in _running:
+            _running.remove(self)
         self._profiler.stop()  # also if the arm raised: it must not run on into the next test
 
     def settled(self) -> None:
@@ -167,20 +186,25 @@ class _CpuPeak:
         # another block, from an earlier profile. So only blocks that were seen to come count.
         marks = iter((*self._marks_ns, math.inf))
         mark = next(marks)
+        workspaces = iter((*sorted(self.workspaces_ns), (math.inf, math.inf)))
+        began, ended = next(workspaces)
         for time_ns, place, size in _on_the_cpu(profiler.kineto_results.experimental_event_tree()):
             while time_ns > mark:
                 levels.append(level)
                 mark = next(marks)
+            while time_ns > ended:  # what the kernel returned is there now
+                peak = max(peak, level)
+                began, ended = next(workspaces)
             if size > 0:
                 live[place] = size
                 level += size
             else:
                 level -= live.pop(place, 0)
             # Until the arm has settled, the peak is no more than what is held.
-            if level > peak or time_ns < self._settled_ns:
+            if (level > peak and time_ns < began) or time_ns < self._settled_ns:
                 peak = level
         levels += [level] * (len(self._marks_ns) - len(levels))
-        return Peak(peak, None, tuple(levels))
+        return Peak(max(peak, level), None, tuple(levels))
 
     def less_kept(self, peak: Peak) -> Peak:
         return peak

@@ -11,7 +11,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.policy import cuda_rules
+from pytest_amp.lab.watch.memory import peak_memory
 
 HALF, FULL = torch.float16, torch.float32
 
@@ -348,6 +350,15 @@ def test_what_only_cuda_computes_in_float16_is_computed(region, call) -> None:
     if made.requires_grad:
         made.float().sum().backward()
         assert value.grad.dtype is HALF
+
+
+def test_the_workspace_of_a_product_is_not_in_the_peak(rules) -> None:
+    left, right = half(512, 512), half(512, 512)
+    with peak_memory(Device(torch.device("cpu"))) as memory:
+        made = left @ right
+        del left
+        again = made @ right
+        assert memory.stop().peak_bytes == made.nbytes + again.nbytes
 
 
 @pytest.mark.parametrize("softmax", [F.softmax, F.log_softmax])

@@ -17,6 +17,13 @@ from pytest_amp.lab.watch import events
 from pytest_amp.lab.watch.events import subscribed
 
 
+class Cast(torch.autograd.Function):
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)
+    def forward(_, value):
+        return value
+
+
 def step() -> None:
     """One of everything: a scaled step under autocast with a scheduler."""
     model, x = nn.Linear(2, 2), torch.ones(1, 2)
@@ -26,6 +33,7 @@ def step() -> None:
     scaler.load_state_dict(GradScaler("cpu").state_dict())
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(x).float().sum()
+        Cast.apply(torch.ones(1))
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
     scaler.step(optimizer)
