@@ -132,7 +132,7 @@ def environment_of(bench: Workbench) -> Environment:
         cudnn=versions["cudnn"],
         driver=versions["driver"],
         dtype=dtype_name(bench.dtype),
-        native_support=device.native_support(bench.dtype),
+        native_support=bench.native_support,
         flags=bench.flags(),
         unseen=unseen(),
     )

@@ -227,7 +227,7 @@ def _both_arms(bench: Workbench, settings: Settings, limits: Limits) -> Observat
         device=bench.device.name(),
         recipes=bench.recipes,
         dtype=dtype_name(bench.dtype),
-        native_support=bench.device.native_support(bench.dtype),
+        native_support=bench.native_support,
         device_type=bench.device.type,
         policy=bench.policy,
         numerics=numerics,

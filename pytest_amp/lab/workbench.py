@@ -209,6 +209,11 @@ class Workbench:
         dtype: torch.dtype = getattr(torch, self.recipes.precision)
         return dtype
 
+    @property
+    def native_support(self) -> bool:
+        """Whether the device whose rules are followed has a fast path for the dtype."""
+        return self.policy == "cuda" or self.device.native_support(self.dtype)
+
     def flags(self) -> dict[str, Any]:
         """Return the switches that shift what a baseline means, as plain values for the report."""
         rules = f"{self.policy} (assumed)" if self.assumed else self.policy

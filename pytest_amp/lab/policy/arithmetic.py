@@ -26,7 +26,8 @@ _SOFTMAXES = ("_softmax", "_log_softmax")
 _PRODUCTS = (
     "mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "addr", "convolution",
     "convolution_backward", "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_flash_attention_for_cpu_backward",
+    "_scaled_dot_product_flash_attention_for_cpu_backward", "mkldnn_rnn_layer",
+    "mkldnn_rnn_layer_backward",
 )  # fmt: skip
 
 # These read and write float16 on CUDA, and no CPU's version of torch does.

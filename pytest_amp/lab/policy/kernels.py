@@ -18,6 +18,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from pytest_amp.errors import unless_our_bug
+from pytest_amp.lab.policy import recurrent
 from pytest_amp.lab.policy.answers import Answer, answer, operators, overload
 from pytest_amp.lab.watch.events import subscribed
 
@@ -25,6 +26,7 @@ __tracebackhide__ = unless_our_bug
 
 _CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
+LSTM = "aten::lstm.input"
 RECURRENT = tuple(
     f"aten::{name}.{kind}"
     for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
@@ -77,6 +79,8 @@ def _kernel(name: str, casts: _Casts, known: Answer | None = None) -> Callable[.
             target = _target(rule, leaves)
             leaves = [casts.to(target, leaf) if is_eligible(leaf) else leaf for leaf in leaves]
             args, kwargs = pytree.tree_unflatten(leaves, tree)
+            if name == LSTM and target is not torch.float32 and recurrent.is_fused(args[1]):
+                return recurrent.lstm(*args, **kwargs)
             return op(*args, **kwargs)
 
     return kernel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 
 import pytest
@@ -306,6 +307,59 @@ def test_products_are_float32s_of_rounded_operands_rounded(
         close = {} if name else {"rtol": 0.05, "atol": 0.01}
         torch.testing.assert_close(gradient, wanted.to(dtype), **close)
     assert name is None or (name, dtype, dtype) in seen.calls, "watchers see the reduced dtype"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"num_layers": 2},
+        {"bidirectional": True, "num_layers": 2},
+        {"bias": False},
+        {"batch_first": True, "bidirectional": True},
+        {"proj_size": 3},
+    ],
+)
+@pytest.mark.parametrize("with_states", [False, True])
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_an_lstm_is_float32s_of_rounded_weights(rules, given, with_states) -> None:
+    torch.manual_seed(0)
+    layer = nn.LSTM(4, 6, **given)
+    wide = copy.deepcopy(layer)
+    for weight in wide.parameters():
+        weight.data = weight.data.half().float()
+    inputs = torch.randn(5, 2, 4).half().float()
+    states = None
+    if with_states:
+        batch = 5 if layer.batch_first else 2
+        rows = layer.num_layers * (2 if layer.bidirectional else 1)
+        states = tuple(
+            torch.randn(rows, batch, size).half().float() for size in (layer.proj_size or 6, 6)
+        )
+    found, expected = [], []
+    for model, into, enabled in ((layer, found, True), (wide, expected, False)):
+        given_inputs = inputs.clone().requires_grad_()
+        with torch.autocast("cpu", enabled=enabled):
+            made, (h, c) = model(given_inputs, states)
+        (made.float().square().sum() + h.float().sum() + c.float().sum()).backward()
+        into += [made, h, c, given_inputs.grad, *(each.grad for each in model.parameters())]
+    assert [each.dtype for each in found[:3]] == [HALF] * 3
+    assert [each.dtype for each in found[3:]] == [FULL] * len(found[3:])
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.float(), theirs, rtol=0.02, atol=0.02)
+
+
+def test_an_lstm_is_one_kernel_of_the_reduced_dtype_to_a_layer(region) -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("needs oneDNN")
+    layer = nn.LSTM(4, 6, 2)
+    with Seen() as seen:
+        layer(full(5, 2, 4))[0].float().sum().backward()
+    names = [call for call in seen.calls if "rnn" in call[0]]
+    assert (
+        names
+        == [("mkldnn_rnn_layer", HALF, HALF)] * 2 + [("mkldnn_rnn_layer_backward", HALF, HALF)] * 2
+    )
 
 
 def test_a_product_overflows_where_its_dtype_does(rules) -> None:
