@@ -58,7 +58,7 @@ def run(job: Job, progress: Progress, other: Setup, name: str) -> AmpReport:
             device_type=bench.device.type,
             recipes=bench.recipes,
             dtype=dtype_name(bench.dtype),
-            native_support=bench.device.native_support(bench.dtype),
+            native_support=bench.native_support,
             fp32=theirs,
             amp=amp,
             floor=Floor(theirs.losses, Start(), steps, other_stream=False),
