@@ -101,6 +101,6 @@ def _by_epoch(axes: Axes, training: Epochs, figure: _Figure, names: Mapping[str,
     axes.set_ylabel(figure.label)
     axes.ticklabel_format(axis="y", useOffset=False)
     if figure.from_zero:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     plots.whole_numbers(axes)
     axes.legend(fontsize=8)
