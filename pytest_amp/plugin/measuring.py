@@ -198,6 +198,8 @@ def measure(
     try:
         report = item.config.stash.get(RUNNER, run or experiment.run)(job, progress)
     except Exception as error:
+        if job.for_cuda and device.type == "cpu" and _asks_for_a_gpu(error):
+            pytest.skip(f"needs a CUDA device itself, and not the rules alone: {error}")
         item.stash[REPORT] = failed(job, progress, error)
         raise
     finally:
@@ -307,11 +309,20 @@ def wants_cuda(item: pytest.Item) -> bool:
     return "cuda_device" in getattr(item, "fixturenames", ())
 
 
-def _cpu_stands_in(settings: Settings) -> bool:
-    """Return whether the CPU stands in for a CUDA device, by following its rules of autocast."""
+def _asks_for_a_gpu(error: Exception) -> bool:
+    """Return whether torch raised because code uses CUDA, where there is none."""
+    return "not compiled with CUDA" in str(error) or "NVIDIA driver" in str(error)
+
+
+def _cpu_stands_in(item: pytest.Item, settings: Settings) -> bool:
+    """Return whether the CPU stands in for a CUDA device, by following its rules of autocast.
+
+    It follows them while a test is measured, so it stands in for nothing else.
+    """
     from pytest_amp.lab.machine import device
 
-    if "device" in settings.strict:
+    measures = "amp_benchmark" in getattr(item, "fixturenames", ())
+    if "device" in settings.strict or not (measures or collection.is_amp(item)):
         return False
     kind, there = device.choose(settings.device).type, device.has_accelerator()
     try:
@@ -332,7 +343,7 @@ def cuda_device_of(item: pytest.Item) -> Device:
     found = device.cuda()
     if found is not None and settings.device.startswith("cuda:"):
         found = device.choose(settings.device)
-    if found is None and _cpu_stands_in(settings):
+    if found is None and _cpu_stands_in(item, settings):
         found = device_of(item)
     if found is None:
         reason = f"needs a CUDA device: {_what_torch_sees()}"

@@ -130,13 +130,57 @@ def test_step(amp_benchmark, cuda_device):
 
 @pytest.mark.parametrize("option", ["--amp-policy=native", "--amp-device=cpu"])
 def test_a_test_for_cuda_is_skipped_where_its_rules_are_not_wanted(pytester, option) -> None:
-    body = "def test_step(cuda_device): pass\n"
+    body = """
+def test_step(amp_benchmark, cuda_device):
+    amp_benchmark(setup_of(F.mse_loss, cuda_device, "cuda"))
+"""
     result, _ = run(pytester, body, option)
     result.assert_outcomes(**{"skipped": 1} if "policy" in option else {"passed": 1})
 
 
+def test_a_test_that_measures_nothing_is_skipped_as_ever(pytester) -> None:
+    result, _ = run(pytester, "def test_plain(cuda_device): torch.cuda.synchronize()\n")
+    result.assert_outcomes(skipped=1)
+
+
+def test_a_test_that_calls_cuda_itself_is_skipped_and_says_so(pytester) -> None:
+    body = """
+def test_step(amp_benchmark, cuda_device):
+    def setup(arm):
+        torch.nn.Linear(4, 4).cuda()
+    amp_benchmark(setup)
+"""
+    result, _ = run(pytester, body, "-rs")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["*needs a CUDA device itself*"])
+
+
+def test_a_layer_that_is_left_outside_of_the_region_is_told(pytester) -> None:
+    body = """
+def test_step(amp_benchmark):
+    def setup(arm):
+        body, head = torch.nn.Linear(8, 8), torch.nn.Linear(8, 1)
+        optimizer = torch.optim.SGD([*body.parameters(), *head.parameters()], lr=0.01)
+        inputs = torch.rand(4, 8)
+        def step():
+            optimizer.zero_grad()
+            with torch.autocast("cuda", enabled=arm.enabled):
+                hidden = body(inputs)
+            loss = head(hidden).square().mean()
+            arm.scaler.scale(loss).backward()
+            arm.scaler.step(optimizer)
+            arm.scaler.update()
+            return loss
+        return step
+    amp_benchmark(setup)
+"""
+    _, (test,) = run(pytester, body)
+    assert [each["code"] for each in test["findings"]] == ["AMP109"]
+
+
 def test_strict_fails_a_test_for_cuda_where_there_is_none(pytester) -> None:
-    result, _ = run(pytester, "def test_step(cuda_device): pass\n", "--amp-strict=device")
+    body = "@pytest.mark.amp\ndef test_step(cuda_device, amp_benchmark): pass\n"
+    result, _ = run(pytester, body, "--amp-strict=device")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*needs a CUDA device*"])
 

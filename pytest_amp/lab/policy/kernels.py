@@ -45,22 +45,35 @@ _HALF_TO_FLOAT = {
 @contextmanager
 def autocast_as_on_cuda() -> Iterator[None]:
     """Replace the kernels of CPU autocast by ones that do as CUDA's do."""
-    casts = _Casts()
+    casts = _Casts(casts_get_gradients())
     library = torch.library.Library("aten", "IMPL", "AutocastCPU")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that kernels are replaced is the point
-        for name in operators("AutocastCPU"):
-            if name not in operators():
-                library.impl(name.removeprefix("aten::"), torch.library.fallthrough_kernel)
-        for name in operators():
-            library.impl(name.removeprefix("aten::"), _kernel(name, casts))
-        for name in RECURRENT:
-            library.impl(name.removeprefix("aten::"), _kernel(name, casts, "lower"))
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that kernels are replaced is the point
+            for name in operators("AutocastCPU"):
+                if name not in operators():
+                    library.impl(name.removeprefix("aten::"), torch.library.fallthrough_kernel)
+            for name in operators():
+                library.impl(name.removeprefix("aten::"), _kernel(name, casts))
+            for name in RECURRENT:
+                library.impl(name.removeprefix("aten::"), _kernel(name, casts, "lower"))
         with subscribed(casts_cleared=casts.around_clearing):
             yield
     finally:
         library._destroy()
+
+
+@cache
+def casts_get_gradients() -> bool:
+    """Return whether torch makes a cast that it keeps so that gradients can flow through it.
+
+    Older versions keep what they cast under ``torch.no_grad()`` without, and later uses get none.
+    """
+    weight = torch.ones(1, 1, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            torch.mm(weight, weight)
+        return torch.mm(weight, torch.ones(1, 1)).requires_grad
 
 
 def _kernel(name: str, casts: _Casts, known: Answer | None = None) -> Callable[..., Any]:
@@ -79,7 +92,7 @@ def _kernel(name: str, casts: _Casts, known: Answer | None = None) -> Callable[.
             target = _target(rule, leaves)
             leaves = [casts.to(target, leaf) if is_eligible(leaf) else leaf for leaf in leaves]
             args, kwargs = pytree.tree_unflatten(leaves, tree)
-            if name == LSTM and target is not torch.float32 and recurrent.is_fused(args[1]):
+            if name == LSTM and recurrent.is_fused(args[0], args[1]):
                 return recurrent.lstm(*args, **kwargs)
             return op(*args, **kwargs)
 
@@ -131,6 +144,12 @@ def _typed(op: Any) -> Callable[[Any, Any], Any]:
             given = args[place]
         if given is not None or not is_eligible(args[0]):
             return op(*args, **kwargs)
+        # Defaults are left out of a call, and the other overload has none.
+        left_out = op._schema.arguments[len(args) :]
+        kwargs = {
+            **{each.name: each.default_value for each in left_out if each.has_default_value()},
+            **kwargs,
+        }
         if fused is not None and args[0].dtype is torch.float16:
             return fused(args[0], args[1], True)
         if place is not None and place < len(args):
@@ -143,7 +162,8 @@ def _typed(op: Any) -> Callable[[Any, Any], Any]:
 class _Casts:
     """Casts tensors, and keeps the casts of weights until the outermost region ends."""
 
-    def __init__(self) -> None:
+    def __init__(self, get_gradients: bool) -> None:
+        self._get_gradients = get_gradients
         self._kept: dict[int, tuple[Any, torch.Tensor]] = {}
 
     def around_clearing(self, original: Callable[[], None]) -> None:
@@ -166,6 +186,8 @@ class _Casts:
             return tensor.to(dtype)
         kept = self._kept.get(id(tensor))
         if kept is None or kept[0]() is not tensor or kept[1].dtype is not dtype:
-            with torch.enable_grad():  # it may be made without gradients, and needed with them
+            inference = torch.is_inference_mode_enabled() and not self._get_gradients
+            gradients = torch.is_grad_enabled() or self._get_gradients
+            with torch.inference_mode(inference), torch.set_grad_enabled(gradients):
                 kept = self._kept[id(tensor)] = ref(tensor), tensor.to(dtype)
         return kept[1]

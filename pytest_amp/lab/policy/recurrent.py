@@ -16,9 +16,16 @@ _GATES = 4
 Three = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def is_fused(hidden: Sequence[torch.Tensor]) -> bool:
-    """Return whether there is a kernel for it: there is none for projections."""
-    return torch.backends.mkldnn.is_available() and hidden[0].shape == hidden[1].shape
+def is_fused(inputs: torch.Tensor, hidden: Sequence[torch.Tensor]) -> bool:
+    """Return whether there is a kernel for it: for reduced dtypes, and without projections."""
+    mkldnn = torch.backends.mkldnn
+    return (
+        mkldnn.is_available()
+        and getattr(mkldnn, "enabled", True)
+        and inputs.dtype in (torch.float16, torch.bfloat16)
+        and inputs.numel() > 0
+        and hidden[0].shape == hidden[1].shape
+    )
 
 
 def lstm(
@@ -55,7 +62,7 @@ def lstm(
             own = list(weights[place * each : (place + 1) * each])
             if not has_biases:
                 own += [own[0].new_zeros(own[0].shape[0])] * 2
-            states = hidden[0][place], hidden[1][place]
+            states = hidden[0][place].contiguous(), hidden[1][place].contiguous()
             out, h, c, _ = torch.ops.aten.mkldnn_rnn_layer(
                 made, *own, *states, direction == 1, [], _LSTM, own[0].shape[0] // _GATES,
                 layers, has_biases, bidirectional, False, train,

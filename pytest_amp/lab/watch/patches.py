@@ -17,6 +17,7 @@ def patched(owner: Any, name: str, around: Callable[..., Any]) -> Iterator[None]
     """Call ``around(original, *args, **kwargs)`` in place of an attribute of `owner`."""
     original, is_its_own = getattr(owner, name), name in vars(owner)
 
+    @wraps(original)  # what compiles code asks for its signature
     def call(*args: Any, **kwargs: Any) -> Any:
         return around(original, *args, **kwargs)
 
