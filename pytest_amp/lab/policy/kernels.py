@@ -69,11 +69,11 @@ def casts_get_gradients() -> bool:
 
     Older versions keep what they cast under ``torch.no_grad()`` without, and later uses get none.
     """
-    weight = torch.ones(1, 1, requires_grad=True)
+    weight = torch.ones(1, 1, device="cpu", requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             torch.mm(weight, weight)
-        return torch.mm(weight, torch.ones(1, 1)).requires_grad
+        return torch.mm(weight, weight.detach().clone()).requires_grad
 
 
 def _kernel(name: str, casts: _Casts, known: Answer | None = None) -> Callable[..., Any]:
