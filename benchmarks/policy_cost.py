@@ -11,6 +11,7 @@ import time
 
 import torch
 import torch.nn.functional as F
+from steps import training_step
 from torch import nn
 
 from pytest_amp.experiment import run as experiment
@@ -102,17 +103,7 @@ def step_of(arm, build, data):
     model = build()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     inputs, targets = data()
-
-    def step():
-        optimizer.zero_grad()
-        with arm.autocast():
-            loss = F.cross_entropy(model(inputs), targets)
-        arm.scaler.scale(loss).backward()
-        arm.scaler.step(optimizer)
-        arm.scaler.update()
-        return loss
-
-    return step
+    return training_step(arm, optimizer, lambda: F.cross_entropy(model(inputs), targets))
 
 
 def seconds(step, count):
