@@ -267,7 +267,8 @@ class Environment:
         driver (str | None): the driver's version.
         dtype (str): the dtype of the amp arm.
         native_support (bool): whether the device has a fast path for that dtype.
-        flags (Mapping[str, Any]): the global switches that change what is measured, by name.
+        flags (Mapping[str, Any]): the global switches that change what is measured, by name;
+            ``autocast_rules`` is there if a CPU followed another device's.
         unseen (str | None): what torch was built for, such as "CUDA 13.0", if no such device is
             visible.
     """

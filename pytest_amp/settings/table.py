@@ -113,7 +113,7 @@ TABLE: tuple[Entry, ...] = (
     ),
     Entry(
         "dtype", read.dtype, None, "DTYPE",
-        "float16, bfloat16, or auto: what torch.autocast uses on the device",
+        "float16, bfloat16, or auto: what torch.autocast uses on the device (see policy)",
         shown="auto",
     ),
     Entry(

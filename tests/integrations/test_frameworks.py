@@ -40,6 +40,7 @@ def scaler():
 
 def lightning(faulty: bool) -> Callable[[Any], Any]:
     pl = pytest.importorskip("lightning.pytorch")
+    pytest.importorskip("greenlet")
     from lightning.pytorch.plugins import MixedPrecision
 
     from pytest_amp.integrations.lightning import fit
@@ -80,6 +81,7 @@ def as_on_a_gpu(accelerator: Any, arm: Any) -> Any:
 
 def hf_trainer(faulty: bool) -> Callable[[Any], Any]:
     transformers = pytest.importorskip("transformers")
+    pytest.importorskip("greenlet")
     pytest.importorskip("accelerate")
     from pytest_amp.integrations.transformers import train
 
@@ -151,6 +153,7 @@ def accelerate(faulty: bool) -> Callable[[Any], Any]:
 
 def ignite(faulty: bool) -> Callable[[Any], Any]:
     engines = pytest.importorskip("ignite.engine")
+    pytest.importorskip("greenlet")
     from pytest_amp.integrations.ignite import run
 
     def setup(arm):
