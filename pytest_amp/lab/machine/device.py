@@ -245,7 +245,7 @@ def cuda() -> Device | None:
 
 def unseen() -> str | None:
     """Return what torch was built for (``CUDA 13.0``) if it sees no accelerator; else None."""
-    if any(map(how_many, _PREFERRED)):
+    if has_accelerator():
         return None
     version: Any = torch.version
     built = {"CUDA": version.cuda, "ROCm": version.hip, "XPU": getattr(version, "xpu", None)}

@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_amp.errors import unless_our_bug
+from pytest_amp.lab.policy.regions import set_state, state
 
 __tracebackhide__ = unless_our_bug
 
@@ -60,9 +61,10 @@ def answer(name: str) -> tuple[Answer, str]:
     """
     op = overload(name)
     with _asking():
-        if (message := _asked(op, lambda _: torch.float32).refusal) is not None:
-            return "refused", message
-        if torch.float16 in _asked(op, lambda _: torch.float32).casts:
+        wide = _asked(op, lambda _: torch.float32)
+        if wide.refusal is not None:
+            return "refused", wide.refusal
+        if torch.float16 in wide.casts:
             return "lower", ""
         low = _asked(op, lambda _: torch.float16)
         if torch.float32 in low.casts:
@@ -141,7 +143,7 @@ class _StandIn(torch.Tensor):
 @contextmanager
 def _asking() -> Iterator[None]:
     """Ask outside of all that is in force where the answer is wanted."""
-    enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    before = state("cuda")
     on_cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
     with (
         _disable_current_modes(),
@@ -149,13 +151,11 @@ def _asking() -> Iterator[None]:
         torch.no_grad(),
         torch._C._ExcludeDispatchKeyGuard(on_cpu),
     ):
-        torch.set_autocast_enabled("cuda", True)
-        torch.set_autocast_dtype("cuda", torch.float16)
+        set_state("cuda", (True, torch.float16))
         try:
             yield
         finally:
-            torch.set_autocast_enabled("cuda", enabled)
-            torch.set_autocast_dtype("cuda", dtype)
+            set_state("cuda", before)
 
 
 def _asked(op: Any, dtype_at: Callable[[int], torch.dtype]) -> _Asked:

@@ -29,7 +29,7 @@ def cuda_means_cpu() -> Iterator[None]:
     What asks whether CUDA's autocast is on, and in which dtype, is told of the CPU's.
     """
     kinds = ("cpu", "cuda")
-    before = {kind: _state(kind) for kind in kinds}
+    before = {kind: state(kind) for kind in kinds}
     torch.set_autocast_dtype("cpu", before["cuda"][1])
     regions = _Regions()
     try:
@@ -43,16 +43,18 @@ def cuda_means_cpu() -> Iterator[None]:
             yield
     finally:
         for kind in kinds:
-            _set_state(kind, before[kind])
+            set_state(kind, before[kind])
 
 
-def _state(kind: str) -> State:
+def state(kind: str) -> State:
+    """Return whether autocast is on for a device type, and its dtype."""
     return torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
 
 
-def _set_state(kind: str, state: State) -> None:
-    torch.set_autocast_enabled(kind, state[0])
-    torch.set_autocast_dtype(kind, state[1])
+def set_state(kind: str, wanted: State) -> None:
+    """Put back what `state` returned."""
+    torch.set_autocast_enabled(kind, wanted[0])
+    torch.set_autocast_dtype(kind, wanted[1])
 
 
 class _Regions:
@@ -76,10 +78,10 @@ class _Regions:
 
     def around_enter(self, original: Any, region: Any) -> Any:
         """Enter it as one for the CPU, and say of CUDA's autocast what is then so of the CPU's."""
-        self._around.setdefault(region, []).append(_state("cuda"))
+        self._around.setdefault(region, []).append(state("cuda"))
         with self._as_the_cpus(region):
             result = original(region)
-        _set_state("cuda", _state("cpu"))
+        set_state("cuda", state("cpu"))
         return result
 
     def around_exit(self, original: Any, region: Any, *exception: Any) -> Any:
@@ -87,7 +89,7 @@ class _Regions:
         with self._as_the_cpus(region):
             result = original(region, *exception)
         if around := self._around.get(region):
-            _set_state("cuda", around.pop())
+            set_state("cuda", around.pop())
         return result
 
     @contextmanager
