@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # for a run as a script
 
 from pytest_amp.cli.main import COMMANDS  # noqa: E402
+from pytest_amp.judge.devices import DEVICES, Gpu  # noqa: E402
 from pytest_amp.plugin import options  # noqa: E402
 from pytest_amp.render import json as amp_json  # noqa: E402
 from pytest_amp.rules import explain  # noqa: E402
@@ -179,6 +180,22 @@ def _several(kind: str) -> str:
     return " or ".join(words.get(word, word) for word in kind.split(" or "))
 
 
+# -- the GPUs of the forecast ----------------------------------------------------------------------
+
+
+def gpus_table() -> str:
+    """Return a table of what the GPUs reach at most."""
+
+    def row(name: str, gpu: Gpu) -> tuple[str, ...]:
+        figures = (gpu.float32, gpu.tf32, gpu.half, gpu.float8, gpu.memory)
+        shown = ["-" if figure is None else f"{figure:g}" for figure in figures]
+        shown[2] += "" if gpu.bfloat16 else " (no bfloat16)"
+        return name, *shown
+
+    head = ("GPU", "float32", "TF32", "float16, bfloat16", "float8", "memory, GB/s")
+    return table(head, (row(name, gpu) for name, gpu in DEVICES.items()))
+
+
 # -- all of it -------------------------------------------------------------------------------------
 
 PARTS: Mapping[str, Callable[[], str]] = {
@@ -186,6 +203,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "options": options_table,
     "subcommands": subcommands_tables,
     "json": json_tables,
+    "gpus": gpus_table,
 }
 
 

@@ -39,6 +39,7 @@ _PHASES = {
     "warm-up": "timing",
     "calibration": "timing",
     "timing": "timing",
+    "ceilings": "timing",
     "training": "training",
     "evaluation": "training",
 }

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pytest_amp import units
 from pytest_amp.codes import GATES
 from pytest_amp.errors import AmpError, unless_our_bug
-from pytest_amp.experiment import one_arm
+from pytest_amp.experiment import forecasting, one_arm
 from pytest_amp.experiment.confirm import confirmed, look_for_idling, try_remedies
 from pytest_amp.experiment.job import Job, arms_of, blank_report, environment_of, phases_of
 from pytest_amp.experiment.places import located
@@ -91,6 +91,8 @@ def judged(bench: Workbench, job: Job) -> AmpReport:
     if seen.timing is not None:
         try_remedies(bench, settings, case)
         case = look_for_idling(bench, settings, case)
+    attainable = forecasting.attainable(bench, seen)
+    forecasts = forecasting.elsewhere(bench, seen, settings.forecast)
     case = located(bench, case)
     found = registry.findings(case, settings.select, settings.ignore)
     found = confirmed(bench, settings, case, found)
@@ -115,6 +117,8 @@ def judged(bench: Workbench, job: Job) -> AmpReport:
         notes=tuple(map(named, bench.notes)),
         phases_s=phases_of(bench.progress),
         dtype_map=mapped,
+        attainable=attainable,
+        forecasts=forecasts,
     )
     suppressed = (each for each in found if each.suppressed is not None)
     return replace(report, findings=(*in_order(report), *suppressed))

@@ -28,6 +28,7 @@ class OpRow:
         function: the custom autograd function that the call is part of.
         count: how many calls there were.
         flops: their FLOPs.
+        moved: the bytes of floating point numbers that they read and wrote, each tensor once.
         bytes: the bytes of the outputs that they allocated.
         largest: the bytes of the largest single output.
         stretch: how often the most expanded input repeats its memory; 1 if none is expanded.
@@ -54,6 +55,7 @@ class OpRow:
     function: str | None = None
     count: int = 1
     flops: int = 0
+    moved: int = 0
     bytes: int = 0
     largest: int = 0
     stretch: int = 1

@@ -23,9 +23,10 @@ from pytest_amp.render.text import (
 )
 from pytest_amp.render.verdicts import both_arms, outcome_of, why_nothing
 from pytest_amp.results.explanation import in_order
+from pytest_amp.results.forecast import Forecast
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.training import VALUES, best, perplexity
-from pytest_amp.results.values import COMPARED, Finding, Gate, GateVerdict, arm_names
+from pytest_amp.results.values import COMPARED, Estimate, Finding, Gate, GateVerdict, arm_names
 from pytest_amp.settings import table
 
 _LABEL = 10  # the widest of the words that begin a line
@@ -78,10 +79,17 @@ def said(report: AmpReport) -> Iterator[Entry]:
         yield Entry("baseline", PLAIN, str(report.baseline))
     for finding in in_order(report):
         yield Entry(finding.severity, BAD if finding.stands else UNSURE, _finding(finding))
+    yield from _forecasts(report)
     yield from _models(report)
     yield from _epochs(report)
     for note in report.notes:
         yield Entry("note", PLAIN, note)
+
+
+def _forecasts(report: AmpReport) -> Iterator[Entry]:
+    """Yield the forecasts that were asked for, a line each."""
+    for number, each in enumerate(report.forecasts):
+        yield Entry("" if number else "forecast", PLAIN, f"{each.device}: {each}")
 
 
 def _models(report: AmpReport) -> Iterator[Entry]:
@@ -145,6 +153,14 @@ def _other_gates(report: AmpReport) -> Iterator[Entry]:
             yield _gate(gate)
 
 
+def _attainable(speedup: Estimate | None, ceiling: Forecast) -> str:
+    """Return ``1.62x of an attainable 2.4x``, and what the amp step at its ceilings consists of."""
+    if speedup is None or ceiling.high is None:
+        return str(ceiling)
+    figures = f"{units.ratio(speedup.value)} of an attainable {units.ratio(ceiling.high)}"
+    return f"{figures}; that would be {ceiling.bounds}"
+
+
 def _measured(report: AmpReport) -> Iterator[Entry]:
     """Yield how the test was measured, which is shown with -v."""
     for finding in report.findings:
@@ -167,6 +183,8 @@ def _measured(report: AmpReport) -> Iterator[Entry]:
         pairs = units.plural(report.speedup.pairs, "pair")
         steps = units.plural(report.speedup.block_steps, "step")
         yield Entry("timing", FAINT, f"{pairs} of blocks of {steps}")
+    if (ceiling := report.attainable) is not None:
+        yield Entry("attainable", FAINT, _attainable(report.speedup, ceiling))
     fp32, amp = both_arms(report)
     if fp32 and amp and (fp32.reserved_bytes, amp.reserved_bytes) != (None, None):
         reserved = units.change(units.size(fp32.reserved_bytes), units.size(amp.reserved_bytes))

@@ -52,6 +52,7 @@ class Section(NamedTuple):
     steps: Sequence[str]
     names: Mapping[str, str]
     compared: str
+    foreseen: Sequence[tuple[str, str, str]]
     dtypes: Sequence[tuple[str, str, str]]
     operators: Sequence[tuple[str, str, str]]
     settings: Sequence[tuple[str, str, str]]
@@ -143,6 +144,7 @@ def _section(number: int, result: Result) -> Section:
         else [],
         names=arm_names(report.arms),
         compared=against(report.arms, report.environment.dtype) if report.environment else "",
+        foreseen=_foreseen(report),
         dtypes=_dtypes(report),
         operators=_operators(report),
         settings=[
@@ -151,6 +153,15 @@ def _section(number: int, result: Result) -> Section:
             if setting.source != "default"
         ],
     )
+
+
+def _foreseen(report: AmpReport) -> list[tuple[str, str, str]]:
+    """Return a device, its range of speedups and what bounds it, for each forecast, here first."""
+    here = [("this device, attainable", report.attainable)] if report.attainable else []
+    return [
+        (name, each.range, each.bounds or each.reason or "")
+        for name, each in [*here, *((each.device, each) for each in report.forecasts)]
+    ]
 
 
 def _dtypes(report: AmpReport) -> list[tuple[str, str, str]]:

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from pytest_amp import units
 from pytest_amp.codes import CODES
+from pytest_amp.results.forecast import Forecast
 from pytest_amp.results.values import (
     NO_ANSWER,
     ArmRun,
@@ -81,6 +82,10 @@ class Explained(Protocol):
     @property
     def coverage(self) -> float | None:
         """The share of FLOPs in the amp dtype."""
+
+    @property
+    def attainable(self) -> Forecast | None:
+        """The speedups that the device could show."""
 
     @property
     def dtype_map(self) -> DtypeMap | None:
@@ -276,14 +281,26 @@ def _elsewhere_hint(report: Explained) -> str:
     )
 
 
-def _speed_hint(report: Explained, _: Gate) -> str | None:
+def _speed_hint(report: Explained, gate: Gate) -> str | None:
     if report.coverage is None:
         return None
+    if gate.threshold is not None and (ceiling := _ceiling(report)) < gate.threshold:
+        return (
+            f"the threshold: with every operator at this device's ceilings the step would reach "
+            f"{units.ratio(ceiling)}, so that only another step, such as one with larger batches, "
+            "can be faster"
+        )
     dtype = report.environment.dtype if report.environment else "the amp dtype"
     covered = f"{units.share(report.coverage)} of the FLOPs ran in {dtype}"
     if report.coverage < FULL_COVERAGE:
         return f"coverage: {covered}, and what stays in float32 gains nothing"
     return f"what is not a matrix product: {covered}; launches, casts and host code gain nothing"
+
+
+def _ceiling(report: Explained) -> float:
+    """Return the attainable speedup; infinity if it is unknown."""
+    ceiling = report.attainable
+    return math.inf if ceiling is None or ceiling.high is None else ceiling.high
 
 
 def _memory_hint(*_: object) -> str:

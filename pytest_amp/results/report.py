@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from pytest_amp.errors import SaidInFull
 from pytest_amp.results.explanation import explanation
+from pytest_amp.results.forecast import Forecast
 from pytest_amp.results.plain import plain, restored
 from pytest_amp.results.training import Epoch
 from pytest_amp.results.typed import typed
@@ -60,6 +61,9 @@ class AmpReport:
         baseline (Baseline | None): the stored result that this one was compared with.
         training (Mapping[str, tuple[Epoch, ...]]): the epochs of a whole training, by the arm's
             name; empty unless one was run.
+        attainable (Forecast | None): the speedups that this device could show; its upper end is the
+            attainable speedup. None if nothing was timed.
+        forecasts (tuple[Forecast, ...]): the speedups that ``--amp-forecast`` foresees elsewhere.
     """
 
     nodeid: str
@@ -85,6 +89,8 @@ class AmpReport:
     dtype_map: DtypeMap | None = None
     baseline: Baseline | None = None
     training: Mapping[str, tuple[Epoch, ...]] = field(default_factory=dict)
+    attainable: Forecast | None = None
+    forecasts: tuple[Forecast, ...] = ()
 
     summaries: ClassVar = ("memory_reduction",)
 

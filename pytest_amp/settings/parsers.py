@@ -183,6 +183,20 @@ def policy(value: object) -> str:
     return name
 
 
+def forecast(value: object) -> tuple[str, ...]:
+    """Parse the names of GPUs, in any case; "all" means all that are known."""
+    from pytest_amp.judge.devices import DEVICES
+
+    given, known = words(value), {name.lower(): name for name in DEVICES}
+    if given in (["all"], ["off"], []):
+        return tuple(DEVICES) if given == ["all"] else ()
+    for word in given:
+        if word.lower() not in known:
+            hint = before_a_path(word, "--amp-forecast=all")
+            raise ValueError(f"{word!r} is not one of all, {', '.join(DEVICES)}{hint}")
+    return tuple(dict.fromkeys(known[word.lower()] for word in given))
+
+
 def preset(value: object) -> str:
     """Parse the name of a preset."""
     name = str(value).strip()

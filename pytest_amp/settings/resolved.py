@@ -45,6 +45,7 @@ class Settings(NamedTuple):
     ignore: Mapping[str, str]
     record: bool
     static: bool
+    forecast: tuple[str, ...]
     strict: frozenset[str]
     snapshot: str
     compare: str | None

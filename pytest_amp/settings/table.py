@@ -173,6 +173,11 @@ TABLE: tuple[Entry, ...] = (
         marker=False, switch=True,
     ),
     Entry(
+        "forecast", read.forecast, (), "DEVICES",
+        "forecast the speedup on GPUs: a list of their names, or all (bare)",
+        marker=False, shown="off", bare="all",
+    ),
+    Entry(
         "strict", read.strict, frozenset(), "KINDS",
         "fail if an answer is missing; any of " + ", ".join(read.STRICT_KINDS) + " (bare: all)",
         marker=False, shown="off", bare="all", gating=True,

@@ -414,6 +414,14 @@ def test_tensors_that_wrap_others_are_known() -> None:
     assert not is_traceable_wrapper_subclass(plain)
 
 
+def test_an_operator_tells_whether_it_returns_a_view() -> None:
+    aten = torch.ops.aten
+    assert aten.view.default.is_view
+    assert aten.expand.default.is_view
+    assert not aten.add.Tensor.is_view
+    assert not aten.add_.Tensor.is_view
+
+
 @holds("_overloadpacket", "_qualified_op_name", "_schema")
 def test_an_operator_tells_its_name_and_its_arguments() -> None:
     operator = torch.ops.aten.add_.Tensor

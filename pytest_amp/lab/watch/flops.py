@@ -7,6 +7,7 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
+import torch
 from torch.utils.flop_counter import flop_registry
 
 from pytest_amp.errors import unless_our_bug
@@ -34,6 +35,16 @@ def _attention(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
 def _attention_backward(_grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     """Count five products where the forward pass has two, since the scores are computed again."""
     return 5 * _attention(query, key, value) // 2
+
+
+def _convolution_backward(grad: Any, inputs: Any, weight: Any, *rest: Any, **_: Any) -> int:
+    """Count as many FLOPs as the forward pass has for each gradient, the input's and the weight's.
+
+    torch's registry counts the weight's as if there were no groups.
+    """
+    _bias_sizes, *geometry, wanted = rest
+    forward: Formula = flop_registry[torch.ops.aten.convolution]
+    return int(sum(wanted[:2]) * forward(inputs, weight, None, *geometry, out_val=grad))
 
 
 def _linear(inputs: Any, weight: Any, *_: Any, **__: Any) -> int:
@@ -72,10 +83,12 @@ def _grouped(left: Any, right: Any, *_: Any, **__: Any) -> int:
     return 2 * int(left.numel()) * int(right.shape[-1]) // groups
 
 
-# What torch's own registry leaves out: on a CPU, with nested tensors and in CUDA's kernels.
+# What torch's own registry counts wrongly, or leaves out, as it does much of what runs on a CPU,
+# nested tensors and CUDA's own kernels.
 _MORE: dict[str, Formula] = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,
     "aten::_scaled_dot_product_flash_attention_for_cpu_backward": _attention_backward,
+    "aten::convolution_backward": _convolution_backward,
     "aten::linear": _linear,
     "aten::linear_backward": _linear_backward,
     "aten::mkldnn_rnn_layer": _rnn_layer,
@@ -106,7 +119,7 @@ def formula(func: Any) -> Formula | None:
     there is None.
     """
     packet = getattr(func, "_overloadpacket", func)
-    return flop_registry.get(packet) or _MORE.get(operator_name(func))
+    return _MORE.get(operator_name(func)) or flop_registry.get(packet)
 
 
 def flops(func: Any, args: Any, kwargs: Any, out: Any) -> int | None:

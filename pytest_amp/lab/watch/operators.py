@@ -25,6 +25,7 @@ from pytest_amp.lab.watch.source import location
 from pytest_amp.lab.watch.stale_casts import StaleCasts
 from pytest_amp.lab.watch.tensors import Tensors, dtype_name, floats, is_reduced, size, storage
 from pytest_amp.lab.watch.threads import Threads
+from pytest_amp.lab.watch.traffic import Traffic, traffic
 from pytest_amp.lab.watch.uncounted import Uncounted
 from pytest_amp.lab.watch.updates import Updates
 from pytest_amp.lab.watch.weights import Weights
@@ -41,6 +42,7 @@ class _Kind(NamedTuple):
         func: the operator.
         name: its name.
         formula: what counts its FLOPs, if anything does.
+        traffic: what counts the bytes that it moves.
         is_heavy: whether it may hide FLOPs that nothing counts.
         may_draw: whether it can draw random numbers.
     """
@@ -48,13 +50,15 @@ class _Kind(NamedTuple):
     func: Any
     name: str
     formula: Formula | None
+    traffic: Traffic
     is_heavy: bool
     may_draw: bool
 
     @classmethod
     def of(cls, func: Any) -> _Kind:
         name, counts = operator_name(func), formula(func)
-        return cls(func, name, counts, counts is None and is_heavy(name), may_draw(func))
+        heavy = counts is None and is_heavy(name)
+        return cls(func, name, counts, traffic(func, name), heavy, may_draw(func))
 
 
 class OpRecord(DispatchMode):
@@ -240,7 +244,7 @@ class OpRecord(DispatchMode):
         seen_as = chosen, lacking, computed
         key = (kind.name, dtype, made, module, phase, in_autocast, function, *seen_as)
         tally = self._rows.get(key) or self._rows.begin(key, self._line(phase, forward))
-        tally.add(inputs, outputs, count, sizes, seconds)
+        tally.add(inputs, outputs, count, kind.traffic(args, inputs, outputs), sizes, seconds)
 
     def _asks_for_float32(self, inputs: Tensors, outputs: Tensors, read: set[int]) -> bool:
         """Return whether a call outside of autocast is there because the step wants float32."""

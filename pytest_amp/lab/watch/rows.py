@@ -26,13 +26,19 @@ class Tally:
 
     def __init__(self, row: OpRow) -> None:
         self._row = row
-        self._count = self._flops = self._bytes = self._largest = 0
+        self._count = self._flops = self._moved = self._bytes = self._largest = 0
         self._stretch = 1
         self._seconds = 0.0
         self._dims: set[int] = set()
 
     def add(
-        self, inputs: Tensors, outputs: Tensors, flops: int, sizes: Sequence[int], seconds: float
+        self,
+        inputs: Tensors,
+        outputs: Tensors,
+        flops: int,
+        moved: int,
+        sizes: Sequence[int],
+        seconds: float,
     ) -> None:
         """Add a call.
 
@@ -40,12 +46,14 @@ class Tally:
             inputs: its floating point inputs.
             outputs: its floating point outputs.
             flops: its FLOPs.
+            moved: the bytes that it read and wrote.
             sizes: the bytes of each output that it allocated.
             seconds: the host's time until it returned.
         """
         self._count += 1
         self._seconds += seconds
         self._flops += flops
+        self._moved += moved
         self._bytes += sum(sizes)
         self._largest = max(self._largest, *sizes, 0)
         if flops:
@@ -59,6 +67,7 @@ class Tally:
             self._row,
             count=self._count,
             flops=self._flops,
+            moved=self._moved,
             bytes=self._bytes,
             largest=self._largest,
             stretch=self._stretch,

@@ -91,3 +91,21 @@ def test_a_scaled_product() -> None:
 def test_what_a_cell_does_beside_its_products_is_pointwise(name: str) -> None:
     assert not is_heavy(f"aten::{name}")
     assert is_heavy("aten::some_lstm")
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("wanted", [(True, True, True), (False, True, False)])
+def test_each_gradient_of_a_convolution_counts_what_its_forward_pass_does(
+    groups: int, transposed: bool, wanted: tuple[bool, bool, bool]
+) -> None:
+    inputs = empty(2, 8, 10, 10)
+    weight = empty(8, 8 // groups, 3, 3)
+    geometry = [1, 1], [1, 1], [1, 1], transposed, [0, 0], groups
+    out = ATEN.convolution(inputs, weight, None, *geometry)
+    forward = 2 * 2 * 8 * (8 // groups) * 9 * 10 * 10
+    given = (inputs, weight, None, *geometry)
+    assert flops(ATEN.convolution.default, given, {}, out) == forward
+    given = (out, inputs, weight, [8], *geometry, list(wanted))
+    found = flops(ATEN.convolution_backward.default, given, {}, (inputs, weight, empty(8)))
+    assert found == sum(wanted[:2]) * forward

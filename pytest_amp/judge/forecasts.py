@@ -1,0 +1,84 @@
+"""Forecast a test's speedup, elsewhere from GPUs' data sheets, here from what was measured."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from pytest_amp.judge.attainable import Timed, attainable
+from pytest_amp.judge.devices import DEVICES
+from pytest_amp.judge.roofline import (
+    NOTHING_SEEN,
+    Ceilings,
+    Work,
+    forecast,
+    kind_of,
+)
+from pytest_amp.observations import Observations, ParityRun
+from pytest_amp.recipes import Recipe
+from pytest_amp.results.forecast import HERE, Forecast
+
+
+class Arms(NamedTuple):
+    """What a step of each arm has to do."""
+
+    reference: Work
+    candidate: Work
+
+    @classmethod
+    def of(cls, seen: Observations) -> Arms:
+        """Return what the inspected steps had to do."""
+        return cls(_work(seen.fp32, seen.recipes.fp32), _work(seen.amp, seen.recipes.amp))
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of products that they run."""
+        return frozenset(kind_of(row) for work in self for row in work.rows if row.flops)
+
+    @property
+    def dtypes(self) -> frozenset[str]:
+        """The dtypes that they multiply in."""
+        return self.reference.product_dtypes | self.candidate.product_dtypes
+
+
+def _work(run: ParityRun, recipe: Recipe) -> Work:
+    rows = run.operators.rows if run.operators else ()
+    return Work(rows, tf32=recipe.matmul == "tf32", fused=run.compiled > 0)
+
+
+def not_seen(seen: Observations) -> str | None:
+    """Return why no forecast can be made of what was seen; None if one can."""
+    operators = [run.operators for run in (seen.fp32, seen.amp)]
+    if not all(each and each.rows for each in operators):
+        return NOTHING_SEEN
+    lost = {name: None for each in operators if each for name in (*each.hidden, *each.unknown)}
+    return f"the record of the operators lacks {', '.join(lost)}" if lost else None
+
+
+def elsewhere(seen: Observations, names: Iterable[str]) -> tuple[Forecast, ...]:
+    """Return a forecast for each of the GPUs, which `DEVICES` has to know."""
+    if reason := not_seen(seen):
+        return tuple(Forecast(name, reason=reason) for name in names)
+    arms = Arms.of(seen)
+    return tuple(forecast(name, *arms, DEVICES[name].scenarios()) for name in names)
+
+
+def here(seen: Observations, best: Ceilings, usual: Ceilings) -> Forecast:
+    """Return the range of speedups on the device that the test was timed on.
+
+    Args:
+        seen: everything that was seen of the test; there have to be operators and timed blocks.
+        best: what the device reaches at best.
+        usual: what it reaches usually.
+    """
+    timing, arms = seen.timing, Arms.of(seen)
+    if timing is None or not timing.fp32_step_s:
+        return Forecast(HERE, reason="nothing was timed")
+    step_s = statistics.median(timing.fp32_step_s)
+    if best.overlaps:
+        busy_s = timing.busy_s
+        idle_s = 0.0 if busy_s is None else statistics.median(timing.amp_step_s) - busy_s
+    else:
+        idle_s = step_s - sum(row.seconds for row in arms.reference.rows)
+    return attainable(*arms, best, usual, Timed(step_s, min(max(0.0, idle_s), step_s)))
