@@ -168,6 +168,19 @@ def attention_with_sharp_scores(arm):
 
 
 @healthy("AMP304")
+def probabilities_that_are_checked_to_add_up_to_one(arm):
+    """By how little they miss it is rounding and nothing else, in both arms."""
+    model, x, y = nn.Linear(16, 512), torch.randn(32, 16), torch.randint(512, (32,))
+
+    def loss_of():
+        probability = model(x).float().softmax(-1)
+        assert ((probability.sum(-1) - 1).abs() < 1e-4).all()
+        return -torch.distributions.Categorical(probs=probability).log_prob(y).mean()
+
+    return train(arm, sgd(model), loss_of)
+
+
+@healthy("AMP304")
 def the_best_of_many_by_argmax(arm):
     """Rounding decides ties otherwise, here and in fp32."""
     model, x = nn.Linear(8, 64), torch.randn(256, 8)

@@ -53,6 +53,20 @@ def test_the_first_operator_that_leaves_is_found_not_one_that_follows() -> None:
 
 
 @pytest.mark.parametrize(
+    ("op", "difference", "is_noise"),
+    [
+        ("sub", 1e-7, True), ("rsub", 1e-7, True), ("add_", 1e-7, True),
+        ("sub", 1e-5, False),  # more than float32 rounds off
+        ("mul", 1e-7, False),  # a small factor
+    ],
+)  # fmt: skip
+def test_what_float32_rounds_off_is_no_value_to_leave(op, difference, is_noise) -> None:
+    fp32 = [ran(op, (difference, difference), ONE, (1.0,))]
+    amp = [ran(op, (3 * difference, 3 * difference), ONE, (1.0,))]
+    assert (departure(fp32, amp, "bfloat16") is None) is is_noise
+
+
+@pytest.mark.parametrize(
     ("out", "inputs"),
     [
         (off(0.05), [ONE]),  # the rounding of bfloat16
