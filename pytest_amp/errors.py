@@ -34,6 +34,7 @@ def unless_our_bug(info: Any) -> bool:
 
     The frames between pytest and the user's step are noise if the user's code raised, or if the
     message of one of our own exceptions says it all. If the error is a bug of ours, they are shown.
+    A frame that hides itself raises what torch would have raised, and is no bug either.
 
     Args:
         info: pytest's ExceptionInfo, or None.
@@ -44,4 +45,5 @@ def unless_our_bug(info: Any) -> bool:
     while innermost.tb_next is not None:
         innermost = innermost.tb_next
     name = str(innermost.tb_frame.f_globals.get("__name__"))
-    return name.partition(".")[0] != __package__
+    speaks_for_torch = innermost.tb_frame.f_locals.get("__tracebackhide__") is True
+    return speaks_for_torch or name.partition(".")[0] != __package__

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 from weakref import ref
 
 import torch
@@ -83,7 +83,7 @@ def _kernel(name: str, casts: _Casts, known: Answer | None = None) -> Callable[.
         rule, message = (known, "") if known is not None else answer(name)
         with torch._C._ExcludeDispatchKeyGuard(_CPU):
             if rule == "refused":
-                raise RuntimeError(message)
+                _refuse(message)
             if rule == "result":
                 return _typed(op)(args, kwargs)
             if rule == "unchanged":
@@ -97,6 +97,12 @@ def _kernel(name: str, casts: _Casts, known: Answer | None = None) -> Callable[.
             return op(*args, **kwargs)
 
     return kernel
+
+
+def _refuse(message: str) -> NoReturn:
+    """Raise what torch raises on CUDA."""
+    __tracebackhide__ = True
+    raise RuntimeError(message)
 
 
 def is_eligible(value: object) -> bool:
@@ -117,7 +123,7 @@ def _target(rule: Answer, leaves: list[Any]) -> torch.dtype:
     if rule == "float32" or torch.float32 in found:
         return torch.float32
     if found - {low}:
-        raise RuntimeError("Unexpected floating ScalarType in at::autocast::prioritize")
+        _refuse("Unexpected floating ScalarType in at::autocast::prioritize")
     return low
 
 
