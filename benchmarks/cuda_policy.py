@@ -6,6 +6,9 @@ a GPU, under torch's own autocast for CUDA. Each operator's name is compared, an
 it takes and makes. Fused attention counts as one operator, and so does BatchNorm by whatever
 library, since the devices have other kernels for them. cuDNN's recurrent layers need a GPU to be
 asked.
+
+Then both passes run once more with dropout, as `--amp-snapshot` sees them, and the lines of the two
+dtype maps are compared. A backward pass can't be asked without a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +25,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pytest_amp.judge.dtype_map import lines_of
+from pytest_amp.judge.dtype_map_text import diff
 from pytest_amp.lab.policy import cuda_rules
+from pytest_amp.lab.watch.operators import OpRecord
 
 # They move no data and convert nothing, and depend on the layout that a kernel chose.
 UNCOUNTED = {
@@ -179,18 +185,33 @@ def inputs_of(shapes, device):
     return [named.pop("")] if "" in named else [], named
 
 
-def ours(build, shapes, dtype):
+def with_dropout(build):
+    def built():
+        model = build()
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.1
+        return model
+
+    return built
+
+
+@contextlib.contextmanager
+def traced(watch):
+    with watch.as_one(), watch:
+        yield
+
+
+def ours(build, shapes, dtype, watching):
     torch.manual_seed(0)
     model = build()
     args, kwargs = inputs_of(shapes, "cpu")
-    trace = Trace()
-    with cuda_rules(), trace.as_one(), trace, torch.autocast("cuda", dtype):
+    with cuda_rules(), watching, torch.autocast("cuda", dtype):
         model(*args, **kwargs)
-    return trace.calls
 
 
-def cudas(build, shapes, dtype):
-    model, trace = build(), Trace()
+def cudas(build, shapes, dtype, watching):
+    model = build()
     with FakeTensorMode(allow_non_fake_inputs=True):
         for module in model.modules():
             for held in (module._parameters, module._buffers):
@@ -204,13 +225,25 @@ def cudas(build, shapes, dtype):
         torch.set_autocast_dtype("cuda", dtype)
         torch.autocast_increment_nesting()
         try:
-            with trace.as_one(), trace:
+            with watching:
                 model(*args, **kwargs)
         finally:
             torch.autocast_decrement_nesting()
             torch.clear_autocast_cache()
             torch.set_autocast_enabled("cuda", False)
+
+
+def calls(how, build, shapes, dtype):
+    trace = Trace()
+    how(build, shapes, dtype, traced(trace))
     return trace.calls
+
+
+def map_of(how, build, shapes, dtype):
+    record = OpRecord()
+    how(with_dropout(build), shapes, dtype, record.watching())
+    # Of tensors that pretend to be on a GPU, it can't tell what is a view of another.
+    return frozenset(each for each in lines_of(record.operators()) if each.op not in UNCOUNTED)
 
 
 def main():
@@ -225,13 +258,20 @@ def main():
     for name in options.only or MODELS:
         build, shapes = MODELS[name]
         try:
-            on_cpu, on_cuda = ours(build, shapes, dtype), cudas(build, shapes, dtype)
+            on_cpu, on_cuda = (calls(how, build, shapes, dtype) for how in (ours, cudas))
+            maps = [map_of(how, build, shapes, dtype) for how in (cudas, ours)]
         except Exception as error:  # noqa: BLE001
             print(f"{name:<16} {type(error).__name__}: {str(error).splitlines()[0][:120]}")
             continue
         matcher = difflib.SequenceMatcher(a=on_cuda, b=on_cpu, autojunk=False)
         same = sum(block.size for block in matcher.get_matching_blocks())
-        print(f"{name:<16} {same} of {len(on_cuda)} operators and their dtypes", flush=True)
+        changes = list(diff(*maps))
+        print(
+            f"{name:<16} {same} of {len(on_cuda)} operators and their dtypes; "
+            f"{len(maps[0])} lines of the map, {len(changes)} differ",
+            flush=True,
+        )
+        print("".join(f"    {line}\n" for line in changes[: options.differences]), end="")
         shown = 0
         for kind, a, b, c, d in matcher.get_opcodes():
             if kind != "equal" and shown < options.differences:

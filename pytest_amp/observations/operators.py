@@ -26,6 +26,8 @@ class OpRow:
         autocast: whether autocast was in force at the call; in a backward pass, at the forward
             call.
         function: the custom autograd function that the call is part of.
+        composite: what the call is part of that other devices or builds may run as a single kernel:
+            "attention", "rnn", "dropout" or "rms_norm"; in a backward pass, the forward call.
         count: how many calls there were.
         flops: their FLOPs.
         moved: the bytes of floating point numbers that they read and wrote, each tensor once.
@@ -42,6 +44,8 @@ class OpRow:
             autocast was in force where the thread got its work from.
         computed: of a cast, whether autocast cast what the model had computed: a value that
             gradients flow through, or one that was read from a weight.
+        composites: how many calls of the composite they are part of.
+        returned: the dtype that the first of these returned; None if it is not known.
         seconds: the host's time until the calls returned. It measures the work only on a device
             that is done by then, as a CPU is.
     """
@@ -53,6 +57,7 @@ class OpRow:
     phase: Phase = "forward"
     autocast: bool = False
     function: str | None = None
+    composite: str | None = None
     count: int = 1
     flops: int = 0
     moved: int = 0
@@ -64,6 +69,8 @@ class OpRow:
     chosen: bool = False
     lacks_autocast: bool = False
     computed: bool = False
+    composites: int = 0
+    returned: str | None = None
     seconds: float = field(default=0.0, compare=False)
 
     @property

@@ -414,6 +414,23 @@ def test_tensors_that_wrap_others_are_known() -> None:
     assert not is_traceable_wrapper_subclass(plain)
 
 
+@holds("_VF")
+def test_dropout_and_recurrent_layers_are_called_through_one_module(monkeypatch) -> None:
+    called = []
+    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "dropout", "dropout_"):
+        original = getattr(torch._VF, name)
+
+        def call(*args, name=name, original=original):
+            called.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(torch._VF, name, call, raising=False)
+    x = torch.ones(2, 1, 2)
+    nn.LSTM(2, 2)(x), nn.GRU(2, 2)(x), nn.RNN(2, 2)(x), nn.LSTMCell(2, 2)(x[0])
+    F.dropout(x), F.dropout(x.clone(), inplace=True)
+    assert called == ["lstm", "gru", "rnn_tanh", "lstm_cell", "dropout", "dropout_"]
+
+
 def test_an_operator_tells_whether_it_returns_a_view() -> None:
     aten = torch.ops.aten
     assert aten.view.default.is_view

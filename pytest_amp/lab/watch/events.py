@@ -53,11 +53,18 @@ _EVENTS: Mapping[str, tuple[Callable[[Any, str, Around], Any], Any, tuple[str, .
     "custom_cast": (patched, torch.amp.autocast_mode, ("_cast",)),
     "module_call": (patched, torch.nn.Module, ("__call__",)),
     "cast": (patched, torch.Tensor, ("to", "float", "double", "type", "type_as")),
+    "attention": (patched, torch.nn.functional, ("scaled_dot_product_attention",)),
+    "rms_norm": (patched, torch.nn.functional, ("rms_norm",)),
+    "dropout": (patched, torch._VF, ("dropout", "dropout_")),
+    "recurrence": (patched, torch._VF, (
+        "lstm", "gru", "rnn_tanh", "rnn_relu",
+        "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
+    )),
     "thread_started": (patched, threading.Thread, ("start",)),
     "submitted": (patched, ThreadPoolExecutor, ("submit",)),
     "profiler_prepared": (patched, autograd_profiler, ("_prepare_profiler",)),
     "profiler_enabled": (patched, autograd_profiler, ("_enable_profiler",)),
-}
+}  # fmt: skip
 
 # Work that no dispatch mode sees: its name, and the module, class and method that launch it.
 OUT_OF_SIGHT = (
@@ -75,6 +82,7 @@ def subscribed(**around: Around) -> Iterator[None]:
     ``schedule_made`` and ``schedule_step`` of learning rate schedulers, ``backward``,
     ``autocast_made``, ``autocast_enter`` and ``autocast_exit``, ``casts_cleared`` from autocast's
     cache, the ``custom_cast`` of a custom function's inputs, ``module_call``, a tensor's ``cast``,
+    ``attention``, ``rms_norm``, ``dropout`` and the ``recurrence`` of a recurrent layer or cell,
     ``thread_started``, work that is ``submitted`` to a pool of threads, and ``profiler_prepared``
     and ``profiler_enabled``. For an optimizer's steps see `OptimizerSteps`.
     """

@@ -23,7 +23,15 @@ from pytest_amp.lab.watch.round_trips import RoundTrips
 from pytest_amp.lab.watch.rows import Rows, summed
 from pytest_amp.lab.watch.source import location
 from pytest_amp.lab.watch.stale_casts import StaleCasts
-from pytest_amp.lab.watch.tensors import Tensors, dtype_name, floats, is_reduced, size, storage
+from pytest_amp.lab.watch.tensors import (
+    TO_COPY,
+    Tensors,
+    dtype_name,
+    floats,
+    is_reduced,
+    size,
+    storage,
+)
 from pytest_amp.lab.watch.threads import Threads
 from pytest_amp.lab.watch.traffic import Traffic, traffic
 from pytest_amp.lab.watch.uncounted import Uncounted
@@ -115,7 +123,7 @@ class OpRecord(DispatchMode):
             returned: the losses that the recorded step returned.
         """
         self._updates.end()
-        rows = self._rows.counted()
+        rows = self._rows.counted(self._callers.composites.dtypes)
         steps_own = [row for row in rows if row.phase != "update"]
         return Operators(
             flops_by_dtype=summed(steps_own, "dtype", "flops"),
@@ -162,6 +170,7 @@ class OpRecord(DispatchMode):
                 )
             )
             stack.enter_context(custom_functions(self._callers.around_function))
+            stack.enter_context(self._callers.composites.followed())
             stack.enter_context(self._optimizers)
             stack.enter_context(launches(self._uncounted.note_hidden))
             stack.enter_context(self.modules)
@@ -224,7 +233,9 @@ class OpRecord(DispatchMode):
             self._uncounted.note_unknown(kind.name, inputs, outputs)
         if count and is_reduced(inputs[0]) and not is_update:
             self._weights.note_reduced(inputs)
-        module, phase, in_autocast, function, forward = self._callers.caller(here, is_update)
+        module, phase, in_autocast, function, part_of, forward = self._callers.caller(
+            here, is_update
+        )
         chosen = lacking = computed = False
         if phase == "forward":
             is_cast_up = here.casting > 0 and casts_up(func, inputs, outputs)
@@ -242,9 +253,11 @@ class OpRecord(DispatchMode):
         dtype = dtype_name((inputs or outputs)[0].dtype)
         made = dtype_name(outputs[0].dtype) if outputs else None
         seen_as = chosen, lacking, computed
-        key = (kind.name, dtype, made, module, phase, in_autocast, function, *seen_as)
+        composite = part_of and part_of.kind
+        key = (kind.name, dtype, made, module, phase, in_autocast, function, composite, *seen_as)
         tally = self._rows.get(key) or self._rows.begin(key, self._line(phase, forward))
-        tally.add(inputs, outputs, count, kind.traffic(args, inputs, outputs), sizes, seconds)
+        moved = kind.traffic(args, inputs, outputs)
+        tally.add(inputs, outputs, count, moved, sizes, seconds, part_of and part_of.number)
 
     def _asks_for_float32(self, inputs: Tensors, outputs: Tensors, read: set[int]) -> bool:
         """Return whether a call outside of autocast is there because the step wants float32."""
@@ -254,7 +267,7 @@ class OpRecord(DispatchMode):
 
     def _is_computed(self, func: Any, inputs: Tensors) -> bool:
         """Return whether a cast's input was computed by the model, rather than given to it."""
-        return func is torch.ops.aten._to_copy.default and self._weights.any_computed(inputs)
+        return func is TO_COPY and self._weights.any_computed(inputs)
 
     def _line(self, phase: Phase, forward: str | None) -> str | None:
         """Return the user's line of a call; in a backward pass, the line of the forward call."""

@@ -14,7 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from pytest_amp.lab.watch.flops import operator_name
 from pytest_amp.lab.watch.source import location
-from pytest_amp.lab.watch.tensors import Tensors, is_reduced, memory, size, storage
+from pytest_amp.lab.watch.tensors import TO_COPY, Tensors, is_reduced, memory, size, storage
 from pytest_amp.observations import RoundTrip
 
 _MOVES = frozenset((
@@ -84,7 +84,7 @@ class RoundTrips:
 
     def note(self, func: Any, inputs: Tensors, outputs: Tensors) -> None:
         """Take note of any other operator, with its floating point inputs and outputs."""
-        is_cast = func is torch.ops.aten._to_copy.default and bool(inputs and outputs)
+        is_cast = func is TO_COPY and bool(inputs and outputs)
         if self._wide and (trips := self._trips_of(inputs)):
             if is_cast and is_reduced(outputs[0]):
                 self._end(trips, inputs[0], outputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ __tracebackhide__ = unless_our_bug
 
 # What calls in one row have in common: a key has the values of these fields.
 _COMMON = (
-    "op", "dtype", "out", "module", "phase", "autocast", "function",
+    "op", "dtype", "out", "module", "phase", "autocast", "function", "composite",
     "chosen", "lacks_autocast", "computed",
 )  # fmt: skip
 
@@ -30,6 +30,7 @@ class Tally:
         self._stretch = 1
         self._seconds = 0.0
         self._dims: set[int] = set()
+        self._composites: set[int] = set()
 
     def add(
         self,
@@ -39,6 +40,7 @@ class Tally:
         moved: int,
         sizes: Sequence[int],
         seconds: float,
+        composite: int | None = None,
     ) -> None:
         """Add a call.
 
@@ -49,7 +51,10 @@ class Tally:
             moved: the bytes that it read and wrote.
             sizes: the bytes of each output that it allocated.
             seconds: the host's time until it returned.
+            composite: the number of the call that it is part of, if it is part of one.
         """
+        if composite is not None:
+            self._composites.add(composite)
         self._count += 1
         self._seconds += seconds
         self._flops += flops
@@ -61,8 +66,13 @@ class Tally:
         elif self._row.op == "aten::_to_copy" and inputs:
             self._stretch = max(self._stretch, stretch(inputs[0]))
 
-    def row(self) -> OpRow:
-        """Return the row as counted so far."""
+    def row(self, dtypes: Mapping[int, str]) -> OpRow:
+        """Return the row as counted so far.
+
+        Args:
+            dtypes: what each call returned that others are part of, by its number.
+        """
+        returned = (dtypes.get(number) for number in sorted(self._composites))
         return replace(
             self._row,
             count=self._count,
@@ -73,6 +83,8 @@ class Tally:
             stretch=self._stretch,
             seconds=self._seconds,
             dims=tuple(sorted(self._dims)),
+            composites=len(self._composites),
+            returned=next(returned, None),
         )
 
 
@@ -97,9 +109,13 @@ class Rows:
         tally = self._tallies[key] = Tally(row)
         return tally
 
-    def counted(self) -> tuple[OpRow, ...]:
-        """Return the rows as counted so far."""
-        return tuple(tally.row() for tally in self._tallies.values())
+    def counted(self, dtypes: Mapping[int, str]) -> tuple[OpRow, ...]:
+        """Return the rows as counted so far.
+
+        Args:
+            dtypes: what each call returned that others are part of, by its number.
+        """
+        return tuple(tally.row(dtypes) for tally in self._tallies.values())
 
 
 def summed(rows: Iterable[OpRow], key: str, what: str) -> dict[str, int]:

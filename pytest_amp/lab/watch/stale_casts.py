@@ -12,7 +12,15 @@ from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.events import OptimizerSteps
 from pytest_amp.lab.watch.modules import ModuleStack
 from pytest_amp.lab.watch.source import location
-from pytest_amp.lab.watch.tensors import Tensors, is_reduced, memory, spread, storage, values
+from pytest_amp.lab.watch.tensors import (
+    TO_COPY,
+    Tensors,
+    is_reduced,
+    memory,
+    spread,
+    storage,
+    values,
+)
 from pytest_amp.lab.watch.threads import EnteredRegion, Threads
 from pytest_amp.lab.watch.weights import Weights
 from pytest_amp.observations import StaleCast
@@ -84,7 +92,7 @@ class StaleCasts:
 
     def after(self, func: Any, inputs: Tensors, outputs: Tensors) -> None:
         """Remember what the operator made, if that is a weight's cast to a reduced dtype."""
-        if func is torch.ops.aten._to_copy.default and outputs and is_reduced(outputs[0]):
+        if func is TO_COPY and outputs and is_reduced(outputs[0]):
             weight = self._weights.behind(inputs[0]) if inputs else None
             if weight is not None:
                 held = memory(outputs[0])

@@ -16,6 +16,7 @@ from pytest_amp.observations import REDUCED
 
 Tensors = Sequence[torch.Tensor]
 
+TO_COPY: Any = torch.ops.aten._to_copy.default  # what casts; to look it up takes a while
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 _REDUCED = tuple(getattr(torch, name) for name in REDUCED)
 

@@ -31,6 +31,18 @@ class Sender(NamedTuple):
     location: str | None = None
 
 
+class Composite(NamedTuple):
+    """A call of attention, a recurrent layer, dropout or a norm, whatever it is made of here.
+
+    Attributes:
+        kind: its name in a dtype map.
+        number: its number among all of them.
+    """
+
+    kind: str
+    number: int
+
+
 @dataclass(eq=False)
 class EnteredRegion:
     """An autocast region that is in force, or was.
@@ -67,6 +79,7 @@ class Here:
         entered: these regions themselves, the outermost first.
         casting: how many calls that cast a tensor are running.
         functions: the custom autograd functions that are running.
+        composite: the call that is running of those that may be a single kernel.
         sender: what gave this thread its work; None in the step's own, and in autograd's.
     """
 
@@ -76,6 +89,7 @@ class Here:
     entered: list[EnteredRegion] = field(default_factory=list)
     casting: int = 0
     functions: list[str] = field(default_factory=list)
+    composite: Composite | None = None
     sender: Sender | None = None
 
     @property

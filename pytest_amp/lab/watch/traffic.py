@@ -22,6 +22,8 @@ _MOVES_NOTHING = frozenset(
 _PICKS = frozenset({"embedding", "gather", "index", "index_select", "take"})
 # What reads and writes as many elements of its first input as its second one has.
 _PUTS = frozenset({"index_add_", "index_copy_", "index_put_", "put_", "scatter_", "scatter_add_"})
+# What is smaller is not worth asking whether it is expanded.
+_LARGE = 2**12
 # What writes to its first input without reading it.
 _OVERWRITES = frozenset({"bernoulli_", "copy_", "fill_", "normal_", "uniform_", "zero_"})
 
@@ -70,6 +72,8 @@ def _bytes(tensors: Tensors) -> int:
     """Count the bytes of tensors, and of an expanded one those that it has in memory."""
     total = 0
     for tensor in tensors:
-        held = memory(tensor)
-        total += size(tensor) if held is None else min(size(tensor), held.nbytes())
+        bytes_ = size(tensor)
+        if bytes_ > _LARGE and (held := memory(tensor)) is not None:
+            bytes_ = min(bytes_, held.nbytes())
+        total += bytes_
     return total

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.watch.tensors import Tensors, is_reduced, storage
+from pytest_amp.lab.watch.tensors import TO_COPY, Tensors, is_reduced, storage
 from pytest_amp.lab.watch.threads import Threads
 from pytest_amp.lab.watch.weights import Weights
 
@@ -56,8 +54,4 @@ class WideValues:
 
 def casts_up(func: Any, inputs: Tensors, outputs: Tensors) -> bool:
     """Return whether an operator casts a tensor up from a reduced dtype."""
-    return (
-        func is torch.ops.aten._to_copy.default
-        and any(map(is_reduced, inputs))
-        and not any(map(is_reduced, outputs))
-    )
+    return func is TO_COPY and any(map(is_reduced, inputs)) and not any(map(is_reduced, outputs))

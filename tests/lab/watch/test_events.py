@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.amp import GradScaler
 from torch.optim.lr_scheduler import StepLR
@@ -31,6 +32,9 @@ def step() -> None:
     schedule = StepLR(optimizer, 1)
     scaler = GradScaler("cpu")
     scaler.load_state_dict(GradScaler("cpu").state_dict())
+    F.scaled_dot_product_attention(*(torch.ones(1, 2, 2),) * 3)
+    F.rms_norm(F.dropout(x), (2,))
+    nn.RNNCell(2, 2)(x)
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(x).float().sum()
         Cast.apply(torch.ones(1))

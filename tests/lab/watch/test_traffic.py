@@ -29,6 +29,7 @@ def floats(*shape: int) -> torch.Tensor:
 
 
 a, b = floats(250), floats(250)
+WIDE = floats(8, 250)
 TABLE, MANY, IDS = floats(1000, 250), floats(4, 250), torch.tensor([1, 2, 3, 3])
 
 
@@ -48,7 +49,7 @@ TABLE, MANY, IDS = floats(1000, 250), floats(4, 250), torch.tensor([1, 2, 3, 3])
             lambda: TABLE.index_add_(0, IDS, MANY), {"index_add_": 12 * KB}, id="sums in rows"
         ),
         pytest.param(
-            lambda: MANY + a.expand(4, 250), {"expand": 0, "add": 9 * KB}, id="an expanded operand"
+            lambda: WIDE + a.expand(8, 250), {"expand": 0, "add": 17 * KB}, id="an expanded operand"
         ),
         pytest.param(
             lambda: torch._foreach_add_([a, b], [b, a]), {"_foreach_add_": 6 * KB}, id="lists"
