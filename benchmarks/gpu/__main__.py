@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks.gpu.checks import MODULES, run_group
 
 ROOT = Path(__file__).parents[2]
+ONLY_IF_ASKED = ("policy", "forecast")
 BESIDE_EACH_OTHER = ("memory", "oom", "rules", "globals")
 ALLOCATORS = ("", "expandable_segments:True", "backend:cudaMallocAsync")
 RESOLUTION = 0.005  # of a speedup, from one process to the next
@@ -75,6 +76,9 @@ class Runner:
             self.tests()
         if self.wanted("processes"):
             self.processes()
+        for group in ONLY_IF_ASKED:
+            if group in self.groups:
+                self.drain([self.spawn(group)])
         self.read_clocks()
         self.tell({"check": "total", "verdict": "measured", "s": round(self.elapsed_s(), 1)})
 

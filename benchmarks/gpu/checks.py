@@ -14,7 +14,7 @@ import traceback
 import warnings
 from pathlib import Path
 
-MODULES = ("first_use", "timing", "memory", "rules", "switches", "compiled")
+MODULES = ("first_use", "timing", "memory", "rules", "switches", "compiled", "policy")
 CHECKS = {}  # group -> [(name, function, needs_cuda, seconds)]
 
 
