@@ -61,6 +61,7 @@ class Job:
         notes: notes that the report starts with.
         snapshot: the stored dtype map to compare with, if there is one.
         suggest: chooses one of the values that a setup offers by ``arm.suggest``.
+        default_dtype: the dtype to cast to if nobody chose one; None for the device's own.
         for_cuda: whether the test asks for a CUDA device, with the fixture of that name.
     """
 
@@ -76,6 +77,7 @@ class Job:
     snapshot: dtype_map.StoredMap | None = None
     suggest: Suggest = first_of
     for_cuda: bool = False
+    default_dtype: str | None = None
 
 
 def failed(job: Job, progress: Progress, error: BaseException) -> AmpReport:

@@ -17,6 +17,7 @@ from pytest_amp.experiment.places import located
 from pytest_amp.experiment.plan import limits_of, plan_of
 from pytest_amp.judge import dtype_map, gates, kernels, parity, training
 from pytest_amp.judge.case import Case, Limits
+from pytest_amp.lab.arm import NoFloat16
 from pytest_amp.lab.machine.abilities import abilities
 from pytest_amp.lab.machine.device import Device, has_accelerator, world_size
 from pytest_amp.lab.machine.garbage import older_objects_set_aside
@@ -51,6 +52,12 @@ _SCALER_OFF = (
 )
 
 
+_NO_FLOAT16 = (
+    "frameworks that are told the precision have no float16 on a CPU, so the amp arm ran in "
+    "bfloat16, by CUDA's lists; what the GradScaler does has to be asked on a GPU"
+)
+
+
 def run(job: Job, progress: Progress) -> AmpReport:
     """Measure both arms, judge them, and return the report.
 
@@ -58,9 +65,19 @@ def run(job: Job, progress: Progress) -> AmpReport:
         AmpError: the test can't be measured as it is written.
         Exception: whatever the test's own code raises.
     """
+    try:
+        return _run(job, progress)
+    except NoFloat16:
+        notes = (*job.notes, _NO_FLOAT16)
+        return _run(replace(job, default_dtype="bfloat16", notes=notes), progress)
+
+
+def _run(job: Job, progress: Progress) -> AmpReport:
     if not job.settings.static:
         refuse_several_ranks()
     with laboratory(job, progress) as bench:
+        left_to_us = job.default_dtype is None and job.settings.leaves_the_dtype_to_the_device
+        bench.without_float16 = bench.policy == "cuda" and left_to_us
         report = judged(bench, job)
     limits = limits_of(job.settings, job.device.names())
     own = [
@@ -137,7 +154,7 @@ def laboratory(job: Job, progress: Progress) -> Iterator[Workbench]:
     except ValueError as error:
         raise AmpError(str(error)) from None
     default = CUDAS_DTYPE if policy == "cuda" else dtype_name(device.default_dtype())
-    recipes, notes = _possible(settings.recipes(default), able, device)
+    recipes, notes = _possible(settings.recipes(job.default_dtype or default), able, device)
     bench = Workbench(job.setup, device, recipes, settings.seed, progress, job.fixture)
     bench.policy, bench.assumed = policy, policy == "cuda" and settings.policy == "auto"
     bench.notes.extend((*job.notes, *notes))
@@ -201,7 +218,11 @@ def _observe(bench: Workbench, settings: Settings, limits: Limits) -> Observatio
         bench.notes.append(bench.progress.why_slow)
     if seen.amp.scaler.live:
         seen = _drilled(bench, settings, seen)
-    elif seen.amp.scaler.scale_calls_when_off and settings.leaves_the_dtype_to_the_device:
+    elif (
+        seen.amp.scaler.scale_calls_when_off
+        and settings.leaves_the_dtype_to_the_device
+        and bench.policy == "native"  # else a note says why it is off
+    ):
         bench.notes.append(_SCALER_OFF.format(device=bench.device.type, dtype=seen.dtype))
     seen = _resumed(bench, settings, _added_up(bench, settings, seen))
     _require_the_device(bench, settings, seen.amp.start.devices)

@@ -33,6 +33,13 @@ def first_of(_: str, values: Sequence[T]) -> T:
     return values[0]
 
 
+class NoFloat16(BaseException):
+    """A setup is about to tell a framework to take float16 on a CPU, which none of them does.
+
+    The experiment begins anew in bfloat16, so no handler of the setup's own may catch this.
+    """
+
+
 class Arm:
     """One side of the comparison, which ``setup(arm)`` receives.
 
@@ -64,6 +71,7 @@ class Arm:
         )
         self._suggest = suggest
         self._saved: Checkpoint | None = None
+        self._without_float16 = False
         self._teardown: list[Callable[[], object]] = []
 
     def pause_scaler_record(self) -> None:
@@ -88,12 +96,18 @@ class Arm:
     @property
     def mixed_precision(self) -> str:
         """``"no"``, ``"fp16"`` or ``"bf16"``, as Accelerate and the HF Trainer spell it."""
+        self._tell_a_framework()
         return _ACCELERATES[self.recipe.autocast_dtype]
 
     @property
     def lightning_precision(self) -> str:
         """``"32-true"``, ``"bf16-mixed"``, ``"bf16-true"`` and so on, as Lightning spells it."""
+        self._tell_a_framework()
         return f"{_LIGHTNINGS[self.recipe.dtype]}-{'mixed' if self.enabled else 'true'}"
+
+    def _tell_a_framework(self) -> None:
+        if self._without_float16 and self.recipe.autocast_dtype == "float16":
+            raise NoFloat16
 
     def prepare(self, model: M) -> M:
         """Cast, lay out, convert and compile a model as the recipe has it, and return it.

@@ -165,6 +165,8 @@ class Workbench:
         scaling: the arguments of the arms' scalers.
         policy: whose rules autocast follows: ``native``, the device's own, or ``cuda`` on a CPU.
         assumed: whether nobody chose that.
+        without_float16: whether an arm raises `NoFloat16` where it would tell a framework to take
+            float16.
         builds: how many arms were built.
         steps: how many of the user's steps were run.
     """
@@ -190,6 +192,7 @@ class Workbench:
         self.scaling: Mapping[str, Any] = {}
         self.policy = "native"
         self.assumed = False
+        self.without_float16 = False
         self.builds = 0
         self.steps = 0
         self._alive = 0
@@ -246,6 +249,7 @@ class Workbench:
             seed_all(self._seed)
             recipe = getattr(self.recipes, name)
             arm = Arm(name, self.device, recipe, self.suggest, self.scaling)
+            arm._without_float16 = self.without_float16
             resident = Resident(arm, self)
         self._alive += 1
         try:

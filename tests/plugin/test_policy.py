@@ -199,3 +199,35 @@ def test_a_map_under_cudas_rules_is_cudas(pytester) -> None:
     written = (pytester.path / "__amp__" / "test_it.txt").read_text()
     assert "\ntest_step on cuda in float16\n" in written
     pytester.runpytest(*STATIC, "--amp-snapshot").assert_outcomes(passed=1)
+
+
+FRAMEWORK = """
+def test_step(amp_benchmark):
+    def setup(arm):
+        try:
+            told = {told}
+        except Exception:  # whatever a setup catches
+            raise AssertionError
+        if told in ("fp16", "16-mixed"):
+            raise ValueError("float16 needs a GPU")
+        return setup_of(F.mse_loss)(arm)
+    amp_benchmark(setup)
+"""
+
+
+@pytest.mark.parametrize("told", ["arm.mixed_precision", "arm.lightning_precision"])
+def test_a_framework_that_has_no_float16_on_a_cpu_is_told_bfloat16(pytester, told) -> None:
+    result, (test,) = run(pytester, FRAMEWORK.format(told=told))
+    result.assert_outcomes(passed=1)
+    assert test["environment"]["dtype"] == "bfloat16"
+    assert test["environment"]["flags"]["autocast_rules"] == "cuda (assumed)"
+    (note,) = test["notes"]
+    assert note.startswith("frameworks that are told the precision have no float16 on a CPU")
+
+
+@pytest.mark.parametrize("option", ["--amp-dtype=float16", "--amp-candidate=fp16"])
+def test_who_asks_for_float16_gets_what_the_framework_makes_of_it(pytester, option) -> None:
+    _, (test,) = run(
+        pytester, FRAMEWORK.format(told="arm.mixed_precision"), "--amp-policy=cuda", option
+    )
+    assert test["error"]["message"] == "float16 needs a GPU"
