@@ -69,6 +69,11 @@ class Progress:
             self.seconds[self.phase] += now - self._since
         self._since = now
 
+    def begin_anew(self) -> None:
+        """Forget the phases so far, since none of what they found counts."""
+        self.phase = None
+        self.seconds.clear()
+
     @property
     def step_s(self) -> float | None:
         """Mean seconds per step in this phase so far; None before the first step is done."""

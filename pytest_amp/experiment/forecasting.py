@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.judge import forecasts
 from pytest_amp.lab.machine import ceilings
+from pytest_amp.lab.machine.global_state import quietly
 from pytest_amp.lab.workbench import Workbench
 from pytest_amp.observations import Observations
 from pytest_amp.results.forecast import HERE, Forecast
@@ -38,8 +39,9 @@ def attainable(bench: Workbench, seen: Observations) -> Forecast | None:
     bench.progress.at("ceilings", None)
     arms = forecasts.Arms.of(seen)
     try:
-        with bench.globals.preserved():
+        with bench.globals.preserved(), quietly():
             best, usual = ceilings.measured(bench.device, arms.kinds, arms.dtypes)
+        bench.device.empty_cache()
     except RuntimeError as error:  # whatever it is, the test itself has been measured
         first, *_ = str(error).splitlines() or [type(error).__name__]
         return Forecast(HERE, reason=f"the device's ceilings could not be measured ({first})")

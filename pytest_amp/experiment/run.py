@@ -68,6 +68,7 @@ def run(job: Job, progress: Progress) -> AmpReport:
     try:
         return _run(job, progress)
     except NoFloat16:
+        progress.begin_anew()
         notes = (*job.notes, _NO_FLOAT16)
         return _run(replace(job, default_dtype="bfloat16", notes=notes), progress)
 

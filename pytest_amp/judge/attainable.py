@@ -90,14 +90,15 @@ def _scaled(
     reached = min(1.0, model_s / products_s) if products_s else 1.0
     same_s = _products_s(candidate, ceilings, candidate.product_dtypes & dtypes) / reached
     faster_s = _products_s(candidate, ceilings, candidate.product_dtypes - dtypes)
-    ratio = _moving_s(candidate, ceilings) / (_moving_s(reference, ceilings) or 1.0)
+    moving_s, moving_before_s = _moving_s(candidate, ceilings), _moving_s(reference, ceilings)
+    if not memory_s or not moving_before_s:  # then there is nothing to scale
+        memory_s, moving_before_s = moving_s, moving_s or 1.0
+    ratio = moving_s / moving_before_s
     if worst:
         faster_s /= reached * REDUCED_REACH
         memory_s *= max(1.0, ratio) * OTHERS_TAKE
         return Spent(same_s + faster_s, memory_s, after.casts, timed.host_s)
     faster_s /= CEILINGS_LACK
-    if candidate.fused:
-        return Spent(same_s + faster_s, 0.0, 0.0, timed.host_s)
     saved = min((1 - ratio) * CEILINGS_LACK, 1.0) if ratio < 1 else 1 - ratio
     return Spent(same_s + faster_s, memory_s * (1 - saved), after.casts, timed.host_s)
 

@@ -105,17 +105,17 @@ def lines_of(operators: Operators | None) -> Lines:
     if operators is None:
         return frozenset({_unseen("the whole step")})
     counts: Counter[tuple[str, str, str, str]] = Counter()
-    composites: dict[tuple[str, str, str], list[OpRow]] = {}
+    composites: dict[tuple[str, str, str], dict[int, str]] = {}
     for row, op, dtype in _mapped(operators):
         module = OUTSIDE if row.module is None else escaped_path(row.module)
         if row.composite is None:
             counts[module, row.phase, op, dtype] += row.count
-        else:
-            composites.setdefault((module, row.phase, row.composite), []).append(row)
-    for (module, phase, kind), rows in composites.items():
-        if any(not row.is_cast for row in rows):
-            dtype = rows[0].returned or rows[0].dtype
-            counts[module, phase, kind, dtype] += max(row.composites for row in rows)
+        elif not row.is_cast:
+            calls = composites.setdefault((module, row.phase, row.composite), {})
+            calls.update((number, returned or row.dtype) for number, returned in row.part_of)
+    for (module, phase, kind), calls in composites.items():
+        for returned in calls.values():
+            counts[module, phase, kind, returned] += 1
     unseen = [*operators.hidden, *(f"FLOPs of {name}" for name in operators.unknown)]
     return frozenset([*(Line(*key, n) for key, n in counts.items()), *map(_unseen, unseen)])
 

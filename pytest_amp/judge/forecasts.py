@@ -44,7 +44,7 @@ class Arms(NamedTuple):
 
 def _work(run: ParityRun, recipe: Recipe) -> Work:
     rows = run.operators.rows if run.operators else ()
-    return Work(rows, tf32=recipe.matmul == "tf32", fused=run.compiled > 0)
+    return Work(rows, tf32=recipe.matmul == "tf32")
 
 
 def not_seen(seen: Observations) -> str | None:
@@ -75,6 +75,8 @@ def here(seen: Observations, best: Ceilings, usual: Ceilings) -> Forecast:
     timing, arms = seen.timing, Arms.of(seen)
     if timing is None or not timing.fp32_step_s:
         return Forecast(HERE, reason="nothing was timed")
+    if seen.fp32.compiled or seen.amp.compiled:
+        return Forecast(HERE, reason="what torch.compile fuses can't be seen")
     step_s = statistics.median(timing.fp32_step_s)
     if best.overlaps:
         busy_s = timing.busy_s

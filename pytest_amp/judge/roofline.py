@@ -100,12 +100,10 @@ class Work(NamedTuple):
     Attributes:
         rows: its operators.
         tf32: whether float32 operands are multiplied in TF32.
-        fused: whether it is compiled, so that what is no product may not touch memory.
     """
 
     rows: Sequence[OpRow]
     tf32: bool = False
-    fused: bool = False
 
     def dtype(self, row: OpRow) -> str:
         """Return the dtype that a product is computed in."""
@@ -192,7 +190,9 @@ def forecast(
         before, after = spent(reference, ceilings), spent(candidate, ceilings)
         if before is None or after is None:
             slow = sorted(_without_rates(reference, ceilings) | _without_rates(candidate, ceilings))
-            return Forecast(device, reason=f"it has no fast path for {' and '.join(slow)}")
+            reduced = all(name.startswith(("float16", "bfloat16", "float8")) for name in slow)
+            what = "it has no fast path for {}" if reduced else "its rate for {} is not known here"
+            return Forecast(device, reason=what.format(" and ".join(slow)))
         if not after.step_s:
             return Forecast(device, reason=NOTHING_SEEN)
         ratios.append(before.step_s / after.step_s)

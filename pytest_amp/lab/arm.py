@@ -71,7 +71,7 @@ class Arm:
         )
         self._suggest = suggest
         self._saved: Checkpoint | None = None
-        self._without_float16 = False
+        self._without_float16 = self._told_in_vain = False
         self._teardown: list[Callable[[], object]] = []
 
     def pause_scaler_record(self) -> None:
@@ -107,6 +107,7 @@ class Arm:
 
     def _tell_a_framework(self) -> None:
         if self._without_float16 and self.recipe.autocast_dtype == "float16":
+            self._told_in_vain = True
             raise NoFloat16
 
     def prepare(self, model: M) -> M:

@@ -12,7 +12,7 @@ import torch
 from torch.optim import Optimizer
 
 from pytest_amp.errors import AmpError, add_note, unless_our_bug
-from pytest_amp.lab.arm import Arm, ArmName, Setup, Step, Suggest, first_of
+from pytest_amp.lab.arm import Arm, ArmName, NoFloat16, Setup, Step, Suggest, first_of
 from pytest_amp.lab.checkpoint import Checkpoint
 from pytest_amp.lab.machine.compiled import forget_compiled_code, let_go_of_graphs
 from pytest_amp.lab.machine.device import Device
@@ -71,6 +71,8 @@ class Resident:
         """
         with self.active():
             step = setup(self.arm)
+        if self.arm._told_in_vain:  # and a handler of the setup's caught what that raised
+            raise NoFloat16
         if not callable(step):
             raise AmpError(
                 f"setup(arm) returned {type(step).__name__}, not a callable: "

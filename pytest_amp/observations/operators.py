@@ -44,8 +44,8 @@ class OpRow:
             autocast was in force where the thread got its work from.
         computed: of a cast, whether autocast cast what the model had computed: a value that
             gradients flow through, or one that was read from a weight.
-        composites: how many calls of the composite they are part of.
-        returned: the dtype that the first of these returned; None if it is not known.
+        part_of: the calls of the composite that they are part of: the number of each, and the dtype
+            that it returned, if that is known.
         seconds: the host's time until the calls returned. It measures the work only on a device
             that is done by then, as a CPU is.
     """
@@ -69,8 +69,7 @@ class OpRow:
     chosen: bool = False
     lacks_autocast: bool = False
     computed: bool = False
-    composites: int = 0
-    returned: str | None = None
+    part_of: tuple[tuple[int, str | None], ...] = ()
     seconds: float = field(default=0.0, compare=False)
 
     @property

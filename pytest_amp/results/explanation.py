@@ -284,23 +284,19 @@ def _elsewhere_hint(report: Explained) -> str:
 def _speed_hint(report: Explained, gate: Gate) -> str | None:
     if report.coverage is None:
         return None
-    if gate.threshold is not None and (ceiling := _ceiling(report)) < gate.threshold:
-        return (
-            f"the threshold: with every operator at this device's ceilings the step would reach "
-            f"{units.ratio(ceiling)}, so that only another step, such as one with larger batches, "
-            "can be faster"
-        )
     dtype = report.environment.dtype if report.environment else "the amp dtype"
     covered = f"{units.share(report.coverage)} of the FLOPs ran in {dtype}"
     if report.coverage < FULL_COVERAGE:
         return f"coverage: {covered}, and what stays in float32 gains nothing"
+    ceiling = (report.attainable and report.attainable.high) or math.inf
+    measured, threshold = gate.value or math.inf, gate.threshold or 0.0
+    # Where a step was faster, or the arms are not what they should be, the ceiling says nothing.
+    if measured <= ceiling < threshold and not report.findings:
+        return (
+            f"the threshold: {covered}, and with all of them at this device's ceilings the step "
+            f"would reach {units.ratio(ceiling)}; larger batches or fewer casts can change that"
+        )
     return f"what is not a matrix product: {covered}; launches, casts and host code gain nothing"
-
-
-def _ceiling(report: Explained) -> float:
-    """Return the attainable speedup; infinity if it is unknown."""
-    ceiling = report.attainable
-    return math.inf if ceiling is None or ceiling.high is None else ceiling.high
 
 
 def _memory_hint(*_: object) -> str:

@@ -49,15 +49,18 @@ def judge(sections, *rows, update=False, **operators):
 
 
 def test_a_call_of_many_operators_is_one_line_in_the_dtype_that_it_returned() -> None:
-    part = {"composite": "attention", "composites": 2, "returned": "float16"}
+    both = ((1, "float16"), (2, "float16"))
+    part = {"composite": "attention", "part_of": both}
     rows = (
         row("_to_copy", "float16", "float32", **part),  # as torch's own products of float16 do
         row("bmm", "float32", count=4, flops=8, **part),
         row("_softmax", "float32", count=2, **part),
+        row("_flash", "float32", composite="attention", part_of=((3, "float32"),)),
         row("relu", "float16"),
     )
     assert ops(*rows) == {
-        ("attention", "forward", "float16", 2), ("relu", "forward", "float16", 1),
+        ("attention", "forward", "float16", 2), ("attention", "forward", "float32", 1),
+        ("relu", "forward", "float16", 1),
     }  # fmt: skip
 
 

@@ -147,6 +147,12 @@ def test_a_device_without_a_dtype_has_no_forecast_in_it() -> None:
     assert str(found) == "no forecast, because it has no fast path for bfloat16"
 
 
+def test_a_dtype_whose_rate_nobody_wrote_down_is_not_called_slow() -> None:
+    arms = Work([product("float64", 4)]), Work([product("float16", 4)])
+    found = forecast("A100", *arms, DEVICES["A100"].scenarios())
+    assert found.reason == "its rate for float64 is not known here"
+
+
 def test_what_is_all_products_gains_what_the_data_sheet_says_at_most() -> None:
     arms = Work([product("float32", 1000)]), Work([product("float16", 1000)])
     found = forecast("A100", *arms, DEVICES["A100"].scenarios())
@@ -237,14 +243,11 @@ def test_an_accelerators_time_is_divided_as_the_model_has_it() -> None:
     assert found.high == pytest.approx(8 / (3 / 4 / 1.1 + 2 * (1 - 0.5 * 1.1)))
 
 
-def test_compiled_code_may_not_touch_memory_between_products() -> None:
-    reference = Work(
-        [timed(product("float32", 4), 4.0), timed(other("float32", 4), 4.0)], fused=True
-    )
-    candidate = Work([product("bfloat16", 4), other("bfloat16", 2), cast(1)], fused=True)
-    found = attainable(reference, candidate, CPU, CPU, Timed(8.0, 0.0))
-    assert found.high == pytest.approx(8 * 1.1)
-    assert found.low < 2
+def test_traffic_that_the_reference_has_none_of_counts_as_much_as_it_takes() -> None:
+    reference = Work([timed(product("float32", 4), 4.0)])
+    candidate = Work([product("bfloat16", 4), other("bfloat16", 3)])
+    found = attainable(reference, candidate, CPU, CPU, Timed(4.0, 0.0))
+    assert found.high == pytest.approx(4 / (1 / 1.1 + 3))
 
 
 def test_nothing_is_attainable_of_a_step_without_operators() -> None:
@@ -300,6 +303,15 @@ def test_here_the_reference_has_its_median_step_and_the_host_what_no_operator_to
     of_memory = 2 * (1 - 0.5 * 1.1)
     assert found.high == pytest.approx(8 / (2 + 1 / 1.1 + of_memory))
     assert found.shares["host"] == pytest.approx(2 / (2 + 1 / 1.1 + of_memory))
+
+
+@pytest.mark.parametrize("arm", ["fp32", "amp"])
+def test_nothing_is_said_of_what_is_compiled(arm: str) -> None:
+    arms = {"fp32": {"operators": IN_FLOAT32}, "amp": {"operators": IN_BFLOAT16}}
+    arms[arm]["compiled"] = 1
+    blocks = Timing((8.0,), (1.0,), 1, "decided", 1.0)
+    found = forecasts.here(seen(**arms, timing=blocks), CPU, CPU)
+    assert found.reason == "what torch.compile fuses can't be seen"
 
 
 def test_an_accelerator_waits_for_the_host_while_it_is_not_busy() -> None:

@@ -225,6 +225,15 @@ def test_a_framework_that_has_no_float16_on_a_cpu_is_told_bfloat16(pytester, tol
     assert note.startswith("frameworks that are told the precision have no float16 on a CPU")
 
 
+def test_a_setup_that_catches_everything_is_told_bfloat16_as_well(pytester) -> None:
+    body = FRAMEWORK.replace("except Exception:", "except:").replace(
+        "raise AssertionError", "told = 'no'"
+    )
+    _, (test,) = run(pytester, body.format(told="arm.mixed_precision"))
+    assert (test["verdict"], test["environment"]["dtype"]) == ("pass", "bfloat16")
+    assert sum(test["phases_s"].values()) <= test["duration_s"]
+
+
 @pytest.mark.parametrize("option", ["--amp-dtype=float16", "--amp-candidate=fp16"])
 def test_who_asks_for_float16_gets_what_the_framework_makes_of_it(pytester, option) -> None:
     _, (test,) = run(

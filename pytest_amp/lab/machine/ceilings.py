@@ -1,8 +1,8 @@
 """Measure what this device can reach: the rates of products, and of memory, by size and dtype.
 
 Each kind of work is timed alone and hot, at sizes that grow until a call takes long. The best of
-several calls counts, since whatever else runs can only slow a call down. This takes a few tenths of
-a second, once in a process.
+several calls counts, since whatever else runs can only slow a call down. This takes from some
+tenths of a second to two seconds, once in a process for each kind and dtype.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.judge.roofline import BACKWARD, PRODUCTS, TF32, Ceilings, Curve
+from pytest_amp.lab.machine.aside import aside
 from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.machine.torch_globals import set_tf32
 
@@ -45,10 +46,17 @@ class _Call(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where and how figures are measured: those of one place hold for the whole process."""
+    """Where and how figures are measured: those of one place hold for the whole process.
+
+    Attributes:
+        device: the device.
+        threads: the threads that a CPU's operators use.
+        switches: the switches that decide which kernels run.
+    """
 
     device: str
     threads: int
+    switches: tuple[bool, ...] = ()
 
 
 Make = Callable[..., torch.Tensor]
@@ -69,15 +77,17 @@ def measured(
     Raises:
         RuntimeError: not even memory could be measured, since there is none left.
     """
-    place, dtypes = Place(str(device.torch), torch.get_num_threads()), tuple(dtypes)
+    switches = torch.are_deterministic_algorithms_enabled(), bool(torch.backends.mkldnn.enabled)
+    place = Place(str(device.torch), torch.get_num_threads(), switches)
+    dtypes = tuple(dtypes)
+    moved = sorted({"float32", *dtypes} - {TF32})
     products = {
         (kind, dtype): found
         for dtype in dtypes
         for kind in sorted({PRODUCTS, *kinds})
-        if (found := reached(place, kind, dtype)) is not None
+        if (found := _in_force(place, kind, dtype)) is not None
     }
-    moved = sorted({"float32", *dtypes} - {TF32})
-    casts = {dtype: found for dtype in moved if (found := reached(place, "casts", dtype))}
+    casts = {dtype: found for dtype in moved if (found := _in_force(place, "casts", dtype))}
     if set(casts) != set(moved):
         raise RuntimeError("not even a cast could be timed")
     large = {dtype: Curve.flat(each.usual.rates[-1]) for dtype, each in casts.items()}
@@ -90,6 +100,12 @@ def measured(
         ),
         Ceilings({each: found.usual for each, found in products.items()}, large, overlaps=overlaps),
     )
+
+
+def _in_force(place: Place, kind: str, dtype: str) -> Reached | None:
+    """Return what is reached with float32 products as the dtype has them."""
+    set_tf32(on=dtype == TF32)
+    return reached(place, kind, dtype)
 
 
 def _products(number: int, make: Make) -> Iterator[_Call]:
@@ -139,7 +155,8 @@ def _recurrence(number: int, make: Make) -> Iterator[_Call]:
 def _casts(number: int, make: Make) -> Iterator[_Call]:
     values = make(2**12 * 4**number)
     other = torch.bfloat16 if values.dtype == torch.float32 else torch.float32
-    yield _Call(values.numel() * 6.0, lambda: values.to(other))
+    moved = values.nbytes + values.numel() * other.itemsize
+    yield _Call(float(moved), lambda: values.to(other))
 
 
 _CALLS: dict[str, Calls] = {
@@ -176,6 +193,10 @@ def reached(place: Place, kind: str, dtype: str) -> Reached | None:
         kind: the kind of work.
         dtype: the dtype that it runs in.
     """
+    return aside(partial(_reached, place, kind, dtype))
+
+
+def _reached(place: Place, kind: str, dtype: str) -> Reached | None:
     forward, device = kind.removesuffix(BACKWARD), torch.device(place.device)
     backward = kind != forward
     generator = torch.Generator(device).manual_seed(0)
@@ -185,13 +206,11 @@ def reached(place: Place, kind: str, dtype: str) -> Reached | None:
         values = values.to(torch.float32 if dtype == TF32 else getattr(torch, dtype))
         return values.requires_grad_(backward)
 
-    set_tf32(on=dtype == TF32)
     sizes, fastest, usual = [], [], []
     for number in range(_MOST_SIZES):
         try:
-            with torch.inference_mode(False), torch.enable_grad():  # whatever the user has chosen
-                calls = list(_CALLS[forward](number, make))
-                seconds = [_seconds(call, device, backward) for call in calls]
+            calls = list(_CALLS[forward](number, make))
+            seconds = [_seconds(call, device, backward) for call in calls]
         except RuntimeError:  # there is no kernel for it, or no room for this size
             break
         size = calls[0].size * (_BACKWARD.get(forward, 2.0) if backward else 1.0)

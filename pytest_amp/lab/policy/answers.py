@@ -7,17 +7,16 @@ CUDA and hold nothing, and what is done to them before the operator itself runs 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, Literal
 
 import torch
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import _disable_current_modes
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.policy.regions import set_state, state
+from pytest_amp.lab.machine.aside import aside
+from pytest_amp.lab.policy.regions import set_state
 
 __tracebackhide__ = unless_our_bug
 
@@ -59,22 +58,27 @@ def answer(name: str) -> tuple[Answer, str]:
 
     The reduced dtype is float16 while it is asked; the answer is the same for bfloat16.
     """
-    op = overload(name)
-    with _asking():
-        wide = _asked(op, lambda _: torch.float32)
-        if wide.refusal is not None:
-            return "refused", wide.refusal
-        if torch.float16 in wide.casts:
-            return "lower", ""
-        low = _asked(op, lambda _: torch.float16)
-        if torch.float32 in low.casts:
-            return "float32", ""
-        if low.result is torch.float32:
-            return "result", ""
-        for odd in range(_MOST_TENSORS):
-            mixed = _asked(op, partial(_mixed, odd))
-            if torch.float32 in mixed.casts:
-                return "promote", ""
+    return aside(partial(_answer, overload(name)))
+
+
+@torch.no_grad()
+def _answer(op: Any) -> tuple[Answer, str]:
+    """Ask an operator, in a thread whose autocast nobody else needs."""
+    set_state("cuda", (True, torch.float16))
+    wide = _asked(op, lambda _: torch.float32)
+    if wide.refusal is not None:
+        return "refused", wide.refusal
+    if torch.float16 in wide.casts:
+        return "lower", ""
+    low = _asked(op, lambda _: torch.float16)
+    if torch.float32 in low.casts:
+        return "float32", ""
+    if low.result is torch.float32:
+        return "result", ""
+    for odd in range(_MOST_TENSORS):
+        mixed = _asked(op, partial(_mixed, odd))
+        if torch.float32 in mixed.casts:
+            return "promote", ""
     return "unchanged", ""
 
 
@@ -138,24 +142,6 @@ class _StandIn(torch.Tensor):
             return _StandIn(self.asked, dtype)
         self.asked.reached(func, args, kwargs)
         raise _Ran
-
-
-@contextmanager
-def _asking() -> Iterator[None]:
-    """Ask outside of all that is in force where the answer is wanted."""
-    before = state("cuda")
-    on_cpu = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
-    with (
-        _disable_current_modes(),
-        torch.inference_mode(False),
-        torch.no_grad(),
-        torch._C._ExcludeDispatchKeyGuard(on_cpu),
-    ):
-        set_state("cuda", (True, torch.float16))
-        try:
-            yield
-        finally:
-            set_state("cuda", before)
 
 
 def _asked(op: Any, dtype_at: Callable[[int], torch.dtype]) -> _Asked:

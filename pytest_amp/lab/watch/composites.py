@@ -17,6 +17,9 @@ from pytest_amp.lab.watch.threads import Composite, Threads
 __tracebackhide__ = unless_our_bug
 
 
+_IN_REDUCED = frozenset(("attention", "rnn"))
+
+
 class Composites:
     """Follows these calls, and what autograd does for them in the backward pass.
 
@@ -63,6 +66,7 @@ class Composites:
             self._count += 1
             here.composite = now = Composite(kind, self._count)
             first = next_node()
+            self.dtypes[now.number] = _foreseen(kind, args, autocast=here.autocast)
             try:
                 out = original(*args, **kwargs)
             finally:
@@ -75,6 +79,14 @@ class Composites:
             return out
 
         return around
+
+
+def _foreseen(kind: str, args: Any, *, autocast: bool) -> str:
+    """Return the dtype that a call will return, unless it is ended before, as in checkpointing."""
+    tensors = floats(args)
+    if autocast and tensors and kind in _IN_REDUCED:
+        return dtype_name(torch.get_autocast_dtype(tensors[0].device.type))
+    return dtype_name(tensors[0].dtype) if tensors else "-"
 
 
 def next_node() -> int:

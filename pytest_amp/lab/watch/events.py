@@ -27,13 +27,14 @@ from torch.optim.optimizer import (
 )
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.watch.patches import patched, wrapped
+from pytest_amp.lab.watch.patches import lifted, patched, wrapped
 
 __tracebackhide__ = unless_our_bug
 
 Around = Callable[..., Any]
 
-# By event: how it is seen (`wrapped` covers all subclasses too), the owner, and the attributes.
+# By event: how it is seen (`wrapped` covers all subclasses too, and `lifted` is for what others may
+# override), the owner, and the attributes.
 _EVENTS: Mapping[str, tuple[Callable[[Any, str, Around], Any], Any, tuple[str, ...]]] = {
     "scaler_made": (wrapped, GradScaler, ("__init__",)),
     "scaler_device": (patched, GradScaler, ("__init__",)),
@@ -53,10 +54,10 @@ _EVENTS: Mapping[str, tuple[Callable[[Any, str, Around], Any], Any, tuple[str, .
     "custom_cast": (patched, torch.amp.autocast_mode, ("_cast",)),
     "module_call": (patched, torch.nn.Module, ("__call__",)),
     "cast": (patched, torch.Tensor, ("to", "float", "double", "type", "type_as")),
-    "attention": (patched, torch.nn.functional, ("scaled_dot_product_attention",)),
-    "rms_norm": (patched, torch.nn.functional, ("rms_norm",)),
-    "dropout": (patched, torch._VF, ("dropout", "dropout_")),
-    "recurrence": (patched, torch._VF, (
+    "attention": (lifted, torch.nn.functional, ("scaled_dot_product_attention",)),
+    "rms_norm": (lifted, torch.nn.functional, ("rms_norm",)),
+    "dropout": (lifted, torch._VF, ("dropout", "dropout_")),
+    "recurrence": (lifted, torch._VF, (
         "lstm", "gru", "rnn_tanh", "rnn_relu",
         "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell",
     )),

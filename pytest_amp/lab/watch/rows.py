@@ -72,7 +72,6 @@ class Tally:
         Args:
             dtypes: what each call returned that others are part of, by its number.
         """
-        returned = (dtypes.get(number) for number in sorted(self._composites))
         return replace(
             self._row,
             count=self._count,
@@ -83,8 +82,7 @@ class Tally:
             stretch=self._stretch,
             seconds=self._seconds,
             dims=tuple(sorted(self._dims)),
-            composites=len(self._composites),
-            returned=next(returned, None),
+            part_of=tuple((number, dtypes.get(number)) for number in sorted(self._composites)),
         )
 
 

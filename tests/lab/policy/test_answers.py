@@ -71,3 +71,12 @@ def test_the_answer_does_not_depend_on_what_is_in_force(around) -> None:
         ]  # fmt: skip
     assert not torch.is_autocast_enabled("cuda")
     assert torch.get_autocast_dtype("cuda") is torch.float16
+
+
+def test_the_answer_does_not_depend_on_the_pass_that_is_running() -> None:
+    """In a backward pass torch asks for the device that a stand-in says it is on."""
+    answer.cache_clear()
+    leaf, told = torch.ones(2, requires_grad=True), []
+    leaf.register_hook(lambda _: told.append(answer("aten::linalg_vector_norm")[0]))
+    leaf.sum().backward()
+    assert told == ["result"]

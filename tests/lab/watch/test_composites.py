@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention.bias import causal_lower_right
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from pytest_amp.judge.dtype_map import lines_of
@@ -114,3 +116,40 @@ def test_a_call_that_raises_ends() -> None:
 
     found = recorded(run)
     assert all(row.composite is None for row in found.rows if "sin" in row.op)
+
+
+def test_each_call_counts_in_the_dtype_that_it_returned() -> None:
+    x = torch.randn(4, 4, requires_grad=True)
+
+    def run() -> torch.Tensor:
+        return F.dropout(F.dropout(x.bfloat16(), 0.5).float(), 0.5)
+
+    assert named(recorded(run), "dropout") == {
+        (phase, dtype, 1) for phase in ("forward", "backward") for dtype in ("float32", "bfloat16")
+    }
+
+
+def test_one_kernel_and_products_in_one_module_are_two_calls() -> None:
+    one, other = attention(0.0), attention(0.5)
+    assert named(recorded(lambda: one() + other()), "attention") == {
+        ("forward", "bfloat16", 2), ("backward", "bfloat16", 2),
+    }  # fmt: skip
+
+
+def test_who_overrides_attention_still_finds_it_in_its_place() -> None:
+    class Replacing(TorchFunctionMode):
+        found = False
+
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            self.found |= func is F.scaled_dot_product_attention
+            return func(*args, **kwargs or {})
+
+    with Replacing() as replacing:
+        recorded(attention(0.0))
+    assert replacing.found
+    bias, query = causal_lower_right(4, 8), torch.randn(1, 2, 4, 8)
+    keys = torch.randn(1, 2, 8, 8)
+    record = OpRecord()
+    with record.watching():
+        watched = F.scaled_dot_product_attention(query, keys, keys, bias)
+    assert torch.equal(watched, F.scaled_dot_product_attention(query, keys, keys, bias))

@@ -43,6 +43,14 @@ TABLE, MANY, IDS = floats(1000, 250), floats(4, 250), torch.tensor([1, 2, 3, 3])
         pytest.param(lambda: torch.empty_like(a), {"empty_like": 0}, id="memory only"),
         pytest.param(lambda: a.copy_(b), {"copy_": 2 * KB}, id="a copy overwrites"),
         pytest.param(a.zero_, {"zero_": KB}, id="a fill overwrites"),
+        pytest.param(lambda: torch.zeros_like(a), {"zeros_like": KB}, id="a fill of its own"),
+        pytest.param(a.exponential_, {"exponential_": KB}, id="a draw overwrites"),
+        pytest.param(
+            lambda: a.clone().unsqueeze_(0), {"clone": 2 * KB, "unsqueeze_": 0}, id="in-place view"
+        ),
+        pytest.param(
+            lambda: TABLE.index_put_((IDS,), MANY), {"index_put_": 12 * KB}, id="rows that are put"
+        ),
         pytest.param(lambda: F.embedding(IDS, TABLE), {"embedding": 8 * KB}, id="rows of a table"),
         pytest.param(lambda: TABLE[IDS], {"index": 8 * KB}, id="rows by index"),
         pytest.param(
@@ -70,3 +78,12 @@ def test_what_alike_calls_move_adds_up() -> None:
             torch.neg(a)
     (row,) = record.operators().rows
     assert (row.count, row.moved) == (3, 6 * KB)
+
+
+def test_of_a_sparse_tensor_only_what_is_there_is_moved() -> None:
+    table = torch.nn.Embedding(10_000, 250, sparse=True)
+    record = OpRecord()
+    with record.watching():
+        table(IDS).sum().backward()
+    rows = record.operators().rows
+    assert sum(row.moved for row in rows) < 100 * KB
