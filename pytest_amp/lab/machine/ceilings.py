@@ -28,7 +28,7 @@ _SPAN_S = 0.001
 _LEAST_CALLS = 3
 _TOGETHER = 10
 # Sizes end where a call takes so long, or where it takes too long although the rate still grows.
-_LONG_S, _TOO_LONG_S, _GROWS = 0.001, 0.010, 1.2
+_LONG_S, _TOO_LONG_S, _GROWS = 0.0005, 0.010, 1.2
 
 
 class _Call(NamedTuple):
