@@ -34,7 +34,7 @@ def attainable(bench: Workbench, seen: Observations) -> Forecast | None:
     """Return the speedups that this device could show; None if nothing was timed on it."""
     if seen.timing is None or not seen.timing.fp32_step_s:
         return None
-    if reason := forecasts.not_seen(seen):
+    if reason := forecasts.not_attainable(seen):
         return Forecast(HERE, reason=reason)
     bench.progress.at("ceilings", None)
     arms = forecasts.Arms.of(seen)

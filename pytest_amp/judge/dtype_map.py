@@ -111,8 +111,7 @@ def lines_of(operators: Operators | None) -> Lines:
         if row.composite is None:
             counts[module, row.phase, op, dtype] += row.count
         elif not row.is_cast:
-            calls = composites.setdefault((module, row.phase, row.composite), {})
-            calls.update((number, returned or row.dtype) for number, returned in row.part_of)
+            composites.setdefault((module, row.phase, row.composite), {}).update(row.part_of)
     for (module, phase, kind), calls in composites.items():
         for returned in calls.values():
             counts[module, phase, kind, returned] += 1

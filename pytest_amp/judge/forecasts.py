@@ -8,13 +8,7 @@ from typing import NamedTuple
 
 from pytest_amp.judge.attainable import Timed, attainable
 from pytest_amp.judge.devices import DEVICES
-from pytest_amp.judge.roofline import (
-    NOTHING_SEEN,
-    Ceilings,
-    Work,
-    forecast,
-    kind_of,
-)
+from pytest_amp.judge.roofline import NOTHING_SEEN, Ceilings, Work, forecast, kind_of
 from pytest_amp.observations import Observations, ParityRun
 from pytest_amp.recipes import Recipe
 from pytest_amp.results.forecast import HERE, Forecast
@@ -56,6 +50,16 @@ def not_seen(seen: Observations) -> str | None:
     return f"the record of the operators lacks {', '.join(lost)}" if lost else None
 
 
+def not_attainable(seen: Observations) -> str | None:
+    """Return why the attainable speedup can't be told; None if it can."""
+    if seen.timing is None or not seen.timing.fp32_step_s:
+        return "nothing was timed"
+    if reason := not_seen(seen):
+        return reason
+    is_compiled = seen.fp32.compiled or seen.amp.compiled
+    return "what torch.compile fuses can't be seen" if is_compiled else None
+
+
 def elsewhere(seen: Observations, names: Iterable[str]) -> tuple[Forecast, ...]:
     """Return a forecast for each of the GPUs, which `DEVICES` has to know."""
     if reason := not_seen(seen):
@@ -68,15 +72,14 @@ def here(seen: Observations, best: Ceilings, usual: Ceilings) -> Forecast:
     """Return the range of speedups on the device that the test was timed on.
 
     Args:
-        seen: everything that was seen of the test; there have to be operators and timed blocks.
+        seen: everything that was seen of the test.
         best: what the device reaches at best.
         usual: what it reaches usually.
     """
+    if reason := not_attainable(seen):
+        return Forecast(HERE, reason=reason)
     timing, arms = seen.timing, Arms.of(seen)
-    if timing is None or not timing.fp32_step_s:
-        return Forecast(HERE, reason="nothing was timed")
-    if seen.fp32.compiled or seen.amp.compiled:
-        return Forecast(HERE, reason="what torch.compile fuses can't be seen")
+    assert timing is not None
     step_s = statistics.median(timing.fp32_step_s)
     if best.overlaps:
         busy_s = timing.busy_s

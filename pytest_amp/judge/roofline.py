@@ -60,10 +60,6 @@ class Curve(NamedTuple):
         share = math.log(size / low) / math.log(high / low)
         return float(size / (slow * (fast / slow) ** share))
 
-    def scaled(self, factor: float) -> Curve:
-        """Return the curve with all rates multiplied."""
-        return Curve(self.sizes, tuple(rate * factor for rate in self.rates))
-
 
 @dataclass(frozen=True)
 class Ceilings:

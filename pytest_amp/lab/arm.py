@@ -60,6 +60,8 @@ class Arm:
         recipe: Recipe,
         suggest: Suggest = first_of,
         scaling: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        without_float16: bool = False,
     ) -> None:
         self.name = name
         self.recipe = recipe
@@ -71,7 +73,7 @@ class Arm:
         )
         self._suggest = suggest
         self._saved: Checkpoint | None = None
-        self._without_float16 = self._told_in_vain = False
+        self._without_float16, self._told_in_vain = without_float16, False
         self._teardown: list[Callable[[], object]] = []
 
     def pause_scaler_record(self) -> None:

@@ -250,8 +250,14 @@ class Workbench:
         with self.globals.preserved():
             seed_all(self._seed)
             recipe = getattr(self.recipes, name)
-            arm = Arm(name, self.device, recipe, self.suggest, self.scaling)
-            arm._without_float16 = self.without_float16
+            arm = Arm(
+                name,
+                self.device,
+                recipe,
+                self.suggest,
+                self.scaling,
+                without_float16=self.without_float16,
+            )
             resident = Resident(arm, self)
         self._alive += 1
         try:

@@ -45,7 +45,7 @@ class OpRow:
         computed: of a cast, whether autocast cast what the model had computed: a value that
             gradients flow through, or one that was read from a weight.
         part_of: the calls of the composite that they are part of: the number of each, and the dtype
-            that it returned, if that is known.
+            that it returned.
         seconds: the host's time until the calls returned. It measures the work only on a device
             that is done by then, as a CPU is.
     """
@@ -69,7 +69,7 @@ class OpRow:
     chosen: bool = False
     lacks_autocast: bool = False
     computed: bool = False
-    part_of: tuple[tuple[int, str | None], ...] = ()
+    part_of: tuple[tuple[int, str], ...] = ()
     seconds: float = field(default=0.0, compare=False)
 
     @property

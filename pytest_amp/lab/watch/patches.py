@@ -38,30 +38,25 @@ def lifted(owner: Any, name: str, around: Callable[..., Any]) -> Iterator[None]:
     Whoever overrides torch's functions is given the original, and compares it with the attribute.
     A call within a call is not reported.
     """
-    original, is_its_own = getattr(owner, name), name in vars(owner)
+    watching = True
 
-    @wraps(original)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    def around_lifted(original: Any, *args: Any, **kwargs: Any) -> Any:
+        def itself(*args: Any, **kwargs: Any) -> Any:
+            setattr(owner, name, original)
+            try:
+                return original(*args, **kwargs)
+            finally:
+                if watching:  # a thread may go on
+                    setattr(owner, name, call)
+
         return around(itself, *args, **kwargs)
 
-    def itself(*args: Any, **kwargs: Any) -> Any:
-        put_back()
+    with patched(owner, name, around_lifted):
+        call = getattr(owner, name)
         try:
-            return original(*args, **kwargs)
+            yield
         finally:
-            setattr(owner, name, call)
-
-    def put_back() -> None:
-        if is_its_own:
-            setattr(owner, name, original)
-        else:
-            vars(owner).pop(name, None)
-
-    setattr(owner, name, call)
-    try:
-        yield
-    finally:
-        put_back()
+            watching = False
 
 
 def _family(cls: Any) -> Iterable[type]:

@@ -82,7 +82,7 @@ class Tally:
             stretch=self._stretch,
             seconds=self._seconds,
             dims=tuple(sorted(self._dims)),
-            part_of=tuple((number, dtypes.get(number)) for number in sorted(self._composites)),
+            part_of=tuple((number, dtypes[number]) for number in sorted(self._composites)),
         )
 
 
