@@ -17,7 +17,8 @@ from pytest_amp.results.forecast import HERE, Forecast
 # Products in reduced precision reach this share of what the reference's reach of their ceilings, or
 # more.
 REDUCED_REACH = 0.6
-# What a short measurement finds of a ceiling may lack a tenth of it.
+# What a short measurement finds of a ceiling may lack a tenth of it, and the same work in memory may
+# be a tenth faster in one arm than in the other, by where its data lie.
 CEILINGS_LACK = 1.1
 # A CPU converts what other operators read, so that they take this much longer, or less.
 OTHERS_TAKE = 1.1
@@ -45,7 +46,8 @@ def attainable(
 
     The upper end is the attainable speedup. There the candidate's products reach their ceilings,
     its other operators are faster than the reference's by as much as they move fewer bytes, and
-    what runs in the same dtype in both arms, or on the host, takes as long in both.
+    by what `CEILINGS_LACK` says, and products of the same dtype in both arms, and the host, take
+    as long in both.
 
     At the lower end the products lose as much against their ceilings as the reference's do, and
     more, as `REDUCED_REACH` says, and other operators are slower than the reference's, as
@@ -99,8 +101,7 @@ def _scaled(
         memory_s *= max(1.0, ratio) * OTHERS_TAKE
         return Spent(same_s + faster_s, memory_s, after.casts, timed.host_s)
     faster_s /= CEILINGS_LACK
-    saved = min((1 - ratio) * CEILINGS_LACK, 1.0) if ratio < 1 else 1 - ratio
-    return Spent(same_s + faster_s, memory_s * (1 - saved), after.casts, timed.host_s)
+    return Spent(same_s + faster_s, memory_s * ratio / CEILINGS_LACK, after.casts, timed.host_s)
 
 
 def _heavy_only(work: Work) -> Work:

@@ -85,5 +85,20 @@ def here(seen: Observations, best: Ceilings, usual: Ceilings) -> Forecast:
         busy_s = timing.busy_s
         idle_s = 0.0 if busy_s is None else statistics.median(timing.amp_step_s) - busy_s
     else:
-        idle_s = step_s - sum(row.seconds for row in arms.reference.rows)
+        idle_s = step_s * _hosts_share(seen, step_s)
     return attainable(*arms, best, usual, Timed(step_s, min(max(0.0, idle_s), step_s)))
+
+
+def _hosts_share(seen: Observations, step_s: float) -> float:
+    """Return the share of the reference's step in which no operator of a CPU runs.
+
+    Operators were timed in one inspected step of each arm, which is compared with the plain steps
+    beside it: by the time that the timed steps run, the machine may be faster or slower. The host
+    has the same to do in both arms, so the smaller of two differences is the less disturbed one.
+    """
+    idle_s = [
+        run.fastest_step_s - sum(row.seconds for row in run.operators.rows)
+        for run in (seen.fp32, seen.amp)
+        if run.operators
+    ]
+    return min(idle_s) / (seen.fp32.fastest_step_s or step_s)

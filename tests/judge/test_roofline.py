@@ -211,17 +211,17 @@ def test_at_its_ceilings_a_product_has_the_rate_of_its_dtype_and_memory_what_it_
     candidate = Work([product("bfloat16", 4), other("bfloat16", 1), cast(0.25)])
     found = attainable(reference, candidate, CPU, CPU, Timed(step_s=10.0, host_s=2.0))
     # 2 s of the host, 1 s of products, half of the 3 s of memory, and casts; a tenth is granted
-    assert found.high == pytest.approx(10 / (2 + 1 / 1.1 + 3 * (1 - 0.5 * 1.1) + 0.25))
+    assert found.high == pytest.approx(10 / (2 + 1 / 1.1 + 1.5 / 1.1 + 0.25))
     # its products lose as much as the reference's, 4 of 5 s, and 40% more; memory is 10% slower
     assert found.low == pytest.approx(10 / (2 + 1 / 0.8 / 0.6 + 3.3 + 0.25))
-    assert found.shares["memory"] == pytest.approx(1.35 / (2 + 1 / 1.1 + 1.35 + 0.25))
+    assert found.shares["memory"] == pytest.approx((1.5 / 1.1) / (2 + 2.5 / 1.1 + 0.25))
 
 
 def test_a_product_of_few_flops_gains_what_it_moves_less_and_no_more() -> None:
     reference = Work([timed(product("float32", 4, gb=0.8), 8.0)])  # 20 FLOPs to a number
     candidate = Work([product("bfloat16", 4, gb=0.4)])
     found = attainable(reference, candidate, CPU, CPU, Timed(8.0, 0.0))
-    assert (found.low, found.high) == pytest.approx((1 / 1.1, 1 / (1 - 0.5 * 1.1)))
+    assert (found.low, found.high) == pytest.approx((1 / 1.1, 2 * 1.1))
     heavy = (
         Work([timed(product("float32", 4, gb=0.4), 8.0)]),
         Work([product("bfloat16", 4, gb=0.2)]),
@@ -229,10 +229,10 @@ def test_a_product_of_few_flops_gains_what_it_moves_less_and_no_more() -> None:
     assert attainable(*heavy, CPU, CPU, Timed(8.0, 0.0)).high == pytest.approx(8 * 1.1)
 
 
-def test_what_runs_alike_in_both_arms_takes_as_long_in_both() -> None:
+def test_products_that_run_alike_in_both_arms_take_as_long_and_other_operators_nearly() -> None:
     reference = Work([timed(product("float32", 4), 8.0), timed(other("float32", 1), 2.0)])
     found = attainable(reference, reference, CPU, CPU, Timed(10.0, 0.0))
-    assert (found.low, found.high) == pytest.approx((10 / 10.2, 1))
+    assert (found.low, found.high) == pytest.approx((10 / (8 + 2.2), 10 / (8 + 2 / 1.1)))
 
 
 def test_an_accelerators_time_is_divided_as_the_model_has_it() -> None:
@@ -240,14 +240,14 @@ def test_an_accelerators_time_is_divided_as_the_model_has_it() -> None:
     candidate = Work([product("bfloat16", 3), other("bfloat16", 0.5)])
     found = attainable(reference, candidate, ONE, ONE, Timed(8.0, 0.0))
     # 6 s of products, and 2 s of memory
-    assert found.high == pytest.approx(8 / (3 / 4 / 1.1 + 2 * (1 - 0.5 * 1.1)))
+    assert found.high == pytest.approx(8 / (3 / 4 / 1.1 + 1 / 1.1))
 
 
 def test_traffic_that_the_reference_has_none_of_counts_as_much_as_it_takes() -> None:
     reference = Work([timed(product("float32", 4), 4.0)])
     candidate = Work([product("bfloat16", 4), other("bfloat16", 3)])
     found = attainable(reference, candidate, CPU, CPU, Timed(4.0, 0.0))
-    assert found.high == pytest.approx(4 / (1 / 1.1 + 3))
+    assert found.high == pytest.approx(4 / (1 / 1.1 + 3 / 1.1))
 
 
 def test_nothing_is_attainable_of_a_step_without_operators() -> None:
@@ -297,12 +297,32 @@ def test_each_device_that_is_asked_for_has_a_forecast_in_that_order() -> None:
     assert found[1].low is None
 
 
-def test_here_the_reference_has_its_median_step_and_the_host_what_no_operator_took() -> None:
-    blocks = Timing((7.0, 8.0, 30.0), (1.0, 1.0, 1.0), 1, "decided", 1.0)
-    found = forecasts.here(seen_with(IN_FLOAT32, IN_BFLOAT16, timing=blocks), CPU, CPU)
-    of_memory = 2 * (1 - 0.5 * 1.1)
-    assert found.high == pytest.approx(8 / (2 + 1 / 1.1 + of_memory))
-    assert found.shares["host"] == pytest.approx(2 / (2 + 1 / 1.1 + of_memory))
+@pytest.mark.parametrize(
+    ("fp32_s", "amp_s", "timed_s", "host"),
+    [
+        (8.0, 5.0, (7.0, 8.0, 30.0), 0.25),  # the median step of the reference
+        (8.0, 5.0, (16.0,), 0.25),  # the machine is slower by the time that the steps are timed
+        (8.0, 5.0, (4.0,), 0.25),  # and faster
+        (12.0, 3.0, (12.0,), 1 / 12),  # it was slower for one arm: the smaller difference counts
+        (8.0, 1.5, (8.0,), 0.0),  # the inspected step may take longer than a plain one
+    ],
+)
+def test_the_hosts_share_is_what_no_operator_took_of_the_steps_beside_the_inspected_one(
+    fp32_s: float, amp_s: float, timed_s: tuple[float, ...], host: float
+) -> None:
+    in_bfloat16 = Operators(rows=tuple(timed(row, 1.0) for row in IN_BFLOAT16.rows))
+    observed = seen(
+        {"operators": IN_FLOAT32, "fastest_step_s": fp32_s},
+        {"operators": in_bfloat16, "fastest_step_s": amp_s},
+        timing=Timing(timed_s, (1.0,) * len(timed_s), 1, "decided", 1.0),
+    )
+    step_s = sorted(timed_s)[len(timed_s) // 2]
+    found = forecasts.here(observed, CPU, CPU)
+    assert found.high is not None
+    assert found.shares.get("host", 0.0) / found.high == pytest.approx(host)
+    assert step_s / found.high == pytest.approx(
+        host * step_s + 1 / 1.1 + (1 - host) * step_s / 3 * 0.5 / 1.1
+    )
 
 
 @pytest.mark.parametrize("arm", ["fp32", "amp"])
@@ -318,4 +338,4 @@ def test_an_accelerator_waits_for_the_host_while_it_is_not_busy() -> None:
     blocks = Timing((8.0,), (4.0,), 1, "decided", 1.0, busy_s=3.0)
     found = forecasts.here(seen_with(IN_FLOAT32, IN_BFLOAT16, timing=blocks), ONE, ONE)
     # 7 s of work, two thirds of it products, which the model has at 1 s in bfloat16
-    assert found.high == pytest.approx(8 / (1 + 1 / 1.1 + 7 / 3 * (1 - 0.5 * 1.1)))
+    assert found.high == pytest.approx(8 / (1 + 1 / 1.1 + 7 / 3 * 0.5 / 1.1))
