@@ -17,8 +17,8 @@ from pytest_amp.results.forecast import HERE, Forecast
 # Products in reduced precision reach this share of what the reference's reach of their ceilings, or
 # more.
 REDUCED_REACH = 0.6
-# What a short measurement finds of a ceiling may lack a tenth of it, and the same work in memory may
-# be a tenth faster in one arm than in the other, by where its data lie.
+# What a short measurement finds of a ceiling may lack a tenth of it, and the same work in memory
+# may be a tenth faster in one arm than in the other, by where its data lie.
 CEILINGS_LACK = 1.1
 # A CPU converts what other operators read, so that they take this much longer, or less.
 OTHERS_TAKE = 1.1
