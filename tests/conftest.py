@@ -24,6 +24,7 @@ import pytest_amp.plugin.benchmark
 import pytest_amp.plugin.compare
 import pytest_amp.plugin.live_line
 import pytest_amp.plugin.makereport  # noqa: F401
+from pytest_amp.lab.machine.device import Device
 from tests.helpers.project import CONFTEST
 
 TESTS = Path(__file__).parent
@@ -73,6 +74,12 @@ def _usual_options(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 def _no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inner runs are their own, also where xdist runs these tests."""
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def _undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What other work takes from the machine that runs these tests is no test's business."""
+    monkeypatch.setattr(Device, "counters", lambda _: None)
 
 
 @pytest.fixture(autouse=True)

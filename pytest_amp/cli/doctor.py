@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,6 +35,8 @@ _VARIABLES = {
     "CUDA_VISIBLE_DEVICES": "",
     "TORCHDYNAMO_DISABLE": "",
 }
+# For how long the processors are watched.
+_LOOKS_FOR_S = 0.5
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
@@ -121,6 +124,7 @@ def _device(wanted: str) -> Iterator[Line]:
     yield Line("flags", ", ".join(f"{name} {value}" for name, value in flags.items()
                                   if name in _SHIFTING))  # fmt: skip
     yield from _gpu_clocks(device) if device.type == "cuda" else _cpu_clocks()
+    yield from _processors()
 
 
 _SHIFTING = (
@@ -129,12 +133,30 @@ _SHIFTING = (
 )  # fmt: skip
 
 
+def _processors() -> Iterator[Line]:
+    """Yield what others take of the processors now, and whether torch's threads find room."""
+    import torch
+
+    from pytest_amp.judge.contention import crowded
+    from pytest_amp.lab.machine import contention
+
+    cores, threads, before = contention.cores(), torch.get_num_threads(), contention.read()
+    time.sleep(_LOOKS_FOR_S)
+    taken = contention.read().since(before)
+    if cores is None or taken.others_s is None:
+        return
+    others = max(0.0, taken.others_s / taken.wall_s)
+    fact = f"others keep {others:.1f} of {cores:g} cores busy"
+    yield Line("processors", f"{fact}; torch takes {units.plural(threads, 'thread')}",
+               crowded(cores, threads, others) or "")  # fmt: skip
+
+
 def _cpu_clocks() -> Iterator[Line]:
     cores = os.cpu_count() or 1
     if hasattr(os, "getloadavg"):
         load = os.getloadavg()[0]
-        yield Line("load", f"{load:.1f} on {units.plural(cores, 'core')}",
-                   "something else keeps the processor busy: stop it" if load > cores / 2 else
+        yield Line("load", f"{load:.1f} on {units.plural(cores, 'core')} in the last minute",
+                   "something else keeps the processor busy: stop it" if load > cores else
                    "")  # fmt: skip
     if _GOVERNOR.exists():
         governor = _GOVERNOR.read_text().strip()
@@ -143,48 +165,22 @@ def _cpu_clocks() -> Iterator[Line]:
                    "(cpupower frequency-set -g performance)")  # fmt: skip
 
 
-# NVML's reasons for holding the clocks back, without those that are no fault: an idle GPU and
-# locked clocks.
-_BRAKES = {
-    "SwPowerCap": "its power cap", "HwSlowdown": "the hardware", "SyncBoost": "another GPU",
-    "SwThermalSlowdown": "its temperature", "HwThermalSlowdown": "its temperature",
-    "HwPowerBrakeSlowdown": "the power supply",
-}  # fmt: skip
-
-
 def _gpu_clocks(device: Any) -> Iterator[Line]:
     """Yield clocks, temperature and throttling, if NVML's bindings are installed."""
+    from pytest_amp.lab.machine import nvml
+
     try:
-        import pynvml  # type: ignore[import-not-found, import-untyped, unused-ignore]
-    except ImportError:
-        yield Line("clocks", "not known: pip install nvidia-ml-py to read them")
+        gpu = nvml.Gpu(device.uuid() or "")
+        found = gpu.health()
+    except nvml.Unknown as unknown:
+        yield Line("clocks", f"not known: {unknown}")
         return
-    try:
-        pynvml.nvmlInit()
-        gpu = pynvml.nvmlDeviceGetHandleByUUID(_uuid(device))
-        reasons = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)
-        now = pynvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)
-        most = pynvml.nvmlDeviceGetMaxClockInfo(gpu, pynvml.NVML_CLOCK_SM)
-        celsius = pynvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU)
-        busy = pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu
-    except Exception as error:  # noqa: BLE001 - NVML fails in many ways
-        yield Line("clocks", f"not known: NVML says {error}")
-        return
-    held = dict.fromkeys(
-        cause
-        for reason, cause in _BRAKES.items()
-        if reasons & getattr(pynvml, f"nvmlClocksThrottleReason{reason}", 0)
-    )
-    yield Line("clocks", f"{now} of {most} MHz, {celsius} C",
+    held = found.state.held_back
+    yield Line("clocks", f"{found.state.clock_mhz} of {found.most_mhz} MHz, {found.celsius} C",
                f"the clocks are held back by {' and '.join(held)}: cool it, give it power, or lock "
                "lower ones with nvidia-smi -lgc" if held else "")  # fmt: skip
-    yield Line("use", f"{busy}% busy",
-               "something else keeps the GPU busy: stop it" if busy > 5 else "")  # fmt: skip
-
-
-def _uuid(device: Any) -> bytes:
-    unique = str(device.module.get_device_properties(device.torch).uuid)
-    return (unique if unique.startswith("GPU-") else f"GPU-{unique}").encode()
+    yield Line("use", f"{found.busy}% busy",
+               "something else keeps the GPU busy: stop it" if found.busy > 5 else "")  # fmt: skip
 
 
 def _variables() -> Iterator[Line]:

@@ -9,7 +9,7 @@ from pytest_amp.errors import unless_our_bug
 from pytest_amp.experiment.job import Job, arms_of, blank_report, environment_of, phases_of
 from pytest_amp.experiment.plan import limits_of, plan_of
 from pytest_amp.experiment.run import laboratory, refuse_several_ranks
-from pytest_amp.judge import gates
+from pytest_amp.judge import gates, speed
 from pytest_amp.lab.arm import Arm, Setup, Step
 from pytest_amp.lab.phases import parity as parity_run
 from pytest_amp.lab.phases import timing
@@ -78,7 +78,7 @@ def run(job: Job, progress: Progress, other: Setup, name: str) -> AmpReport:
         environment=environment,
         gates=gated,
         arms=arms,
-        speedup=gates.estimate(seen.timing, limits.error_rate),
+        speedup=speed.estimate(seen.timing, limits.error_rate),
         notes=tuple(bench.notes),
         phases_s=phases_of(progress),
     )

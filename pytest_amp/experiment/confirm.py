@@ -9,11 +9,13 @@ from dataclasses import replace
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.experiment import line_search, suspects
+from pytest_amp.judge import contention
 from pytest_amp.judge.case import Case
 from pytest_amp.lab.arm import Setup
 from pytest_amp.lab.phases import counterfactuals, parity, timing
 from pytest_amp.lab.watch import kernel_time
 from pytest_amp.lab.workbench import Workbench
+from pytest_amp.observations import Timing
 from pytest_amp.results.values import Finding
 from pytest_amp.rules import registry
 from pytest_amp.rules.base import Mended
@@ -131,10 +133,10 @@ def try_remedies(bench: Workbench, settings: Settings, case: Case) -> None:
     """Time amp steps with each remedy against amp steps without, and note the ones that help."""
     rate, budget = settings.error_rate, settings.max_time * _SHARE_OF_TIME
 
-    def stop(pairs: timing.Pairs) -> str | None:
-        if suspects.is_settled(pairs.ratios, rate):
+    def stop(timed: Timing) -> str | None:
+        if suspects.is_settled(timed.ratios, rate):
             return "decided"
-        return "budget" if pairs.elapsed_s >= budget else None
+        return "budget" if timed.elapsed_s >= budget else None
 
     for remedy in suspects.remedies(case):
         sides = timing.Side("amp"), timing.Side("amp", _CHANGES[remedy])
@@ -143,6 +145,25 @@ def try_remedies(bench: Workbench, settings: Settings, case: Case) -> None:
             said = suspects.helped(remedy, timed, rate)
             if said:
                 bench.notes.append(said)
+
+
+def try_fewer_threads(bench: Workbench, settings: Settings, case: Case) -> None:
+    """Where the gate has no answer for want of processors, note what fewer threads would show."""
+    timed, rate = case.seen.timing, settings.error_rate
+    threads = contention.threads_to_try(timed) if timed else None
+    if threads is None or case.gates["speedup"].verdict not in ("fail", "inconclusive"):
+        return
+
+    def stop(timed: Timing) -> str | None:
+        if suspects.is_precise(timed.ratios, rate):
+            return "precise"
+        return "budget" if timed.elapsed_s >= settings.max_time * _SHARE_OF_TIME else None
+
+    change = counterfactuals.with_threads(threads)
+    sides = timing.Side("fp32", change), timing.Side("amp", change)
+    with _ending_early("fewer threads", bench):
+        found = timing.run(bench, timing.Plan(settings.warmup, stop), sides)
+        bench.notes.append(suspects.with_threads(threads, found, rate))
 
 
 def look_for_idling(bench: Workbench, settings: Settings, case: Case) -> Case:

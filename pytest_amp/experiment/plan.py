@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 from pytest_amp import units
 from pytest_amp.codes import GATES
-from pytest_amp.judge import gates, sequential
+from pytest_amp.judge import abstain, speed
 from pytest_amp.judge.case import Limits
 from pytest_amp.lab.phases import timing
 from pytest_amp.lab.workbench import Workbench
+from pytest_amp.observations import Timing
 from pytest_amp.settings.resolved import Settings
 from pytest_amp.settings.thresholds import DeviceNames, Threshold
 
@@ -35,30 +35,29 @@ def plan_of(bench: Workbench, settings: Settings, limits: Limits) -> timing.Plan
     drop = settings.compare_fail.get("speedup")
     half_width = drop * SHARE_OF_DROP if drop else PRECISE_HALF_WIDTH
     gated = wanted is not None or drop is not None
-    decided = False
+    decided, shown = False, ""
 
-    def stop(pairs: timing.Pairs) -> str | None:
+    def stop(timed: Timing) -> str | None:
+        nonlocal shown
+        if abstain.is_worth_a_look(len(timed.ratios)):
+            shown = _estimate(timed, rate)
+            if reason := look(timed):
+                return reason
+        over = timed.elapsed_s >= budget * (1 if gated else UNGATED_SHARE_OF_TIME)
+        return "budget" if over else None
+
+    def look(timed: Timing) -> str | None:
         nonlocal decided  # later pairs can't take an answer back
-        ratios = pairs.ratios
         if wanted is not None and not decided:
-            decided = gates.decision(ratios, wanted, rate) is not None
+            decided = speed.decision(timed, wanted, rate) is not None
         if decided and drop is None:
             return "decided"
-        bounds = sequential.interval(ratios, rate)
-        if (
-            bounds
-            and (bounds[1] - bounds[0]) / 2 <= half_width * bounds[0]
-            and (decided or wanted is None)
-        ):
-            return "precise"
-        return (
-            "budget"
-            if pairs.elapsed_s >= budget * (1 if gated else UNGATED_SHARE_OF_TIME)
-            else None
-        )
+        bounds = abstain.interval(timed.ratios, rate)
+        is_precise = bounds and (bounds[1] - bounds[0]) / 2 <= half_width * bounds[0]
+        return "precise" if is_precise and (decided or wanted is None) else None
 
     def foresee(pair_s: float) -> None:
-        fewest = sequential.fewest_pairs(rate)
+        fewest = abstain.fewest_pairs(rate)
         if gated and pair_s * fewest > budget:
             needed = math.ceil(1.1 * pair_s * fewest)
             note = (
@@ -68,14 +67,15 @@ def plan_of(bench: Workbench, settings: Settings, limits: Limits) -> timing.Plan
             bench.notes.append(note)
             bench.progress.say(note)
 
-    def show(ratios: Sequence[float]) -> str:
-        if not ratios:
-            return ""
-        low, high = sequential.interval(ratios, rate) or (None, None)
-        middle = sorted(ratios)[len(ratios) // 2]
-        return f"{units.ratio(middle)} {units.interval(low, high)}".rstrip()
+    return timing.Plan(settings.warmup, stop, foresee, lambda: shown)
 
-    return timing.Plan(settings.warmup, stop, foresee, show)
+
+def _estimate(timed: Timing, error_rate: float) -> str:
+    """Format the running estimate, for the live line."""
+    found = speed.estimate(timed, error_rate)
+    if found is None:
+        return ""
+    return f"{units.ratio(found.value)} {units.interval(found.low, found.high)}".rstrip()
 
 
 def limits_of(settings: Settings, names: DeviceNames) -> Limits:

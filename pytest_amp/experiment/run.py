@@ -11,11 +11,16 @@ from pytest_amp import units
 from pytest_amp.codes import GATES
 from pytest_amp.errors import AmpError, unless_our_bug
 from pytest_amp.experiment import forecasting, one_arm
-from pytest_amp.experiment.confirm import confirmed, look_for_idling, try_remedies
+from pytest_amp.experiment.confirm import (
+    confirmed,
+    look_for_idling,
+    try_fewer_threads,
+    try_remedies,
+)
 from pytest_amp.experiment.job import Job, arms_of, blank_report, environment_of, phases_of
 from pytest_amp.experiment.places import located
 from pytest_amp.experiment.plan import limits_of, plan_of
-from pytest_amp.judge import dtype_map, gates, kernels, parity, training
+from pytest_amp.judge import contention, dtype_map, gates, kernels, parity, speed, training
 from pytest_amp.judge.case import Case, Limits
 from pytest_amp.lab.arm import NoFloat16
 from pytest_amp.lab.machine.abilities import abilities
@@ -108,6 +113,7 @@ def judged(bench: Workbench, job: Job) -> AmpReport:
     case = Case(seen, {gate.name: gate for gate in gated}, limits)
     if seen.timing is not None:
         try_remedies(bench, settings, case)
+        try_fewer_threads(bench, settings, case)
         case = look_for_idling(bench, settings, case)
     attainable = forecasting.attainable(bench, seen)
     forecasts = forecasting.elsewhere(bench, seen, settings.forecast)
@@ -125,7 +131,7 @@ def judged(bench: Workbench, job: Job) -> AmpReport:
         environment=environment,
         gates=gated,
         arms=arms_of(seen),
-        speedup=gates.estimate(seen.timing, limits.error_rate),
+        speedup=speed.estimate(seen.timing, limits.error_rate),
         loss_diff=loss.value,
         noise_floor=max(
             parity.noise_floor(seen.fp32.losses, seen.floor, key) for key in seen.fp32.losses
@@ -137,6 +143,7 @@ def judged(bench: Workbench, job: Job) -> AmpReport:
         dtype_map=mapped,
         attainable=attainable,
         forecasts=forecasts,
+        contention=contention.of(seen.timing),
     )
     suppressed = (each for each in found if each.suppressed is not None)
     return replace(report, findings=(*in_order(report), *suppressed))

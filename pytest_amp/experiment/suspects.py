@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pytest_amp import units
 from pytest_amp.codes import CODES
 from pytest_amp.experiment import functions
-from pytest_amp.judge import gates, sequential
+from pytest_amp.judge import abstain, gates
 from pytest_amp.judge.case import Case
 from pytest_amp.observations import Timing
 from pytest_amp.results.values import Finding, Gate
@@ -158,6 +158,8 @@ AUTOTUNED = Remedy("cudnn.benchmark", "torch.backends.cudnn.benchmark = True")
 _CONVOLUTIONS = 0.2
 # A remedy is worth a note if it makes steps this many times as fast.
 _GAINS = 1.05
+# The interval of a speedup on the side, by its lower end.
+_PRECISE = 1.1
 
 
 def remedies(case: Case) -> tuple[Remedy, ...]:
@@ -180,13 +182,30 @@ def is_settled(ratios: Sequence[float], error_rate: float) -> bool:
         ratios: step time without the remedy / step time with it, one ratio a pair of blocks.
         error_rate: the bound on the probability of a wrong answer.
     """
-    bounds = sequential.interval(ratios, error_rate)
+    bounds = abstain.interval(ratios, error_rate)
     return bounds is not None and not bounds[0] <= _GAINS <= bounds[1]
+
+
+def is_precise(ratios: Sequence[float], error_rate: float) -> bool:
+    """Return whether the pairs show a speedup to within 5%."""
+    bounds = abstain.interval(ratios, error_rate)
+    return bounds is not None and bounds[1] <= _PRECISE * bounds[0]
+
+
+def with_threads(threads: int, timed: Timing, error_rate: float) -> str:
+    """Return a note on the speedup that fewer threads show."""
+    low, high = abstain.interval(timed.ratios, error_rate) or (None, None)
+    shown = f"{units.ratio(statistics.median(timed.ratios))} {units.interval(low, high)}".rstrip()
+    pairs = units.plural(len(timed.ratios), "pair")
+    return (
+        f"with OMP_NUM_THREADS={threads}, which leaves the other processes theirs, both arms were "
+        f"timed once more: {shown} ({pairs}); that does not count for the gate"
+    )
 
 
 def helped(remedy: Remedy, timed: Timing, error_rate: float) -> str | None:
     """Return a note on a remedy that makes amp steps faster; None if it does not."""
-    low, high = sequential.interval(timed.ratios, error_rate) or (0.0, 0.0)
+    low, high = abstain.interval(timed.ratios, error_rate) or (0.0, 0.0)
     if low <= _GAINS:
         return None
     before, after = (statistics.median(s) for s in (timed.fp32_step_s, timed.amp_step_s))

@@ -29,12 +29,13 @@ from pytest_amp.experiment.search_space import (
     space_of,
 )
 from pytest_amp.experiment.study import Outcome, Proposed, Study, Trial, first_line
-from pytest_amp.judge import sequential
+from pytest_amp.judge import abstain
 from pytest_amp.lab.arm import ArmName, Suggest
 from pytest_amp.lab.machine.abilities import abilities
 from pytest_amp.lab.phases import timing
 from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.lab.workbench import Workbench
+from pytest_amp.observations import Timing
 from pytest_amp.progress import Progress
 from pytest_amp.recipes import Recipe, Recipes
 from pytest_amp.results.explanation import explanation
@@ -264,26 +265,25 @@ class _Search:
         best, known = self.study.best, self.study.reference_s(choice)
         rate = job.settings.error_rate
 
-        def least_s(pairs: timing.Pairs) -> float | None:
+        def least_s(timed: Timing) -> float | None:
             """Return the shortest time that the pairs so far leave possible."""
-            bounds = sequential.interval(pairs.ratios, rate)
+            bounds = abstain.interval(timed.ratios, rate)
             if bounds is None:
                 return None
-            return share * (known or statistics.median(pairs.step_s[0])) / bounds[1]
+            return share * (known or statistics.median(timed.fp32_step_s)) / bounds[1]
 
-        def stop(pairs: timing.Pairs) -> str | None:
-            least = least_s(pairs)
+        def stop(timed: Timing) -> str | None:
+            least = least_s(timed)
             if least is not None and best is not None and least > best.step_s:
                 return "pruned"
-            bounds = sequential.interval(pairs.ratios, rate)
+            bounds = abstain.interval(timed.ratios, rate)
             if bounds and bounds[1] - bounds[0] <= 2 * PRECISE_HALF_WIDTH * bounds[0]:
                 return "precise"
-            over = pairs.elapsed_s >= job.settings.max_time * UNGATED_SHARE_OF_TIME
+            over = timed.elapsed_s >= job.settings.max_time * UNGATED_SHARE_OF_TIME
             return "budget" if over else None
 
         timed = timing.run(bench, timing.Plan(job.settings.warmup, stop))
-        pairs = timing.Pairs(timed.ratios, (timed.fp32_step_s, timed.amp_step_s), timed.elapsed_s)
-        bounds, least = sequential.interval(timed.ratios, rate), least_s(pairs)
+        bounds, least = abstain.interval(timed.ratios, rate), least_s(timed)
         if bounds is None or least is None:
             why = f"max_time={job.settings.max_time:g} s is too short"
             if timed.skipping_pairs > len(timed.ratios):

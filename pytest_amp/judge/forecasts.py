@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from pytest_amp.judge import contention
 from pytest_amp.judge.attainable import Timed, attainable
 from pytest_amp.judge.devices import DEVICES
 from pytest_amp.judge.roofline import NOTHING_SEEN, Ceilings, Work, forecast, kind_of
@@ -56,6 +57,8 @@ def not_attainable(seen: Observations) -> str | None:
         return "nothing was timed"
     if reason := not_seen(seen):
         return reason
+    if contention.cause(contention.of(seen.timing)):
+        return "other work took processors from the arms, and would from what measures the ceilings"
     is_compiled = seen.fp32.compiled or seen.amp.compiled
     return "what torch.compile fuses can't be seen" if is_compiled else None
 

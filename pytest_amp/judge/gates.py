@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Literal
 
 from pytest_amp import units
-from pytest_amp.judge import parity, sequential
+from pytest_amp.judge import parity, speed
 from pytest_amp.judge.case import Limits
-from pytest_amp.observations import REDUCED, Observations, ParityRun, Timing
-from pytest_amp.results.values import Estimate, Finding, Gate, GateVerdict, Verdict
+from pytest_amp.judge.speed import below
+from pytest_amp.observations import REDUCED, Observations, ParityRun
+from pytest_amp.results.values import Finding, Gate, GateVerdict, Verdict
 
 # If the arms draw different random numbers, one run with another stream is a small sample of what
 # that does to a loss. A difference up to this many times the sample is not blamed on AMP.
@@ -20,52 +20,8 @@ OTHER_STREAM_MARGIN = 2.0
 # Healthy regressions stay below 1; a learning rate of a third under amp gives 7 and more
 # (benchmarks/small_losses.py).
 ROUNDINGS = 3
-# The same two steps differ by this much from one process to the next (because of where their memory
-# lies and which clock they get), even if the pairs within one process agree to the last digit. A
-# speedup nearer to the threshold would pass today and fail tomorrow.
-RESOLUTION = 0.005
 # Among several losses, the one with the gravest verdict decides.
 _GRAVITY: tuple[GateVerdict, ...] = ("not_gated", "pass", "inconclusive", "fail")
-
-
-def estimate(timing: Timing | None, error_rate: float) -> Estimate | None:
-    """Estimate the speedup from the pairs; return None if there are none."""
-    if timing is None or not timing.ratios:
-        return None
-    low, high = sequential.interval(timing.ratios, error_rate) or (None, None)
-    return Estimate(timing.ratios, low, high, timing.block_steps)
-
-
-def decision(
-    ratios: Sequence[float], threshold: float, error_rate: float
-) -> Literal["pass", "fail", "inconclusive"] | None:
-    """Return the sequential test's answer, if it is clear of the threshold by `RESOLUTION`.
-
-    Returns:
-        "inconclusive" if the speedup is known to be nearer to the threshold, so that more pairs
-        would not help; None if more pairs would help.
-    """
-    low, high = threshold * (1 - RESOLUTION), threshold * (1 + RESOLUTION)
-    if sequential.decide(ratios, high, error_rate) == "pass":
-        return "pass"
-    if sequential.decide(ratios, low, error_rate) == "fail":
-        return "fail"
-    bounds = sequential.interval(ratios, error_rate)
-    return "inconclusive" if bounds and low <= bounds[0] and bounds[1] < high else None
-
-
-def first_decision(
-    ratios: Sequence[float], threshold: float, error_rate: float
-) -> tuple[Literal["pass", "fail", "inconclusive"] | None, int]:
-    """Return the first answer, and the number of pairs that it took.
-
-    Pairs that came later can't take it back. If timing went on, as it does for a comparison, the
-    evidence of all pairs together may be weaker again.
-    """
-    for pairs in range(sequential.fewest_pairs(error_rate), len(ratios) + 1):
-        if answer := decision(ratios[:pairs], threshold, error_rate):
-            return answer, pairs
-    return None, len(ratios)
 
 
 def coverage(seen: Observations) -> float | None:
@@ -128,64 +84,11 @@ def verdict_of(gates: Iterable[Gate], findings: Iterable[Finding]) -> Verdict:
 
 
 def _gates(seen: Observations, limits: Limits) -> Iterator[Gate]:
-    yield _speedup(seen, limits)
+    yield speed.gate(seen, limits)
     yield _memory(seen, limits)
     yield _loss(seen, limits)
     yield _coverage(seen, limits)
     yield _skips(seen, limits)
-
-
-def _speedup(seen: Observations, limits: Limits) -> Gate:
-    wanted = limits.min_speedup
-    measured = estimate(seen.timing, limits.error_rate)
-    verdict: GateVerdict
-    if seen.timing is None:
-        reason = "static run: nothing was timed" if limits.static else "nothing was timed"
-        reason = f"nothing was timed: {seen.untimed}" if seen.untimed else reason
-        return Gate("speedup", wanted, None, None, None, "not_gated", reason)
-    if measured is None:
-        verdict = "not_gated" if wanted is None else "inconclusive"
-        return Gate("speedup", wanted, None, None, None, verdict, _left_out(seen.timing))
-    value, low, high = measured.value, measured.low, measured.high
-    sample = f"{units.plural(measured.pairs, 'pair')} of {measured.block_steps}-step blocks"
-    if wanted is None:
-        return Gate("speedup", None, value, low, high, "not_gated", f"{measured} ({sample})")
-    answer, pairs = first_decision(measured.pair_ratios, wanted, limits.error_rate)
-    if answer != decision(measured.pair_ratios, wanted, limits.error_rate):
-        sample += f", decided after {pairs}"
-    threshold = units.ratio(wanted)
-    if answer == "pass":
-        verdict, reason = "pass", f"{measured} is at least {threshold}"
-    elif answer == "fail":
-        verdict, reason = "fail", f"{measured} is {_below(threshold, 1 - value / wanted)}"
-    elif answer == "inconclusive":
-        verdict = "inconclusive"
-        reason = (
-            f"{measured} is {threshold} to within {units.share(RESOLUTION)}, which the next "
-            "process may see otherwise; set a threshold further from the truth"
-        )
-    else:
-        verdict = "inconclusive"
-        reason = (
-            f"{measured} can't be told from {threshold} within max_time="
-            f"{limits.max_time:g} s; {_advice(seen.timing, limits)}"
-        )
-    return Gate("speedup", wanted, value, low, high, verdict, f"{reason} ({sample})")
-
-
-def _left_out(timing: Timing) -> str:
-    pairs = units.plural(timing.skipping_pairs, "pair")
-    return f"the GradScaler skipped steps in {pairs} of blocks, and a skipped step has no speed"
-
-
-def _advice(timing: Timing, limits: Limits) -> str:
-    if timing.skipping_pairs >= len(timing.ratios):
-        return _left_out(timing)
-    needed = sequential.fewest_pairs(limits.error_rate)
-    if len(timing.ratios) < needed:
-        seconds = math.ceil(needed * timing.elapsed_s / len(timing.ratios) * 1.1)
-        return f"the fewest pairs that could decide ({needed}) need about max_time={seconds}"
-    return "raise max_time, quieten the machine, or set a threshold further from the truth"
 
 
 def _memory(seen: Observations, limits: Limits) -> Gate:
@@ -204,18 +107,13 @@ def _memory(seen: Observations, limits: Limits) -> Gate:
     return _at_least("memory_reduction", wanted, value, shown)
 
 
-def _below(limit: str, missing: float) -> str:
-    """Say how much is missing as well, since rounded figures may look equal."""
-    return f"below {limit} by {units.share(missing)}"
-
-
 def _at_least(name: str, wanted: float | None, value: float, shown: str) -> Gate:
     """Make the gate of a share that is counted rather than sampled."""
     if wanted is None:
         return Gate(name, None, value, None, None, "not_gated", shown)
     passed = value >= wanted
     limit = units.share(wanted)
-    reason = f"{shown}, {f'at least {limit}' if passed else _below(limit, wanted - value)}"
+    reason = f"{shown}, {f'at least {limit}' if passed else below(limit, wanted - value)}"
     return Gate(name, wanted, value, None, None, "pass" if passed else "fail", reason)
 
 

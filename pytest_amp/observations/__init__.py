@@ -13,6 +13,7 @@ from pytest_amp.observations.drills import (
     Resume,
     TwoScales,
 )
+from pytest_amp.observations.machine import Disturbance, GpuState, Machine
 from pytest_amp.observations.numerics import (
     TIMES_ROUNDING,
     UNEXPLAINED_FROM,
@@ -58,11 +59,14 @@ __all__ = [
     "AccumulatedGradient",
     "Computed",
     "Departure",
+    "Disturbance",
     "Floor",
+    "GpuState",
     "Gradient",
     "GradientAtTwoScales",
     "LeftOut",
     "Losses",
+    "Machine",
     "ModuleOutput",
     "Named",
     "Numerics",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from pytest_amp.observations.machine import Machine
 from pytest_amp.observations.operators import Operators
 from pytest_amp.observations.scaler import ScalerUse
 
@@ -209,6 +210,7 @@ class Timing:
             block.
         skipping_pairs: how many pairs were left out because a GradScaler skipped steps in them.
         busy_s: seconds that the accelerator works in one amp step; None if unknown, as on a CPU.
+        machine: what the test had of the machine, and what other work took of it.
     """
 
     fp32_step_s: tuple[float, ...]
@@ -219,6 +221,7 @@ class Timing:
     one_resident: bool = False
     skipping_pairs: int = 0
     busy_s: float | None = None
+    machine: Machine | None = None
 
     @property
     def ratios(self) -> tuple[float, ...]:

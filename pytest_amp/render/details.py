@@ -183,6 +183,8 @@ def _measured(report: AmpReport) -> Iterator[Entry]:
         pairs = units.plural(report.speedup.pairs, "pair")
         steps = units.plural(report.speedup.block_steps, "step")
         yield Entry("timing", FAINT, f"{pairs} of blocks of {steps}")
+    if report.contention is not None:
+        yield Entry("machine", FAINT, report.contention.said(arm_names(report.arms)))
     if (ceiling := report.attainable) is not None:
         yield Entry("attainable", FAINT, _attainable(report.speedup, ceiling))
     fp32, amp = both_arms(report)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pytest_amp.errors import SaidInFull
+from pytest_amp.results.contention import Contention
 from pytest_amp.results.explanation import explanation
 from pytest_amp.results.forecast import Forecast
 from pytest_amp.results.plain import plain, restored
@@ -64,6 +65,8 @@ class AmpReport:
         attainable (Forecast | None): the speedups that this device could show; its upper end is the
             attainable speedup. None if nothing was timed.
         forecasts (tuple[Forecast, ...]): the speedups that ``--amp-forecast`` foresees elsewhere.
+        contention (Contention | None): what other work took of the machine while the test was
+            timed; None if nothing was timed.
     """
 
     nodeid: str
@@ -91,6 +94,7 @@ class AmpReport:
     training: Mapping[str, tuple[Epoch, ...]] = field(default_factory=dict)
     attainable: Forecast | None = None
     forecasts: tuple[Forecast, ...] = ()
+    contention: Contention | None = None
 
     summaries: ClassVar = ("memory_reduction",)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from pytest_amp import units
-from pytest_amp.judge import sequential
+from pytest_amp.judge import contention, modes, sequential
 from pytest_amp.judge.case import Case
 from pytest_amp.judge.comparison import other_flags
 from pytest_amp.judge.gates import draws_differ
@@ -335,32 +336,43 @@ def serial(ratios: Sequence[float]) -> float | None:
 
 @rule("AMP006")
 def noisy_machine(case: Case) -> Iterator[Word]:
-    """Look for pairs that follow each other, and for intervals wider than 5% to either side.
+    """Look for what the machine did to the timed blocks, if that is what keeps the gate open.
 
-    Wide intervals matter only if the speed gate failed or is undecided.
+    Pairs that follow each other are told whatever the verdict is. What other work took, and an
+    interval wider than 5% to either side, matter only if the speed gate failed or is undecided.
     """
     timing, gate = case.seen.timing, case.gates["speedup"]
-    if timing is None:
+    if timing is None or not timing.ratios:
         return
     following = serial(timing.ratios)
     if following is not None:
+        lasting = modes.found(timing)
         yield Word(
-            f"the pairs follow each other (autocorrelation {following:.2f}): one arm changes its "
-            "speed for seconds at a time, as under throttling, and the error rate may not hold",
-            {"autocorrelation": following, "pairs": len(timing.ratios)},
+            f"the pairs follow each other (autocorrelation {following:.2f}), so that "
+            f"{len(timing.ratios)} say no more than {modes.as_good_as(timing.ratios)}: {lasting}; "
+            f"{modes.remedy(timing)}",
+            {
+                "autocorrelation": following,
+                "pairs": len(timing.ratios),
+                "independent": modes.as_good_as(timing.ratios),
+                "arm": lasting.arm,
+                "levels_s": lasting.levels_s,
+                "lasts_pairs": lasting.pairs,
+                "lasts_s": lasting.lasts_s,
+            },
         )
-    if (
-        gate.verdict not in ("inconclusive", "fail")
-        or not gate.low
-        or not gate.high
-        or not gate.value
-    ):
+    if gate.verdict not in ("inconclusive", "fail"):
         return
-    half = (gate.high - gate.low) / 2 / gate.value
-    if half > WIDE:
-        yield Word(
-            f"the pairs spread so widely (the interval is {units.share(half)} to either side) that "
-            "the figure is the machine's as much as the step's: stop other work on it, lock its "
-            "clocks, or raise max_time",
-            {"half_width": half, "pairs": len(timing.ratios)},
-        )
+    found = contention.of(timing)
+    if cause := contention.cause(found):
+        facts = [*filter(None, [contention.preempted(found)]), cause]
+        yield Word("; ".join(facts), {"contention": asdict(found)} if found else {})
+    elif gate.low and gate.high and gate.value and following is None:
+        half = (gate.high - gate.low) / 2 / gate.value
+        if half > WIDE:
+            yield Word(
+                f"the pairs spread so widely (the interval is {units.share(half)} to either side) "
+                "that the figure is the machine's as much as the step's: stop other work on it, "
+                "lock its clocks, or raise max_time",
+                {"half_width": half, "pairs": len(timing.ratios)},
+            )

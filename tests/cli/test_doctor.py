@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from pytest_amp.cli import doctor
 from pytest_amp.cli import main as cli
+from pytest_amp.lab.machine import contention
 from pytest_amp.lab.machine import device as devices
 from tests.helpers.saved_runs import document, report, save
 
@@ -23,8 +25,19 @@ def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine without load, governor or variables."""
     monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0), raising=False)
     monkeypatch.setattr(doctor, "_GOVERNOR", tmp_path / "none")
+    monkeypatch.setattr(doctor, "_LOOKS_FOR_S", 0)
+    others_keep(monkeypatch, 0.0)
     for name in doctor._VARIABLES:
         monkeypatch.delenv(name, raising=False)
+
+
+def others_keep(monkeypatch: pytest.MonkeyPatch, cores: float) -> None:
+    """Let others keep so many of two processors busy, beside two threads of torch."""
+    nothing = contention.Counters(0.0, 0.0, 0.0, 0.0, {}, 0, 0.0, None)
+    reads = itertools.cycle([nothing, nothing._replace(at_s=1.0, busy_s=cores)])
+    monkeypatch.setattr(contention, "read", lambda: next(reads))
+    monkeypatch.setattr(contention, "cores", lambda: 2.0)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
 
 
 def told(capsys: Captured, *arguments: str) -> dict[str, tuple[str, str]]:
@@ -58,6 +71,23 @@ def test_what_spoils_a_number_is_marked_and_listed(
     assert "  - unset CUDA_LAUNCH_BLOCKING: the host waits for every kernel\n" in remedies
     assert "something else keeps the processor busy" in remedies
     assert "the frequency governor is powersave" in remedies
+
+
+def test_another_process_and_threads_that_wait_for_each_other_are_told_before_anything_is_measured(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert told(capsys, f"--storage={tmp_path}")["processors"] == (
+        "others keep 0.0 of 2 cores busy; torch takes 2 threads",
+        "",
+    )
+    others_keep(monkeypatch, 1.0)
+    assert told(capsys, f"--storage={tmp_path}")["processors"] == (
+        "others keep 1.0 of 2 cores busy; torch takes 2 threads",
+        (
+            "other processes keep 1.0 of 2 cores busy, and 2 threads wait for each other: "
+            "set OMP_NUM_THREADS=1"
+        ),
+    )
 
 
 def test_variables_that_only_matter_are_told_without_a_word(
@@ -109,8 +139,7 @@ class Nvml(SimpleNamespace):
 
 
 def gpu() -> Any:
-    module = SimpleNamespace(get_device_properties=lambda _: SimpleNamespace(uuid="ab-12"))
-    return SimpleNamespace(module=module, torch="cuda:0")
+    return SimpleNamespace(uuid=lambda: "ab-12")
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 class SimulatedDevice(Device):
     """A CPU whose clock moves only when a step moves it."""
 
+    nvml = None
+
     def __init__(self) -> None:
         super().__init__(CPU)
         self.time_s = 0.0

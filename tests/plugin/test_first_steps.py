@@ -41,5 +41,5 @@ def test_a_gate_that_is_missed_fails_and_says_by_how_much(pytester: pytest.Pytes
     result = pytester.runpytest("-m", "amp", "--amp-min-speedup=50", "--amp-max-time=5")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["speedup *x [[]*[]] is below 50.0x", "*speedup * FAILED * below 50.0x by *% (9 pairs of *"]
+        ["speedup *x [[]*[]] is below 50.0x", "*speedup * FAILED * below 50.0x by *% (* pairs of *"]
     )

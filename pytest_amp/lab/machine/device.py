@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from pytest_amp.errors import AmpError
+from pytest_amp.lab.machine import contention, nvml
 from pytest_amp.settings.thresholds import DeviceNames
 
 _PREFERRED = ("cuda", "xpu", "mps")
@@ -186,9 +188,26 @@ class Device:
         It is the device's UUID if there is one, since the index depends on which devices are
         visible.
         """
+        return re.sub(r"[^A-Za-z0-9]+", "-", self.uuid() or str(self.torch)).strip("-")
+
+    def uuid(self) -> str | None:
+        """Return the device's UUID, as torch tells it; None if it has none."""
         describe = getattr(self.module, "get_device_properties", None)
         unique = getattr(describe(self.torch), "uuid", None) if describe else None
-        return re.sub(r"[^A-Za-z0-9]+", "-", str(unique or self.torch)).strip("-")
+        return None if unique is None else str(unique)
+
+    @cached_property
+    def nvml(self) -> nvml.Gpu | None:
+        """NVIDIA's management library for this device; None without its bindings."""
+        unique = self.uuid() if self.type == "cuda" and torch.version.hip is None else None
+        try:
+            return None if unique is None else nvml.Gpu(unique)
+        except nvml.Unknown:
+            return None
+
+    def counters(self) -> contention.Counters | None:
+        """Return the system's counters of other work; None where there is nothing to count."""
+        return contention.read()
 
     def versions(self) -> dict[str, str | None]:
         """Return the versions of torch, cuda (or HIP), cudnn and driver; None for missing ones."""

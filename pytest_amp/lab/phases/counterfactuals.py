@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -37,6 +37,19 @@ def without_cast_cache(bench: Workbench, steps: int) -> tuple[ParityRun, Replay 
 
     with subscribed(autocast_enter=enter):
         return parity.run(bench, "amp", steps)
+
+
+def with_threads(count: int) -> Callable[[Setup], Setup]:
+    """Return a change to a setup, with which an arm computes in so many threads."""
+
+    def changed(setup: Setup) -> Setup:
+        def set_up(arm: Arm) -> Step:
+            torch.set_num_threads(count)  # it is put back with the arm's other global state
+            return setup(arm)
+
+        return set_up
+
+    return changed
 
 
 def in_float32(

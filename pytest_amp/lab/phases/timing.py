@@ -5,21 +5,23 @@ from __future__ import annotations
 import gc
 import random
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import ArmName, Setup
+from pytest_amp.lab.machine.contention import cores
 from pytest_amp.lab.scaling.skip_check import SkipCheck
 from pytest_amp.lab.workbench import Resident, Workbench
-from pytest_amp.observations import Timing
+from pytest_amp.observations import Disturbance, GpuState, Machine, Timing
 
 __tracebackhide__ = unless_our_bug
 
+T = TypeVar("T")
 LEAST_BLOCK_S = 0.010
 MOST_BLOCK_STEPS = 10_000
 # A float16 scaler starts high and skips steps until its scale fits. The warm-up may take this many
@@ -43,22 +45,8 @@ Sides = tuple[Side, Side]
 ARMS: Sides = (Side("fp32"), Side("amp"))
 
 
-class Pairs(NamedTuple):
-    """The pairs of blocks that were timed so far, in order.
-
-    Attributes:
-        ratios: the first side's seconds per step by the second's.
-        step_s: each side's seconds per step.
-        elapsed_s: how long timing has taken.
-    """
-
-    ratios: Sequence[float]
-    step_s: tuple[Sequence[float], Sequence[float]]
-    elapsed_s: float
-
-
-# Returns why to stop, or None to go on.
-Stop = Callable[[Pairs], "str | None"]
+# Takes what was timed so far, and returns why to stop, or None to go on.
+Stop = Callable[[Timing], "str | None"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +63,7 @@ class Plan:
     warmup: int
     stop: Stop
     foresee: Callable[[float], None] = lambda _: None
-    show: Callable[[Sequence[float]], str] = lambda _: ""
+    show: Callable[[], str] = lambda: ""
 
 
 @dataclass(frozen=True)
@@ -85,10 +73,14 @@ class Block:
     Attributes:
         step_s: seconds per step.
         skipped: whether a GradScaler skipped any of the steps.
+        taken: what other work took from it; None if nobody counts.
+        gpu: the GPU's state at its end; None without NVML.
     """
 
     step_s: float
     skipped: bool
+    taken: Disturbance | None = None
+    gpu: GpuState | None = None
 
 
 def run(bench: Workbench, plan: Plan, sides: Sides = ARMS) -> Timing:
@@ -184,6 +176,7 @@ def _warm_up(bench: Workbench, resident: Resident, steps: int, skips: SkipCheck)
 def _timed(bench: Workbench, resident: Resident, steps: int, skips: SkipCheck) -> Block:
     """Time one block. Its first step runs on cold caches, and is not timed."""
     device = bench.device
+    counted = device.counters()
     resident.step()
     device.synchronize()
     before = skips.look()
@@ -193,7 +186,10 @@ def _timed(bench: Workbench, resident: Resident, steps: int, skips: SkipCheck) -
             resident.step()
     device.synchronize()
     step_s = (device.now() - start) / steps
-    return Block(step_s, skips.skipped_since(before))
+    now = device.counters()
+    taken = now.since(counted) if now is not None and counted is not None else None
+    gpu = device.nvml.state() if device.nvml else None
+    return Block(step_s, skips.skipped_since(before), taken, gpu)
 
 
 def _sample(bench: Workbench, plan: Plan, lab: _Together | _Apart) -> Timing:
@@ -203,34 +199,59 @@ def _sample(bench: Workbench, plan: Plan, lab: _Together | _Apart) -> Timing:
         steps, pair_s = _calibrate(bench, lab)
     plan.foresee(pair_s)
     order = random.Random(bench.seed)
-    times: tuple[list[float], list[float]] = [], []
-    ratios: list[float] = []
+    others = bench.device.nvml.other_processes() if bench.device.nvml else None
+    kept: list[tuple[Block, Block]] = []
     retimed = 0
+    timed = _record(lab, kept, steps, others)
     while True:
         first = order.randrange(2)
         pair: dict[int, Block] = {}
         for side in (first, 1 - first):
-            shown = plan.show(ratios)
-            bench.progress.at("timing", lab.arm(side), len(ratios) + 1, None, shown)
+            shown = plan.show()
+            bench.progress.at("timing", lab.arm(side), len(kept) + 1, None, shown)
             pair[side] = lab.block(side, steps)
         if any(block.skipped for block in pair.values()):
             retimed += 1  # a skipped step does less work
         else:
-            for side, block in pair.items():
-                times[side].append(block.step_s)
-            ratios.append(pair[0].step_s / pair[1].step_s)
-        elapsed = bench.device.now() - began
-        reason = plan.stop(Pairs(ratios, times, elapsed))
+            kept.append((pair[0], pair[1]))
+        timed = replace(
+            _record(lab, kept, steps, others),
+            elapsed_s=bench.device.now() - began,
+            skipping_pairs=retimed,
+        )
+        reason = plan.stop(timed)
         if reason is not None:
-            return Timing(
-                fp32_step_s=tuple(times[0]),
-                amp_step_s=tuple(times[1]),
-                block_steps=steps,
-                stopped=reason,
-                elapsed_s=elapsed,
-                one_resident=lab.one_resident,
-                skipping_pairs=retimed,
-            )
+            return replace(timed, stopped=reason)
+
+
+def _record(
+    lab: _Together | _Apart,
+    pairs: Sequence[tuple[Block, Block]],
+    steps: int,
+    other_processes: int | None,
+) -> Timing:
+    """Return the record of the pairs of blocks that were timed so far."""
+    first, second = (tuple(pair[side] for pair in pairs) for side in (0, 1))
+    return Timing(
+        fp32_step_s=tuple(block.step_s for block in first),
+        amp_step_s=tuple(block.step_s for block in second),
+        block_steps=steps,
+        stopped="",
+        elapsed_s=0.0,
+        one_resident=lab.one_resident,
+        machine=Machine(
+            cores(),
+            torch.get_num_threads(),
+            (_known(block.taken for block in first), _known(block.taken for block in second)),
+            (_known(block.gpu for block in first), _known(block.gpu for block in second)),
+            other_processes,
+        ),
+    )
+
+
+def _known(states: Iterable[T | None]) -> tuple[T, ...]:
+    """Return the states without those that nobody looked at, which are all or none."""
+    return tuple(each for each in states if each is not None)
 
 
 def _calibrate(bench: Workbench, lab: _Together | _Apart) -> tuple[int, float]:

@@ -1,0 +1,210 @@
+"""Say what other work took from the timed blocks, and whether it could have made a verdict."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+
+from pytest_amp import units
+from pytest_amp.observations import Disturbance, GpuState, Timing
+from pytest_amp.results.contention import Contention, Taken
+
+# Less than this is what any machine does on the side: a share of the time, and a part of a core.
+ARMS = ("fp32", "amp")
+LITTLE = 0.02
+PART_OF_A_CORE = 0.3
+
+
+def of(timing: Timing | None) -> Contention | None:
+    """Return what was taken from each arm's blocks; None if nobody looked."""
+    if timing is None or timing.machine is None:
+        return None
+    machine = timing.machine
+    arms = zip(ARMS, machine.blocks, machine.gpu, strict=True)
+    return Contention(
+        machine.cores,
+        machine.threads,
+        {name: _taken(blocks, gpu) for name, blocks, gpu in arms if blocks or gpu},
+        machine.gpu_processes,
+    )
+
+
+def _taken(blocks: Sequence[Disturbance], gpu: Sequence[GpuState]) -> Taken:
+    wall_s = sum(block.wall_s for block in blocks)
+
+    def of_wall(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return max(0.0, sum(known) / wall_s) if known and wall_s else None
+
+    preemptions = [each.preemptions for each in blocks if each.preemptions is not None]
+    causes = Counter(cause for state in gpu for cause in state.held_back)
+    return Taken(
+        blocks=max(len(blocks), len(gpu)),
+        preempted=sum(count > 0 for count in preemptions) if preemptions else None,
+        waited=of_wall([each.waited_s for each in blocks]),
+        others=of_wall([each.others_s for each in blocks]),
+        stolen=of_wall([each.stolen_s for each in blocks]),
+        pressure=of_wall([each.pressure_s for each in blocks]),
+        throttled=of_wall([each.throttled_s for each in blocks]),
+        clock_mhz=statistics.median(state.clock_mhz for state in gpu) if gpu else None,
+        held_back=dict(causes.most_common()),
+    )
+
+
+def undisturbed(timing: Timing) -> tuple[float, ...]:
+    """Return the pairs' ratios without the time in which a thread had no processor.
+
+    A step is as late as its last thread, so all of what the thread waited that waited longest is
+    taken off. That is the most that other work can have made of the difference.
+    """
+    fp32, amp = timing.machine.blocks if timing.machine else ((), ())
+    if not fp32:
+        return timing.ratios
+    return tuple(
+        ratio * _left(before) / _left(after)
+        for ratio, before, after in zip(timing.ratios, fp32, amp, strict=True)
+    )
+
+
+def agrees(timing: Timing, threshold: float, pairs: int | None = None) -> bool:
+    """Return whether the speedup is on the same side of a threshold without what others took.
+
+    Args:
+        timing: the pairs.
+        threshold: of the speedup.
+        pairs: how many of the pairs to ask; by default all.
+    """
+    seen, without = timing.ratios[:pairs], undisturbed(timing)[:pairs]
+    return (statistics.median(seen) >= threshold) == (statistics.median(without) >= threshold)
+
+
+def could_have_made(timing: Timing, threshold: float) -> str | None:
+    """Return that what others took could have put the speedup on its side; None if it couldn't."""
+    found = of(timing)
+    if found is None or agrees(timing, threshold):
+        return None
+    waited = {name: each.waited or 0.0 for name, each in found.arms.items()}
+    more, less = sorted(waited, key=lambda name: -waited[name])
+    said = (
+        f"the {more} arm's threads had no processor for {units.share(waited[more])} of its time "
+        f"({less}'s for {units.share(waited[less])}), which could have made that difference"
+    )
+    return f"{said}; {cause(found) or 'stop other work on the machine'}"
+
+
+def _left(block: Disturbance) -> float:
+    """Return the share of a block in which all threads could have run; at least a hundredth."""
+    if not block.waited_s or not block.wall_s:
+        return 1.0
+    return max(0.01, 1 - block.waited_s / block.wall_s)
+
+
+def cause(found: Contention | None) -> str | None:
+    """Return what took processors from the test, and what to do about it; None if little did.
+
+    The text is such as ``other processes keep 1.0 of 2 cores busy, and 2 threads wait for each
+    other: set OMP_NUM_THREADS=1``.
+    """
+    if found is None:
+        return None
+    return _of_gpu(found) or _of_processors(found.cores, found.threads, found)
+
+
+def _of_processors(cores: float | None, threads: int | None, found: Contention) -> str | None:
+    if not cores or not threads:
+        return None
+    if found.most("throttled") > LITTLE and threads > cores:
+        return (
+            f"the container may use {cores:g} cores, and was stopped for "
+            f"{units.share(found.most('throttled'))} of the time, since {threads} threads want "
+            f"more: set OMP_NUM_THREADS={max(1, int(cores))}"
+        )
+    if found.most("stolen") > PART_OF_A_CORE:
+        return (
+            f"the hypervisor gives {found.most('stolen'):.1f} of {cores:g} cores to other "
+            "machines: measure on a machine that shares none"
+        )
+    return crowded(cores, threads, found.most("others"))
+
+
+def crowded(cores: float, threads: int, others: float) -> str | None:
+    """Return that threads want more processors than there are, and the remedy; None if not so.
+
+    Args:
+        cores: the processors that this process may use.
+        threads: the threads in which torch computes an operator.
+        others: how many processors other processes keep busy.
+    """
+    others = others if others > PART_OF_A_CORE else 0.0
+    if threads + others <= cores + PART_OF_A_CORE:
+        return None
+    free = fewer_threads(cores, threads, others)
+    what = f"{threads} threads share {cores:g} cores and wait for each other"
+    if others:
+        what = f"other processes keep {others:.1f} of {cores:g} cores busy"
+        if free is None:
+            return f"{what}: stop them, or measure on another machine"
+        what += f", and {threads} threads wait for each other"
+    return f"{what}: set OMP_NUM_THREADS={free or 1}"
+
+
+def fewer_threads(cores: float, threads: int, others: float) -> int | None:
+    """Return how many threads find a processor each; None if all do, or fewer would not help."""
+    if threads + others <= cores + PART_OF_A_CORE:
+        return None
+    free = max(1, int(cores - others + PART_OF_A_CORE))
+    return free if free < threads else None
+
+
+def threads_to_try(timing: Timing) -> int | None:
+    """Return in how many threads to time the arms instead; None if their number is no matter."""
+    found = of(timing)
+    if found is None or not found.cores or not found.threads:
+        return None
+    return fewer_threads(found.cores, found.threads, found.most("others"))
+
+
+def _of_gpu(found: Contention) -> str | None:
+    if found.gpu_processes:
+        others = "another process has"
+        if found.gpu_processes > 1:
+            others = f"{found.gpu_processes} other processes have"
+        return f"{others} the GPU open: give the test one of its own"
+    held = {
+        cause: [each.held_back.get(cause, 0) for each in found.arms.values()]
+        for taken in found.arms.values()
+        for cause in taken.held_back
+    }
+    if not held:
+        return None
+    first = max(held, key=lambda each: sum(held[each]))
+    counts = ", ".join(
+        f"{each.held_back.get(first, 0)} of {each.blocks} {name} blocks"
+        for name, each in found.arms.items()
+    )
+    return (
+        f"the GPU's clocks were held back by {first} ({counts}): cool it, give it power, or lock "
+        "lower ones with nvidia-smi -lgc"
+    )
+
+
+def preempted(found: Contention | None) -> str | None:
+    """Return a text such as ``a thread was preempted in 14 of 40 amp blocks, in none of fp32's``.
+
+    None means that this is not known, or happened nowhere.
+    """
+    if found is None:
+        return None
+    counts = {
+        name: (each.preempted, each.blocks)
+        for name, each in found.arms.items()
+        if each.preempted is not None
+    }
+    if not any(count for count, _ in counts.values()):
+        return None
+    (first, (most, blocks)), *others = sorted(counts.items(), key=lambda each: -(each[1][0] or 0))
+    said = f"in {most} of {blocks} {first} blocks a thread was preempted"
+    for name, (count, of) in others:
+        said += f", in {f'{count} of {of}' if count else 'none'} of {name}'s"
+    return said
