@@ -19,7 +19,7 @@ from pytest_amp.settings.resolved import resolve
 __tracebackhide__ = unless_our_bug
 
 # Whoever has the report has these answers: the verdict, and the gates that have none.
-_OF_PYTEST_RUNS = ("record", "strict")
+_OF_PYTEST_RUNS = ("record", "strict", "confirm", "processes")
 NAMES = ("static", *(e.name for e in table.TABLE if e.marker and e.name not in _OF_PYTEST_RUNS))
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 REPORT = pytest.StashKey["AmpReport"]()
 RUNNER = pytest.StashKey[Callable[..., "AmpReport"]]()  # runs instead of the experiment
+WATCHER = pytest.StashKey[Callable[["Progress"], None]]()  # is shown the progress instead
 _SCALER = pytest.StashKey["FixtureScaler"]()
 _DEVICE = pytest.StashKey["Device"]()
 
@@ -189,7 +190,7 @@ def measure(
     from pytest_amp.progress import Progress
 
     live = LiveLine(item.config, item.nodeid)
-    progress = Progress(show=live.show, say=live.say)
+    progress = Progress(show=item.config.stash.get(WATCHER, live.show), say=live.say)
     job = job_of(item, setup, device, notes)
     if job.settings.snapshot != "off":
         from pytest_amp.plugin import snapshot
@@ -204,11 +205,18 @@ def measure(
         raise
     finally:
         live.clear()
-    item.stash[REPORT] = report  # even if the comparison raises
-    from pytest_amp.plugin import compare
+    item.stash[REPORT] = report  # even if what follows raises
+    from pytest_amp.plugin import compare, fresh
 
     if compare.is_wanted(job.settings):
         report = compare.compared(item.config, report, job.settings)
+        item.stash[REPORT] = report
+    if fresh.is_wanted(job.settings):
+        device.empty_cache()
+        try:
+            report = fresh.confirmed(item, report, job.settings, progress)
+        finally:
+            live.clear()
         item.stash[REPORT] = report
     return report
 

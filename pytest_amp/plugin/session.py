@@ -75,6 +75,13 @@ class Session:
             keeper.name_run(output_json)
 
     @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Give an xdist worker the options of this run, for processes that it starts."""
+        from pytest_amp.plugin import fresh
+
+        node.workerinput[fresh.CARGO] = fresh.options_of(self.config)
+
+    @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """Take what an xdist worker sends at its end."""
         self._unread.update(dict.fromkeys(getattr(node, "workeroutput", {}).get(_CARGO, ())))

@@ -180,9 +180,13 @@ def _measured(report: AmpReport) -> Iterator[Entry]:
             f"{arm_names(report.arms)['fp32']} drifts {floor} from itself under rounding",
         )
     if report.speedup is not None:
-        pairs = units.plural(report.speedup.pairs, "pair")
+        pairs = units.plural(
+            sum(run.pairs for run in report.processes) or report.speedup.pairs, "pair"
+        )
         steps = units.plural(report.speedup.block_steps, "step")
         yield Entry("timing", FAINT, f"{pairs} of blocks of {steps}")
+    if report.processes:
+        yield Entry("processes", FAINT, ", ".join(map(str, report.processes)))
     if report.contention is not None:
         yield Entry("machine", FAINT, report.contention.said(arm_names(report.arms)))
     if (ceiling := report.attainable) is not None:

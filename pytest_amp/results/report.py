@@ -11,6 +11,7 @@ from pytest_amp.results.contention import Contention
 from pytest_amp.results.explanation import explanation
 from pytest_amp.results.forecast import Forecast
 from pytest_amp.results.plain import plain, restored
+from pytest_amp.results.processes import ProcessRun
 from pytest_amp.results.training import Epoch
 from pytest_amp.results.typed import typed
 from pytest_amp.results.values import (
@@ -65,6 +66,8 @@ class AmpReport:
         attainable (Forecast | None): the speedups that this device could show; its upper end is the
             attainable speedup. None if nothing was timed.
         forecasts (tuple[Forecast, ...]): the speedups that ``--amp-forecast`` foresees elsewhere.
+        processes (tuple[ProcessRun, ...]): what each process measured of the speedup, this one
+            first; empty unless others were asked.
         contention (Contention | None): what other work took of the machine while the test was
             timed; None if nothing was timed.
     """
@@ -95,6 +98,7 @@ class AmpReport:
     attainable: Forecast | None = None
     forecasts: tuple[Forecast, ...] = ()
     contention: Contention | None = None
+    processes: tuple[ProcessRun, ...] = ()
 
     summaries: ClassVar = ("memory_reduction",)
 

@@ -27,6 +27,7 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
 }
 SNAPSHOT_MODES = ("off", "compare", "update")
 POLICIES = ("auto", "native", "cuda")
+CONFIRMATIONS = ("off", "red", "all")
 _METRIC = r"(\w+):([^%]+)%?"
 _DEVICES = ("cpu", "cuda", "xpu", "mps")
 
@@ -173,6 +174,14 @@ def snapshot(value: object) -> str:
         hint = before_a_path(mode, "--amp-snapshot=compare")
         raise ValueError(f"{mode!r} is not one of {', '.join(SNAPSHOT_MODES)}{hint}")
     return mode
+
+
+def confirm(value: object) -> str:
+    """Parse which answers a fresh process has to give as well."""
+    answers = str(value).strip()
+    if answers not in CONFIRMATIONS:
+        raise ValueError(f"{answers!r} is not one of {', '.join(CONFIRMATIONS)}")
+    return answers
 
 
 def policy(value: object) -> str:

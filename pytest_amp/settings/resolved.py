@@ -40,6 +40,8 @@ class Settings(NamedTuple):
     warmup: int
     max_time: float
     error_rate: float
+    confirm: str | None
+    processes: int
     seed: int
     select: tuple[str, ...]
     ignore: Mapping[str, str]
@@ -64,6 +66,11 @@ class Settings(NamedTuple):
     def leaves_the_dtype_to_the_device(self) -> bool:
         """Whether nothing says which dtype the amp arm casts to."""
         return self.dtype is None and self.candidate is None
+
+    @property
+    def confirms(self) -> str:
+        """Which answers of timing gates a fresh process has to give as well: off, red or all."""
+        return self.confirm or ("red" if "inconclusive" in self.strict else "off")
 
     def policy_on(self, device_type: str, has_accelerator: bool, for_cuda: bool = False) -> str:
         """Return whose rules of autocast are in force: ``native``, the device's own, or ``cuda``.

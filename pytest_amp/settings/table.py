@@ -152,6 +152,15 @@ TABLE: tuple[Entry, ...] = (
         "bound on the probability of each wrong decision by a timing gate in one process",
     ),
     Entry(
+        "confirm", read.confirm, None, "ANSWERS",
+        "ask a fresh process too before a timing gate's answer counts: off, red (fails) or all",
+        shown="off, red under --amp-strict",
+    ),
+    Entry(
+        "processes", read.whole(1, 1000), 1, "N",
+        "decide the speedup over the medians of up to so many fresh processes",
+    ),
+    Entry(
         "seed", read.whole(0, 2**32 - 1), 0, "N",
         "seed of python, numpy and torch, set before the test's fixtures and before each arm",
     ),
