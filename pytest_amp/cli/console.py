@@ -8,18 +8,31 @@ import shutil
 import sys
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pytest_amp.storage import store
 
 if TYPE_CHECKING:
     import pandas
 
+N = TypeVar("N")
 FINE, REGRESSION, USAGE, INCONCLUSIVE, NO_BASELINE = range(5)
 INTERRUPTED = 130
+
+
+def argument(parse: Callable[[object], N]) -> Callable[[str], N]:
+    """Return a parser of a setting as argparse takes one."""
+
+    def read(text: str) -> N:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read
 
 
 def take_test(parser: argparse.ArgumentParser) -> None:

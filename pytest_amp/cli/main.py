@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pytest_amp import __version__
-from pytest_amp.cli import compare, doctor, history, html, plot, rules, tune
+from pytest_amp.cli import calibrate, compare, doctor, history, html, plot, rules, tune
 from pytest_amp.cli.console import INTERRUPTED, complain, show, take_test
 
 
@@ -46,6 +46,7 @@ COMMANDS = (
     Command("bisect", "which lines and modules a test's losses need in float32",
             take_test, _bisect),
     Command("tune", tune.HELP, tune.arguments, tune.run),
+    Command("calibrate", calibrate.HELP, calibrate.arguments, calibrate.run),
     Command("history", history.HELP, history.arguments, history.run),
     Command("compare", compare.HELP, compare.arguments, compare.run),
     Command("plot", plot.HELP, plot.arguments, plot.run),
@@ -86,7 +87,7 @@ def _split(given: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
 
     argparse takes none of them once an option stands behind the test.
     """
-    if "--" not in given or given[0] not in ("bisect", "tune"):
+    if "--" not in given or given[0] not in ("bisect", "tune", "calibrate"):
         return given, ()
     place = list(given).index("--")
     return given[:place], given[place + 1 :]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from pytest_amp import extras, units
-from pytest_amp.cli.console import INTERRUPTED, complain, show, take_test
+from pytest_amp.cli.console import INTERRUPTED, argument, complain, show, take_test
 from pytest_amp.errors import AmpError
 from pytest_amp.settings import parsers
 
 if TYPE_CHECKING:
     from pytest_amp.experiment.bisection import Say
 
-N = TypeVar("N")
+_COUNT = argument(parsers.whole(1, 1_000_000))
+_SECONDS = argument(parsers.number(parsers.SECONDS))
 HELP = "the fastest of the recipes that keep a test safe, and its settings"
 FOUND, NOTHING_TO_ADOPT, USAGE = 0, 1, 2
 
@@ -23,10 +23,10 @@ FOUND, NOTHING_TO_ADOPT, USAGE = 0, 1, 2
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     take_test(parser)
-    parser.add_argument("--trials", type=_count, default=20, metavar="N",
+    parser.add_argument("--trials", type=_COUNT, default=20, metavar="N",
                         help="trials in all, with those of earlier runs of the study "
                         "(default: %(default)s)")  # fmt: skip
-    parser.add_argument("--timeout", type=_seconds, default=None, metavar="SECONDS",
+    parser.add_argument("--timeout", type=_SECONDS, default=None, metavar="SECONDS",
                         help="begin no trial after this time")  # fmt: skip
     parser.add_argument("--storage", default=None, metavar="WHERE",
                         help="keep the study here, to go on with it later: a file for Optuna's "
@@ -95,18 +95,3 @@ def _folder(path: str) -> Path:
     except OSError as error:
         raise AmpError(f"--plots {path}: {error.strerror}") from None
     return Path(path)
-
-
-def _count(text: str) -> int:
-    return _read(text, parsers.whole(1, 1_000_000))
-
-
-def _seconds(text: str) -> float:
-    return _read(text, parsers.number(parsers.SECONDS))
-
-
-def _read(text: str, parse: Callable[[object], N]) -> N:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

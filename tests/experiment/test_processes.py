@@ -70,7 +70,7 @@ def test_an_only_report_is_meant_whatever_its_name_is() -> None:
     ("script", "said"),
     [
         ("raise SystemExit(3)", "it ended with status 3 and no report: no output"),
-        ("print('E  no fixture\\n==='); raise SystemExit(1)", "status 1 and no report: E  no fixture"),
+        ("print('E  no\\n==='); raise SystemExit(1)", "with status 1 and no report: E  no"),
         (BRINGS_BACK.format(text="{"), "it ended with status 0 and no report"),
         (BRINGS_BACK.format(text='{"tests": []}'), "it ended with status 0 and no report"),
         (BRINGS_BACK.format(text='{"tests": [{"nodeid": "a"}]}'), "status 0 and no report"),

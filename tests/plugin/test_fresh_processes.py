@@ -89,7 +89,7 @@ def test_an_answer_of_one_process_alone_is_none(
     result.assert_outcomes(failed=1, deselected=1)  # strict asks for an answer
     result.stdout.fnmatch_lines(["*AmpInconclusive*"])
     assert speed_of(test)["verdict"] == "inconclusive"
-    assert "a fresh process passes (2.0" in speed_of(test)["reason"]
+    assert "a fresh process passes (" in speed_of(test)["reason"]
 
 
 def test_an_xdist_worker_asks_too(steps: pytest.Pytester) -> None:

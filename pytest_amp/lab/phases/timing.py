@@ -58,12 +58,14 @@ class Plan:
         stop: takes what was timed so far; returns why to stop, or None to go on.
         foresee: is told how many seconds a pair takes, before the first pair.
         show: formats the running estimate.
+        order: seeds the order of the sides within pairs; by default the test's seed does.
     """
 
     warmup: int
     stop: Stop
     foresee: Callable[[float], None] = lambda _: None
     show: Callable[[], str] = lambda: ""
+    order: int | None = None
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def _sample(bench: Workbench, plan: Plan, lab: _Together | _Apart) -> Timing:
     with lab.skips.watching():
         steps, pair_s = _calibrate(bench, lab)
     plan.foresee(pair_s)
-    order = random.Random(bench.seed)
+    order = random.Random(bench.seed if plan.order is None else plan.order)
     others = bench.device.nvml.other_processes() if bench.device.nvml else None
     kept: list[tuple[Block, Block]] = []
     retimed = 0
