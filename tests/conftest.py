@@ -80,6 +80,7 @@ def _no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 def _undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     """What other work takes from the machine that runs these tests is no test's business."""
     monkeypatch.setattr(Device, "counters", lambda _: None)
+    monkeypatch.setattr(Device, "pause", lambda *_: None)
 
 
 @pytest.fixture(autouse=True)

@@ -67,7 +67,7 @@ def plan_of(bench: Workbench, settings: Settings, limits: Limits) -> timing.Plan
             bench.notes.append(note)
             bench.progress.say(note)
 
-    return timing.Plan(settings.warmup, stop, foresee, lambda: shown)
+    return timing.Plan(settings.warmup, stop, foresee, lambda: shown, alone=True)
 
 
 def _estimate(timed: Timing, error_rate: float) -> str:

@@ -339,6 +339,8 @@ def _timed(bench: Workbench, settings: Settings, limits: Limits) -> Timing:
         bench.notes.append(
             "both arms did not fit in memory together: each was rebuilt for every timed block"
         )
+    if note := speed.otherwise_alone(timed):
+        bench.notes.append(note)
     bench.progress.at("done", None)
     return timed
 

@@ -38,7 +38,7 @@ from typing import Literal
 from pytest_amp.judge import sequential
 
 # Fewer pairs say too little of their own order.
-LEAST_PAIRS = 10
+LEAST_PAIRS = 9
 _POWER = 5
 _USUAL = 0.95  # a ratio of von Neumann's that takes nothing away
 # Correlations count up to the first that is smaller than this many of chance's standard deviations.

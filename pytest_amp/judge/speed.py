@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from typing import Literal
 
 from pytest_amp import units
@@ -15,6 +16,8 @@ from pytest_amp.results.values import Estimate, Gate, GateVerdict
 # lies and which clock they get), even if the pairs within one process agree to the last digit. A
 # speedup nearer to the threshold would pass today and fail tomorrow.
 RESOLUTION = 0.005
+# A block alone has to lie this many times beyond all pairs before it is told.
+ALONE = 1.1
 
 
 def estimate(timing: Timing | None, error_rate: float) -> Estimate | None:
@@ -139,6 +142,31 @@ def _advice(timing: Timing, limits: Limits) -> str:
     if cause := contention.cause(contention.of(timing)):
         return cause
     return "raise max_time, quieten the machine, or set a threshold further from the truth"
+
+
+def otherwise_alone(timing: Timing) -> str | None:
+    """Return a note if a block of each arm alone shows another speedup than blocks by turns.
+
+    It is one block, so it has to lie outside of all pairs, and by more than `ALONE`.
+    """
+    if timing.alone_s is None or len(timing.ratios) < abstain.LEAST_PAIRS:
+        return None
+    fp32_s, amp_s = timing.alone_s
+    if not fp32_s or not amp_s:
+        return None
+    alone = fp32_s / amp_s
+    if min(timing.ratios) / ALONE <= alone <= max(timing.ratios) * ALONE:
+        return None
+    by_turns = [statistics.median(each) for each in (timing.fp32_step_s, timing.amp_step_s)]
+    steps = " and ".join(
+        f"{name} {units.duration(own)} (by turns {units.duration(other)})"
+        for name, own, other in zip(("fp32", "amp"), timing.alone_s, by_turns, strict=True)
+    )
+    return (
+        f"alone and behind a pause, the arms show {units.ratio(alone)}, and "
+        f"{units.ratio(statistics.median(timing.ratios))} by turns: a step took {steps}; they take "
+        "each other's caches, clocks or memory, and a training has them to itself"
+    )
 
 
 def below(limit: str, missing: float) -> str:

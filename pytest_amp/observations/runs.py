@@ -211,6 +211,8 @@ class Timing:
         skipping_pairs: how many pairs were left out because a GradScaler skipped steps in them.
         busy_s: seconds that the accelerator works in one amp step; None if unknown, as on a CPU.
         machine: what the test had of the machine, and what other work took of it.
+        alone_s: seconds per step of one more block of each arm, which ran alone behind a pause;
+            None if there was none.
     """
 
     fp32_step_s: tuple[float, ...]
@@ -222,6 +224,7 @@ class Timing:
     skipping_pairs: int = 0
     busy_s: float | None = None
     machine: Machine | None = None
+    alone_s: tuple[float, float] | None = None
 
     @property
     def ratios(self) -> tuple[float, ...]:

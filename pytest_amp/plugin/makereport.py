@@ -31,6 +31,7 @@ def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRe
     in_full = (*SAID_IN_FULL, AmpError) if collection.is_step(item) else SAID_IN_FULL
     if call.excinfo is not None and isinstance(call.excinfo.value, in_full):
         report.longrepr = call.excinfo.getrepr(style="value")
+        report.amp_told = isinstance(call.excinfo.value, SAID_IN_FULL)  # type: ignore[attr-defined]
     if report.when == "call" or (report.when == "setup" and not report.passed):
         amp = _report(item, call, report)
         report.amp = amp.to_dict()  # type: ignore[attr-defined]

@@ -42,6 +42,20 @@ def notes(config: pytest.Config, unread: Sequence[str]) -> Iterator[str]:
         yield why
 
 
+def _told(reporter: pytest.TerminalReporter) -> frozenset[str]:
+    """Return the ids of the tests whose failure pytest has written out in full.
+
+    That is where it writes failures at all, and the message is the explanation of a verdict.
+    """
+    if reporter.config.option.tbstyle == "no":
+        return frozenset()
+    return frozenset(
+        report.nodeid
+        for report in reporter.getreports("failed")
+        if report.when == "call" and getattr(report, "amp_told", False)
+    )
+
+
 def write(
     reporter: pytest.TerminalReporter,
     reports: Sequence[AmpReport],
@@ -65,7 +79,7 @@ def write(
     hidden = hidden_settings(config, reports)
     reporter.section("pytest-amp")
     for line in (
-        *summary(reports, writer.fullwidth, config.get_verbosity(), hidden),
+        *summary(reports, writer.fullwidth, config.get_verbosity(), hidden, _told(reporter)),
         *not_gated(unasked, strict, writer.fullwidth),
     ):
         for span in line:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from pytest_amp import units
@@ -43,18 +43,21 @@ class Entry(NamedTuple):
     text: str
 
 
-def details(reports: Sequence[AmpReport], width: int, verbosity: int) -> Iterator[Line]:
+def details(
+    reports: Sequence[AmpReport], width: int, verbosity: int, told: Collection[str] = ()
+) -> Iterator[Line]:
     """Yield the lines about each test that has something to say.
 
     Args:
         reports: the reports of the tests.
         width: the width of the terminal.
         verbosity: pytest's; above 0, passed gates and how the test was measured are shown too.
+        told: the ids of the tests whose failure pytest has told above. What that says is left out.
     """
     for report in reports:
-        entries = [*said(report), *(_measured(report) if verbosity > 0 else ())]
+        entries = [*(_figures(report) if report.nodeid in told else said(report))]
         if verbosity > 0:
-            entries = [*_other_gates(report), *entries]
+            entries = [*_other_gates(report), *entries, *_measured(report)]
         if not entries:
             continue
         outcome = outcome_of(report)
@@ -79,11 +82,16 @@ def said(report: AmpReport) -> Iterator[Entry]:
         yield Entry("baseline", PLAIN, str(report.baseline))
     for finding in in_order(report):
         yield Entry(finding.severity, BAD if finding.stands else UNSURE, _finding(finding))
+    yield from _figures(report)
+    for note in report.notes:
+        yield Entry("note", PLAIN, note)
+
+
+def _figures(report: AmpReport) -> Iterator[Entry]:
+    """Yield the figures that have no gate of their own, which a failure's message leaves out."""
     yield from _forecasts(report)
     yield from _models(report)
     yield from _epochs(report)
-    for note in report.notes:
-        yield Entry("note", PLAIN, note)
 
 
 def _forecasts(report: AmpReport) -> Iterator[Entry]:

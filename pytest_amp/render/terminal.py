@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from pytest_amp import units
 from pytest_amp.render.details import details, said
@@ -32,6 +32,7 @@ def summary(
     width: int,
     verbosity: int,
     hidden: Mapping[str, int] | None = None,
+    told: Collection[str] = (),
 ) -> list[Line]:
     """Return the lines about a whole run; none if there are no reports.
 
@@ -41,6 +42,7 @@ def summary(
         verbosity: pytest's. Below 0, each test that did not pass has one line. Above 0, passed
             gates, suppressed findings and settings are shown too.
         hidden: by setting of the command line, how many tests' markers hid it.
+        told: the ids of the tests whose failure pytest has told above.
     """
     if not reports:
         return []
@@ -54,7 +56,7 @@ def summary(
         (),
         *table(reports, width),
         (),
-        *details(reports, width, verbosity),
+        *details(reports, width, verbosity, told),
         *_closing(reports, verbosity),
     ]
     lines[-1:-1] = _set_for_others(reports, width)

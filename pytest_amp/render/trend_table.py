@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 from pytest_amp import units
 from pytest_amp.render.text import GAP, cut
-from pytest_amp.results.trend import METRICS, Trend
+from pytest_amp.results.trend import DIRTY, METRICS, Trend
 
 
 class TrendColumn(NamedTuple):
@@ -31,7 +31,7 @@ def _passed(trend: Trend) -> str:
 
 def _last(trend: Trend) -> str:
     point = trend.points[-1]
-    return f"{cut(point.run, 16)} {point.started}"
+    return f"{cut(point.run, 16)}{DIRTY * point.dirty} {point.started}"
 
 
 def _newest(column: str) -> Callable[[Trend], float | None]:
@@ -73,6 +73,8 @@ def table(trends: Sequence[Trend]) -> Iterator[tuple[str, str]]:
         for metric in METRICS:
             for step in trend.steps_in_words(metric):
                 yield f"{2 * GAP}{metric.name:<9} stepped in ", units.printable(step)
+    if any(point.dirty for trend in trends for point in trend.points):
+        yield f"{DIRTY} with changes that were not committed", ""
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

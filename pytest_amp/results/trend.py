@@ -34,6 +34,10 @@ METRICS = (
 BOUNDS = {"speedup": ("speedup_low", "speedup_high")}
 
 
+# Marks a run whose code had changes that were not committed.
+DIRTY = "+"
+
+
 class Point(NamedTuple):
     """A stored result.
 
@@ -43,6 +47,8 @@ class Point(NamedTuple):
         verdict: how the test came out.
         torch: torch's version.
         values: the metrics and bounds by column; NaN for a missing one.
+        dirty: whether the code had changes that were not committed, so that the commit does not say
+            what was measured.
     """
 
     run: str
@@ -50,6 +56,12 @@ class Point(NamedTuple):
     verdict: str
     torch: str
     values: Mapping[str, float]
+    dirty: bool = False
+
+    @property
+    def label(self) -> str:
+        """The run, marked if its code was dirty."""
+        return f"{self.run}{DIRTY}" if self.dirty else self.run
 
 
 class Step(NamedTuple):
@@ -101,5 +113,5 @@ class Trend(NamedTuple):
             point = self.points[step.place]
             figures = units.change(metric.shown(step.before), metric.shown(step.after))
             cause = f", with {', '.join(step.with_it)}" if step.with_it else ""
-            found.append(f"run {point.run} of {point.started}: {figures} ({step.change}){cause}")
+            found.append(f"run {point.label} of {point.started}: {figures} ({step.change}){cause}")
         return found

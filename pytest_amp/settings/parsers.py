@@ -27,7 +27,7 @@ PRESETS: Mapping[str, Mapping[str, float]] = {
 }
 SNAPSHOT_MODES = ("off", "compare", "update")
 POLICIES = ("auto", "native", "cuda")
-CONFIRMATIONS = ("off", "red", "all")
+CONFIRMATIONS = ("auto", "off", "red", "all")
 _METRIC = r"(\w+):([^%]+)%?"
 _DEVICES = ("cpu", "cuda", "xpu", "mps")
 
@@ -176,12 +176,12 @@ def snapshot(value: object) -> str:
     return mode
 
 
-def confirm(value: object) -> str:
-    """Parse which answers a fresh process has to give as well."""
+def confirm(value: object) -> str | None:
+    """Parse which answers a fresh process has to give as well; None leaves it to ``strict``."""
     answers = str(value).strip()
     if answers not in CONFIRMATIONS:
         raise ValueError(f"{answers!r} is not one of {', '.join(CONFIRMATIONS)}")
-    return answers
+    return None if answers == "auto" else answers
 
 
 def policy(value: object) -> str:

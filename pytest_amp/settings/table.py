@@ -153,8 +153,9 @@ TABLE: tuple[Entry, ...] = (
     ),
     Entry(
         "confirm", read.confirm, None, "ANSWERS",
-        "ask a fresh process too before a timing gate's answer counts: off, red (fails) or all",
-        shown="off, red under --amp-strict",
+        "whose answers of timing gates a fresh process gives too: off, red (fails), all, or auto: "
+        "red under --amp-strict",
+        shown="auto",
     ),
     Entry(
         "processes", read.whole(1, 1000), 1, "N",

@@ -104,9 +104,17 @@ def _trend(name: str, rows: pandas.DataFrame) -> Trend:
     values = {column: rows[column].astype(float).tolist() for column in drawn}
     started = rows["started"].dt.strftime("%Y-%m-%d")
     points = [
-        Point(run, day, _text(verdict), _text(torch), dict(zip(values, measured, strict=True)))
-        for run, day, verdict, torch, *measured in zip(
-            rows["run"], started, rows["verdict"], rows["torch"], *values.values(), strict=True
+        Point(
+            run, day, _text(verdict), _text(torch), dict(zip(values, measured, strict=True)), dirty
+        )
+        for run, day, verdict, torch, dirty, *measured in zip(
+            rows["run"],
+            started,
+            rows["verdict"],
+            rows["torch"],
+            rows["dirty"] == 1,
+            *values.values(),
+            strict=True,
         )
     ]
     return Trend(
@@ -136,6 +144,8 @@ def _changed(before: Any, after: Any) -> Iterator[str]:
     old, new = _text(before["commit"]), _text(after["commit"])
     if old and new and old != new:
         yield f"commit {old[:7]} -> {new[:7]}"
+    if after["dirty"] == 1:
+        yield "changes that were not committed"
 
 
 def _flags(row: Any) -> Iterator[tuple[str, str]]:

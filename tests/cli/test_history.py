@@ -70,6 +70,21 @@ def test_a_step_is_told_below_with_its_run_and_what_came_with_it(
     assert text.count(" stepped in ") == 2  # and the fp32 arm's time, which it is made of
 
 
+def test_runs_whose_code_was_dirty_are_marked(tmp_path: Path, capsys: Captured) -> None:
+    for day in range(1, 25):
+        now = report(speedup=(2.0 if day < 13 else 1.6) + 0.01 * (day % 3), day=day)
+        save(tmp_path, day, document(now, dirty=day >= 13))
+    text = shown(capsys, f"--storage={tmp_path}")
+    assert "  24/24   0024+ 2026-01-24  pass " in text
+    assert (
+        "stepped in run 0013+ of 2026-01-13: 2.01x -> 1.61x (-20%), "
+        "with changes that were not committed\n"
+    ) in text
+    assert text.endswith("+ with changes that were not committed\n")
+    save(tmp_path, 25, document(report(day=25)))
+    assert "0025 2026-01-25" in shown(capsys, f"--storage={tmp_path}")
+
+
 def test_on_a_terminal_steps_are_wrapped(
     stepped: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:

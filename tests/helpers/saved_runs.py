@@ -52,7 +52,11 @@ def report(
 
 
 def document(
-    *reports: AmpReport, branch: str = "main", run_id: str = "a" * 32, **more: Any
+    *reports: AmpReport,
+    branch: str = "main",
+    run_id: str = "a" * 32,
+    dirty: bool = False,
+    **more: Any,
 ) -> dict[str, Any]:
     """Return what pytest-benchmark's storage holds about a run."""
     entries = []
@@ -63,13 +67,13 @@ def document(
             stats = {"mean": 1.0, "ops": 1.0}
             extra = {"extra_info": {"amp": plain}}
             entries.append({"name": name, "fullname": name, "stats": stats, **extra})
-    commit = {"id": "c" * 40, "branch": branch, "dirty": False}
+    commit = {"id": "c" * 40, "branch": branch, "dirty": dirty}
     return {
         "machine_info": {"node": "runner"},
         "commit_info": commit,
         "benchmarks": entries,
         "datetime": "2026-01-01T12:00:00+00:00",
-        "amp": {"run": {"id": run_id, "commit": commit["id"], "branch": branch, "dirty": False}},
+        "amp": {"run": {"id": run_id, "commit": commit["id"], "branch": branch, "dirty": dirty}},
         **more,
     }
 

@@ -165,7 +165,7 @@ def test_the_command_is_this_runs_without_the_tests_that_it_names(
 def test_an_unknown_confirmation_names_the_known_ones(steps: pytest.Pytester, value: str) -> None:
     result = steps.runpytest(f"--amp-confirm={value}")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines([f"*--amp-confirm: '{value}' is not one of off, red, all"])
+    result.stderr.fnmatch_lines([f"*--amp-confirm: '{value}' is not one of auto, off, red, all"])
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "many", "1.5"])

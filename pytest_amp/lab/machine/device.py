@@ -72,6 +72,10 @@ class Device:
         else:
             self.module.synchronize(self.torch)
 
+    def pause(self, seconds: float) -> None:
+        """Let nothing run for so long."""
+        time.sleep(seconds)
+
     def names(self) -> DeviceNames:
         """Return the names that thresholds by device are matched against."""
         if self.type == "cuda":

@@ -24,6 +24,8 @@ __tracebackhide__ = unless_our_bug
 T = TypeVar("T")
 LEAST_BLOCK_S = 0.010
 MOST_BLOCK_STEPS = 10_000
+# How long nothing runs before a block that is timed alone.
+PAUSE_S = 0.05
 # A float16 scaler starts high and skips steps until its scale fits. The warm-up may take this many
 # steps more for it.
 MOST_SETTLING_STEPS = 40
@@ -59,6 +61,7 @@ class Plan:
         foresee: is told how many seconds a pair takes, before the first pair.
         show: formats the running estimate.
         order: seeds the order of the sides within pairs; by default the test's seed does.
+        alone: whether to time one block of each side alone, behind a pause, when all pairs are.
     """
 
     warmup: int
@@ -66,6 +69,7 @@ class Plan:
     foresee: Callable[[float], None] = lambda _: None
     show: Callable[[], str] = lambda: ""
     order: int | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -223,7 +227,23 @@ def _sample(bench: Workbench, plan: Plan, lab: _Together | _Apart) -> Timing:
         )
         reason = plan.stop(timed)
         if reason is not None:
-            return replace(timed, stopped=reason)
+            alone = _alone(bench, lab, steps) if plan.alone else None
+            return replace(timed, stopped=reason, alone_s=alone)
+
+
+def _alone(bench: Workbench, lab: _Together | _Apart, steps: int) -> tuple[float, float] | None:
+    """Time one block of each side behind a pause, in which caches, clocks and memory settle.
+
+    Sides that are built anew for each block are alone anyway.
+    """
+    if lab.one_resident:
+        return None
+    found = []
+    for side in (0, 1):
+        bench.progress.at("timing alone", lab.arm(side))
+        bench.device.pause(PAUSE_S)
+        found.append(lab.block(side, steps).step_s)
+    return found[0], found[1]
 
 
 def _record(
