@@ -111,6 +111,8 @@ _HEAD = ("slower by", "measured", "unchanged passes", "fails", "open", "slower f
 
 def conclusion(found: Calibration) -> Iterator[str]:
     """Yield what the trials come to: a table, how often it was wrong, and a margin to choose."""
+    from pytest_amp.judge.calibration import threshold_for
+
     rows = found.rows()
     if not rows:
         yield "no trial came to its end"
@@ -136,14 +138,17 @@ def conclusion(found: Calibration) -> Iterator[str]:
             "pytest-amp doctor, or give it more (--trial-time, and max_time in the tests)"
         )
         return
-    margin = units.share(smallest.planted / 2)
+    margin, slower = (
+        units.share(1 - threshold_for(smallest.planted)),
+        units.share(smallest.measured),
+    )
     yield (
-        f"the smallest difference that is found reliably: {units.share(smallest.planted)}, after "
-        f"{smallest.pairs:.0f} pairs ({units.duration(smallest.seconds)})"
+        f"the smallest difference that is found reliably: {slower}, after {smallest.pairs:.0f} "
+        f"pairs ({units.duration(smallest.seconds)})"
     )
     yield (
         f"so set min_speedup {margin} below the speedup that you measure: an unchanged step then "
-        f"passes, and one that is {units.share(smallest.planted)} slower fails"
+        f"passes, and one that is {slower} slower fails"
     )
     yield "what differs between processes is not in this: --amp-processes asks several"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -66,23 +67,40 @@ def calibrate(
     with laboratory(job, progress) as bench:
         if bench.untimed is not None:
             raise AmpError(f"there is nothing to calibrate, because {bench.untimed}")
-        step_s = 0.0
+
+        def timed(number: int, work_s: float, is_open: Callable[[Timing], bool]) -> Timing:
+            def stop(timed: Timing) -> str | None:
+                if timed.elapsed_s >= wanted.trial_s:
+                    return "budget"
+                return None if is_open(timed) else "decided"
+
+            slower = timing.Side("amp", slower_by(work_s) if work_s else lambda setup: setup)
+            plan = timing.Plan(job.settings.warmup, stop, order=number)
+            return timing.run(bench, plan, (timing.Side("amp"), slower))
+
+        second_s = _work_for_a_second(timed, wanted)
         for number in range(1, wanted.trials + 1):
             for planted in (0.0, *wanted.sizes):
-
-                def stop(timed: Timing, planted: float = planted) -> str | None:
-                    if timed.elapsed_s >= wanted.trial_s:
-                        return "budget"
-                    return None if found.is_open(planted, timed) else "decided"
-
-                slower = timing.Side("amp", slower_by(planted * step_s))
-                sides = timing.Side("amp"), slower if planted else timing.Side("amp")
-                plan = timing.Plan(job.settings.warmup, stop, order=number)
-                timed = timing.run(bench, plan, sides)
-                found.add(planted, timed)
-                if not planted:
-                    step_s = statistics.median(timed.fp32_step_s)
+                trial = timed(number, planted * second_s, partial(found.is_open, planted))
+                found.add(planted, trial)
                 tried(number, planted)
+
+
+def _work_for_a_second(
+    timed: Callable[[int, float, Callable[[Timing], bool]], Timing], wanted: Wanted
+) -> float:
+    """Return the seconds of work by which a step takes twice as long, as work alone takes them.
+
+    Beside a step, work takes longer than alone: its data have left the caches, or the device is
+    busy. Two trials that do not count show how much.
+    """
+    if not wanted.sizes:
+        return 0.0
+    step_s = statistics.median(timed(0, 0.0, lambda _: True).fp32_step_s)
+    largest = wanted.sizes[-1]
+    ratios = timed(0, largest * step_s, lambda _: True).ratios
+    slower = 1 / statistics.median(ratios) - 1
+    return step_s * min(2.0, max(0.5, largest / slower)) if slower > 0 else step_s
 
 
 def own_job() -> Job:

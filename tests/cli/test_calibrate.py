@@ -74,8 +74,8 @@ def test_the_table_and_what_to_choose(calibrated: Calibrated) -> None:
     assert [row[0] for row in rows] == ["2.0%", "5.0%", "10%", "20%"]
     assert [row[:8] for row in rows][1] == ["5.0%", "5.0%", "2", "0", "0", "2", "0", "0"]
     assert "0 of 16 answers wrong; error_rate 0.01 allows 0.2" in said
-    assert "the smallest difference that is found reliably: 2.0%, after 10 pairs" in said
-    assert "so set min_speedup 1.0% below the speedup that you measure" in said
+    assert "the smallest difference that is found reliably: 2.0%, after 9 pairs" in said
+    assert "so set min_speedup 0.99% below the speedup that you measure" in said
 
 
 def test_a_test_that_raises_is_told(calibrated: Calibrated) -> None:
