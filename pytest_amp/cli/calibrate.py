@@ -6,7 +6,7 @@ import argparse
 import shutil
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pytest_amp import units
 from pytest_amp.cli.console import FINE, INTERRUPTED, USAGE, argument, complain, show
@@ -48,25 +48,29 @@ def run(options: argparse.Namespace) -> int:
     wanted = Wanted(options.trials, options.trial_time, SIZES)
     found = Calibration(SIZES, 0.01)
 
-    def instead(job: Job, progress: Progress, say: Say) -> None:
-        _calibrate(job, progress, wanted, found, say)
+    terminal = sys.stderr if sys.stderr.isatty() else None  # a test's run has another
 
+    def instead(job: Job, progress: Progress, say: Say) -> None:
+        _calibrate(job, progress, wanted, found, say, terminal)
+
+    if options.nodeid is None and options.arguments:
+        complain("calibrate: arguments for pytest need a test: pytest-amp calibrate NODEID -- ...")
+        return USAGE
     if options.nodeid is None:
-        interrupted = _own_step(instead)
+        code = _own_step(instead)
     else:
         from pytest_amp.cli import one_test
 
         ended = one_test.run("calibrate", options.nodeid, options.arguments, instead, show)
-        interrupted = ended.interrupted
-        if not ended.well and not interrupted:
-            return USAGE
-    for line in conclusion(found):
-        show(line)
-    return INTERRUPTED if interrupted else FINE
+        code = INTERRUPTED if ended.interrupted else FINE if ended.well else USAGE
+    if code != USAGE:
+        for line in conclusion(found):
+            show(line)
+    return code
 
 
-def _own_step(instead: Any) -> bool:
-    """Calibrate on a step of our own; return whether Ctrl-C ended it."""
+def _own_step(instead: Any) -> int:
+    """Calibrate on a step of our own, and return the exit code."""
     from pytest_amp.errors import AmpError
     from pytest_amp.experiment.calibrate import own_job
     from pytest_amp.progress import Progress
@@ -75,16 +79,23 @@ def _own_step(instead: Any) -> bool:
         instead(own_job(), Progress(), show)
     except AmpError as error:
         complain(f"calibrate: {error}")
+        return USAGE
     except KeyboardInterrupt:
-        return True
-    return False
+        return INTERRUPTED
+    return FINE
 
 
-def _calibrate(job: Job, progress: Progress, wanted: Wanted, found: Calibration, say: Say) -> None:
+def _calibrate(
+    job: Job,
+    progress: Progress,
+    wanted: Wanted,
+    found: Calibration,
+    say: Say,
+    terminal: TextIO | None,
+) -> None:
     from pytest_amp.experiment.calibrate import calibrate
 
     found.error_rate = job.settings.error_rate
-    terminal = sys.stderr if sys.stderr.isatty() else None
     kinds = 1 + len(wanted.sizes)
     at_most = units.duration(wanted.trials * kinds * wanted.trial_s)
     say(f"calibrating on {job.device.name()}: {job.nodeid}")

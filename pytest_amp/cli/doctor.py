@@ -146,9 +146,10 @@ def _processors() -> Iterator[Line]:
     if cores is None or taken.others_s is None:
         return
     others = max(0.0, taken.others_s / taken.wall_s)
-    fact = f"others keep {others:.1f} of {cores:g} cores busy"
+    shared = contention.processors()
+    fact = f"others keep {others:.1f} of {shared or cores:g} cores busy"
     yield Line("processors", f"{fact}; torch takes {units.plural(threads, 'thread')}",
-               crowded(cores, threads, others) or "")  # fmt: skip
+               crowded(cores, threads, others, shared) or "")  # fmt: skip
 
 
 def _cpu_clocks() -> Iterator[Line]:

@@ -9,7 +9,7 @@ from pytest_amp.errors import unless_our_bug
 from pytest_amp.experiment.job import Job, arms_of, blank_report, environment_of, phases_of
 from pytest_amp.experiment.plan import limits_of, plan_of
 from pytest_amp.experiment.run import laboratory, refuse_several_ranks
-from pytest_amp.judge import gates, speed
+from pytest_amp.judge import contention, gates, speed
 from pytest_amp.lab.arm import Arm, Setup, Step
 from pytest_amp.lab.phases import parity as parity_run
 from pytest_amp.lab.phases import timing
@@ -66,7 +66,8 @@ def run(job: Job, progress: Progress, other: Setup, name: str) -> AmpReport:
         )
         if not settings.static and bench.untimed is None:
             progress.at("timing", None)
-            seen = replace(seen, timing=timing.run(bench, plan_of(bench, settings, limits)))
+            plan = replace(plan_of(bench, settings, limits), alone=False)
+            seen = replace(seen, timing=timing.run(bench, plan))
         progress.at("done", None)
     gated = tuple(each for each in gates.judge(seen, limits) if each.name in _ASKED)
     models = {"fp32": name, "amp": OURS}
@@ -81,4 +82,5 @@ def run(job: Job, progress: Progress, other: Setup, name: str) -> AmpReport:
         speedup=speed.estimate(seen.timing, limits.error_rate),
         notes=tuple(bench.notes),
         phases_s=phases_of(progress),
+        contention=contention.of(seen.timing),
     )

@@ -62,8 +62,6 @@ def confirmed(report: AmpReport, settings: Settings, again: Again) -> AmpReport:
         settings: the test's settings.
         again: runs the test in a fresh process; it takes what to show meanwhile.
     """
-    if settings.processes > 1:
-        report = _over_processes(report, settings, again)
     names = judge.to_confirm(report, settings.confirms)
     if settings.processes > 1:  # these have answered the gate of the speedup already
         names = tuple(name for name in names if name != "speedup")
@@ -75,15 +73,21 @@ def confirmed(report: AmpReport, settings: Settings, again: Again) -> AmpReport:
         return judge.confirmed(report, names, None, str(problem))
 
 
-def _over_processes(report: AmpReport, settings: Settings, again: Again) -> AmpReport:
-    """Run the test in more processes, until their medians decide or there are as many as wanted."""
-    if report.speedup is None:
+def over_processes(report: AmpReport, settings: Settings, again: Again) -> AmpReport:
+    """Return the report with a speedup over processes, if that is asked for.
+
+    The test runs in more processes until their medians decide, there are as many as wanted, or two
+    of them in a row bring nothing back.
+    """
+    if report.speedup is None or settings.processes == 1:
         return report
     gate = next((each for each in report.gates if each.name == "speedup"), None)
     threshold = gate.threshold if gate else None
     runs = [judge.of(report)]
     while len(runs) < settings.processes:
         if threshold is not None and judge.decided(runs, threshold, settings.error_rate):
+            break
+        if len(runs) > 2 and runs[-1].value is runs[-2].value is None:
             break
         try:
             runs.append(judge.of(again(f"process {len(runs) + 1} of {settings.processes}")))
@@ -108,8 +112,14 @@ def run(command: Command, progress: Progress, what: str, took_s: float) -> AmpRe
     """
     with tempfile.TemporaryDirectory(prefix="pytest-amp-") as name:
         folder = Path(name)
-        with (folder / OUTPUT).open("wb") as output, _started(command, folder, output) as process:
-            _await(process, folder, progress, what, _STARTING_S + _PATIENCE * took_s)
+        try:
+            with (
+                (folder / OUTPUT).open("wb") as output,
+                _started(command, folder, output) as process,
+            ):
+                _await(process, folder, progress, what, _STARTING_S + _PATIENCE * took_s)
+        except OSError as error:
+            raise NoAnswer(f"it could not be started ({error})") from error
         return _brought_back(command.nodeid, folder, process.returncode)
 
 
@@ -166,12 +176,15 @@ def _await(
     Raises:
         NoAnswer: it takes far longer than the test took here.
     """
-    began = time.monotonic()
+    waited_s, last = 0.0, time.monotonic()
     while process.poll() is None:
-        elapsed_s = time.monotonic() - began
-        if elapsed_s > patience_s:
+        place, now = _place(folder), time.monotonic()
+        if not place.startswith("waiting"):  # for its turn, which takes as long as others take
+            waited_s += now - last
+        last = now
+        if waited_s > patience_s:
             raise NoAnswer(f"it did not end within {units.duration(patience_s)}")
-        progress.at(what, None, estimate=_place(folder) or "starting")
+        progress.at(what, None, estimate=place or "starting")
         time.sleep(_LOOK_EVERY_S)
 
 
@@ -186,7 +199,7 @@ def _brought_back(nodeid: str, folder: Path, status: int) -> AmpReport:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
         tests = json.loads((folder / REPORT).read_text("utf-8"))["tests"]
         found = [each for each in tests if each["nodeid"] == nodeid] or tests
-        if found:
+        if len(found) == 1 or found is not tests:
             return AmpReport.from_dict(found[-1])
     written = (folder / OUTPUT).read_text("utf-8", "replace").strip().splitlines()
     last = next((line.strip(" =") for line in reversed(written) if line.strip(" =")), "no output")

@@ -198,8 +198,8 @@ def with_threads(threads: int, timed: Timing, error_rate: float) -> str:
     shown = f"{units.ratio(statistics.median(timed.ratios))} {units.interval(low, high)}".rstrip()
     pairs = units.plural(len(timed.ratios), "pair")
     return (
-        f"with OMP_NUM_THREADS={threads}, which leaves the other processes theirs, both arms were "
-        f"timed once more: {shown} ({pairs}); that does not count for the gate"
+        f"with OMP_NUM_THREADS={threads} both arms were timed once more: {shown} ({pairs}); that "
+        "does not count for the gate"
     )
 
 

@@ -122,8 +122,8 @@ def _speedup(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gat
     detail = f"{units.ratio(before.value)} -> {units.ratio(now.value)}; {times}"
     if not (now.low and now.high and before.low and before.high):
         whose = "the baseline" if now.low and now.high else "this run"
-        return _gate("speedup", change, allowed, "inconclusive", detail,
-                     but=f"{whose} has too few pairs to tell: raise max_time")  # fmt: skip
+        few = "too few pairs to tell, or ones that follow each other: raise max_time"
+        return _gate("speedup", change, allowed, "inconclusive", detail, but=f"{whose} has {few}")
     low, high = now.low / before.high - 1, now.high / before.low - 1
     verdict: GateVerdict = "pass"
     if allowed is not None and low < -allowed:

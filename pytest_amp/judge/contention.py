@@ -14,6 +14,8 @@ from pytest_amp.results.contention import Contention, Taken
 ARMS = ("fp32", "amp")
 LITTLE = 0.02
 PART_OF_A_CORE = 0.3
+# Clocks that are held back in a smaller share of the blocks are no cause.
+OFTEN = 0.1
 
 
 def of(timing: Timing | None) -> Contention | None:
@@ -23,7 +25,9 @@ def of(timing: Timing | None) -> Contention | None:
     machine = timing.machine
     arms = zip(ARMS, machine.blocks, machine.gpu, strict=True)
     return Contention(
+        machine.device_type,
         machine.cores,
+        machine.processors,
         machine.threads,
         {name: _taken(blocks, gpu) for name, blocks, gpu in arms if blocks or gpu},
         machine.gpu_processes,
@@ -38,6 +42,7 @@ def _taken(blocks: Sequence[Disturbance], gpu: Sequence[GpuState]) -> Taken:
         return max(0.0, sum(known) / wall_s) if known and wall_s else None
 
     preemptions = [each.preemptions for each in blocks if each.preemptions is not None]
+    periods = sum(each.periods or 0 for each in blocks)
     causes = Counter(cause for state in gpu for cause in state.held_back)
     return Taken(
         blocks=max(len(blocks), len(gpu)),
@@ -46,7 +51,7 @@ def _taken(blocks: Sequence[Disturbance], gpu: Sequence[GpuState]) -> Taken:
         others=of_wall([each.others_s for each in blocks]),
         stolen=of_wall([each.stolen_s for each in blocks]),
         pressure=of_wall([each.pressure_s for each in blocks]),
-        throttled=of_wall([each.throttled_s for each in blocks]),
+        throttled=sum(each.throttled or 0 for each in blocks) / periods if periods else None,
         clock_mhz=statistics.median(state.clock_mhz for state in gpu) if gpu else None,
         held_back=dict(causes.most_common()),
     )
@@ -55,11 +60,11 @@ def _taken(blocks: Sequence[Disturbance], gpu: Sequence[GpuState]) -> Taken:
 def undisturbed(timing: Timing) -> tuple[float, ...]:
     """Return the pairs' ratios without the time in which a thread had no processor.
 
-    A step is as late as its last thread, so all of what the thread waited that waited longest is
-    taken off. That is the most that other work can have made of the difference.
+    A step is as late as its last thread, so what the thread waited that waited longest is taken
+    off. On an accelerator the host runs ahead, so that its waits need not delay a step.
     """
     fp32, amp = timing.machine.blocks if timing.machine else ((), ())
-    if not fp32:
+    if not fp32 or (timing.machine and timing.machine.device_type != "cpu"):
         return timing.ratios
     return tuple(
         ratio * _left(before) / _left(after)
@@ -108,74 +113,88 @@ def cause(found: Contention | None) -> str | None:
     """
     if found is None:
         return None
-    return _of_gpu(found) or _of_processors(found.cores, found.threads, found)
+    return on_processors(found) if found.device_type == "cpu" else _of_gpu(found)
 
 
-def _of_processors(cores: float | None, threads: int | None, found: Contention) -> str | None:
-    if not cores or not threads:
+def on_processors(found: Contention | None) -> str | None:
+    """Return what took processors from a test that ran on them; None if little did."""
+    if found is None or not found.cores or not found.threads or found.device_type != "cpu":
         return None
-    if found.most("throttled") > LITTLE and threads > cores:
+    if found.most("throttled") > LITTLE and found.threads > found.cores:
         return (
-            f"the container may use {cores:g} cores, and was stopped for "
-            f"{units.share(found.most('throttled'))} of the time, since {threads} threads want "
-            f"more: set OMP_NUM_THREADS={max(1, int(cores))}"
+            f"the container may use {found.cores:g} cores, and was stopped in "
+            f"{units.share(found.most('throttled'))} of its quota's periods, since "
+            f"{found.threads} threads want more: set OMP_NUM_THREADS={max(1, int(found.cores))}"
         )
     if found.most("stolen") > PART_OF_A_CORE:
+        shared = found.processors or found.cores
         return (
-            f"the hypervisor gives {found.most('stolen'):.1f} of {cores:g} cores to other "
+            f"the hypervisor gives {found.most('stolen'):.1f} of {shared:g} cores to other "
             "machines: measure on a machine that shares none"
         )
-    return crowded(cores, threads, found.most("others"))
+    return crowded(found.cores, found.threads, found.most("others"), found.processors)
 
 
-def crowded(cores: float, threads: int, others: float) -> str | None:
+def crowded(cores: float, threads: int, others: float, processors: int | None = None) -> str | None:
     """Return that threads want more processors than there are, and the remedy; None if not so.
 
     Args:
         cores: the processors that this process may use.
         threads: the threads in which torch computes an operator.
         others: how many processors other processes keep busy.
+        processors: those that it may run on, if a quota allows fewer.
     """
     others = others if others > PART_OF_A_CORE else 0.0
-    if threads + others <= cores + PART_OF_A_CORE:
+    shared = processors or cores
+    free = _free(cores, others, processors)
+    if threads <= free + PART_OF_A_CORE:
         return None
-    free = fewer_threads(cores, threads, others)
-    what = f"{threads} threads share {cores:g} cores and wait for each other"
-    if others:
-        what = f"other processes keep {others:.1f} of {cores:g} cores busy"
-        if free is None:
-            return f"{what}: stop them, or measure on another machine"
-        what += f", and {threads} threads wait for each other"
-    return f"{what}: set OMP_NUM_THREADS={free or 1}"
+    fewer = fewer_threads(cores, threads, others, processors)
+    if not others or free == cores:  # there is room for as many as it may use
+        what = f"{threads} threads share {cores:g} cores and wait for each other"
+        return f"{what}: set OMP_NUM_THREADS={fewer or 1}"
+    what = f"other processes keep {others:.1f} of {shared:g} cores busy"
+    if fewer is None:
+        return f"{what}: stop them, or measure on another machine"
+    return f"{what}, and {threads} threads wait for each other: set OMP_NUM_THREADS={fewer}"
 
 
-def fewer_threads(cores: float, threads: int, others: float) -> int | None:
+def _free(cores: float, others: float, processors: int | None) -> float:
+    """Return how many processors are left for this process."""
+    return max(0.0, min(cores, (processors or cores) - others))
+
+
+def fewer_threads(
+    cores: float, threads: int, others: float, processors: int | None = None
+) -> int | None:
     """Return how many threads find a processor each; None if all do, or fewer would not help."""
-    if threads + others <= cores + PART_OF_A_CORE:
+    free = _free(cores, others, processors)
+    if threads <= free + PART_OF_A_CORE:
         return None
-    free = max(1, int(cores - others + PART_OF_A_CORE))
-    return free if free < threads else None
+    fitting = max(1, int(free + PART_OF_A_CORE))
+    return fitting if fitting < threads else None
 
 
 def threads_to_try(timing: Timing) -> int | None:
     """Return in how many threads to time the arms instead; None if their number is no matter."""
     found = of(timing)
-    if found is None or not found.cores or not found.threads:
+    if found is None or not found.cores or not found.threads or found.device_type != "cpu":
         return None
-    return fewer_threads(found.cores, found.threads, found.most("others"))
+    return fewer_threads(found.cores, found.threads, found.most("others"), found.processors)
 
 
 def _of_gpu(found: Contention) -> str | None:
-    if found.gpu_processes:
+    held = {
+        cause: [each.held_back.get(cause, 0) for each in found.arms.values()]
+        for taken in found.arms.values()
+        for cause, blocks in taken.held_back.items()
+        if blocks >= OFTEN * taken.blocks
+    }
+    if not held and found.gpu_processes:
         others = "another process has"
         if found.gpu_processes > 1:
             others = f"{found.gpu_processes} other processes have"
         return f"{others} the GPU open: give the test one of its own"
-    held = {
-        cause: [each.held_back.get(cause, 0) for each in found.arms.values()]
-        for taken in found.arms.values()
-        for cause in taken.held_back
-    }
     if not held:
         return None
     first = max(held, key=lambda each: sum(held[each]))

@@ -57,7 +57,7 @@ def not_attainable(seen: Observations) -> str | None:
         return "nothing was timed"
     if reason := not_seen(seen):
         return reason
-    if contention.cause(contention.of(seen.timing)):
+    if contention.on_processors(contention.of(seen.timing)):
         return "other work took processors from the arms, and would from what measures the ceilings"
     is_compiled = seen.fp32.compiled or seen.amp.compiled
     return "what torch.compile fuses can't be seen" if is_compiled else None

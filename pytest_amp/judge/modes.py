@@ -50,9 +50,10 @@ def found(timing: Timing) -> Modes:
     ratios = [math.log(ratio) for ratio in timing.ratios]
     arm = max(ARMS, key=lambda name: abs(_correlation(logs[name], ratios)))
     times = _times(timing)[arm]
-    low, high = _split(times)
-    between = _between(times, low, high)
-    slow = [time >= min(high) for time in times]
+    cut, between = _best_cut(times)
+    ordered = sorted(times)
+    low, high = ordered[:cut], ordered[cut:]
+    slow = [time > low[-1] for time in times]
     stays = len(times) / (1 + sum(a != b for a, b in pairwise(slow)))
     levels = (statistics.median(low), statistics.median(high)) if between >= _TWO_LEVELS else None
     return Modes(arm, levels, stays, stays * timing.elapsed_s / len(times))
@@ -61,11 +62,12 @@ def found(timing: Timing) -> Modes:
 def remedy(timing: Timing) -> str:
     """Return what to try against modes."""
     machine = timing.machine
-    if machine is not None and any(machine.gpu):
-        return "lock the GPU's clocks (nvidia-smi -lgc)"
+    if machine is not None and machine.device_type != "cpu":
+        locks = " (nvidia-smi -lgc)" if machine.device_type == "cuda" else ""
+        return f"lock the GPU's clocks{locks}, or raise max_time"
     if machine is not None and machine.threads is not None and machine.threads > 1:
         return "set OMP_NUM_THREADS=1, since threads that wait for each other wake up late"
-    return "keep the process on one processor (taskset -c 0), or raise max_time"
+    return "keep the process on one processor (taskset -c 0 on Linux), or raise max_time"
 
 
 def as_good_as(ratios: Sequence[float]) -> int:
@@ -83,23 +85,22 @@ def _correlation(a: Sequence[float], b: Sequence[float]) -> float:
     return statistics.correlation(a, b)
 
 
-def _split(times: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Return the times in two groups, so that as much of their variance lies between them."""
-    ordered = sorted(times)
-    cuts = [
-        (ordered[:cut], ordered[cut:])
-        for cut in range(1, len(ordered))
-        if ordered[cut] > ordered[cut - 1]
-    ]
-    return max(cuts, key=lambda groups: _between(times, *groups), default=(ordered, ordered))
+def _best_cut(times: Sequence[float]) -> tuple[int, float]:
+    """Return where to cut the ordered times in two, so that as much variance lies between them.
 
-
-def _between(times: Sequence[float], low: Sequence[float], high: Sequence[float]) -> float:
-    """Return the share of the variance that lies between two groups."""
-    mean, variance = statistics.fmean(times), statistics.pvariance(times)
-    if not variance:
-        return 0.0
-    groups = (low, high)
-    return sum(len(each) * (statistics.fmean(each) - mean) ** 2 for each in groups) / (
-        len(times) * variance
-    )
+    Returns:
+        How many times are below the cut, and the share of the variance that lies between both
+        groups. If all are equal, all are below it.
+    """
+    ordered, count = sorted(times), len(times)
+    mean = statistics.fmean(times)
+    squares = math.fsum((time - mean) ** 2 for time in times)
+    best, sum_below, cut_at = 0.0, 0.0, count
+    for cut in range(1, count):
+        sum_below += ordered[cut - 1] - mean
+        if ordered[cut] == ordered[cut - 1]:
+            continue
+        between = sum_below**2 * (1 / cut + 1 / (count - cut))
+        if between > best:
+            best, cut_at = between, cut
+    return cut_at, best / squares if squares else 0.0

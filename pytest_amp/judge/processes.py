@@ -120,7 +120,9 @@ def over(report: AmpReport, runs: Sequence[ProcessRun], error_rate: float) -> Am
         _over(gate, speedup, runs, error_rate) if gate.name == "speedup" else gate
         for gate in report.gates
     )
-    return _judged(replace(report, speedup=speedup, gates=gates, processes=tuple(runs)))
+    # Without an interval it could never be compared with, as this process's own can.
+    kept = speedup if low is not None else report.speedup
+    return _judged(replace(report, speedup=kept, gates=gates, processes=tuple(runs)))
 
 
 def _over(gate: Gate, speedup: Estimate, runs: Sequence[ProcessRun], error_rate: float) -> Gate:

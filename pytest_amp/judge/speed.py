@@ -112,11 +112,10 @@ def _open(timing: Timing, measured: Estimate, wanted: float, limits: Limits) -> 
     """Say why the speed gate has no answer, and what would give it one."""
     ratios, threshold = timing.ratios, units.ratio(wanted)
     looks = f"{measured} looks {'above' if measured.value >= wanted else 'below'} {threshold}, but"
-    if abstain.decide(ratios, wanted, limits.error_rate) and (
-        disturbed := contention.could_have_made(timing, wanted)
-    ):
-        return f"{looks} {disturbed}"
-    if sequential.decide(ratios, wanted, limits.error_rate) and len(ratios) >= abstain.LEAST_PAIRS:
+    if abstain.decide(ratios, wanted, limits.error_rate):
+        if disturbed := contention.could_have_made(timing, wanted):
+            return f"{looks} {disturbed}"
+    elif sequential.decide(ratios, wanted, limits.error_rate):
         return (
             f"{looks} pairs follow one another, so that {len(ratios)} say no more than "
             f"{modes.as_good_as(ratios)}: {modes.found(timing)}; {modes.remedy(timing)}"

@@ -21,7 +21,8 @@ class Disturbance:
         stolen_s: the processor seconds that the hypervisor gave to other machines.
         pressure_s: the seconds in which some thread on this machine, of whatever process, waited
             for a processor.
-        throttled_s: the seconds for which a container's quota of processor time was used up.
+        throttled: in how many periods a container's quota of processor time was used up.
+        periods: how many such periods there were.
     """
 
     wall_s: float
@@ -30,7 +31,8 @@ class Disturbance:
     others_s: float | None = None
     stolen_s: float | None = None
     pressure_s: float | None = None
-    throttled_s: float | None = None
+    throttled: int | None = None
+    periods: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,10 @@ class Machine:
     """What a test had of the machine while it was timed.
 
     Attributes:
+        device_type: where the arms ran.
         cores: the processors that this process may use, a container's quota included; None if that
             is not known.
+        processors: those that it may run on, which others share, without a quota.
         threads: the threads in which torch computes an operator.
         blocks: what was taken from the timed blocks of the fp32 and of the amp arm, in the order
             of the pairs; empty if nobody counted.
@@ -60,7 +64,9 @@ class Machine:
         gpu_processes: how many other processes had the GPU open; None if that is not known.
     """
 
+    device_type: str = "cpu"
     cores: float | None = None
+    processors: int | None = None
     threads: int | None = None
     blocks: tuple[tuple[Disturbance, ...], tuple[Disturbance, ...]] = ((), ())
     gpu: tuple[tuple[GpuState, ...], tuple[GpuState, ...]] = ((), ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -13,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pytest_amp import files
 from pytest_amp.experiment.processes import PLACE, REPORT
 from pytest_amp.plugin import measuring
 
@@ -24,23 +24,36 @@ if TYPE_CHECKING:
 _OFF = {
     **dict.fromkeys(
         ("amp_html", "xmlpath", "htmlpath", "benchmark_json", "benchmark_save",
-         "benchmark_autosave", "log_file", "basetemp", "pastebin")
+         "benchmark_autosave", "basetemp", "pastebin", "report_log", "json_report_file",
+         "allure_report_dir", "splits", "group")
     ),
     **dict.fromkeys(
-        ("usepdb", "trace", "lf", "failedfirst", "newfirst", "stepwise", "setupshow", "maxfail"),
+        ("usepdb", "trace", "lf", "failedfirst", "newfirst", "stepwise", "setupshow", "maxfail",
+         "pyargs", "store_durations"),
         False,
     ),
+    "log_file": os.devnull,  # else the ini file's would count
+    "num_shards": 1,
+    "shard_id": 0,
 }  # fmt: skip
+# Stands for a folder of its own among the arguments, if pytest's cache is in use at all.
+CACHE = "cache_dir=@"
+# This package is imported before pytest is, which is no fault of the user's.
+_IMPORTED_ALREADY = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
 
 
 def main() -> int:
-    """Run the test that the arguments name; the last one is the folder for what it brings back."""
-    *arguments, folder = sys.argv[1:]
+    """Run a test alone.
+
+    The last two arguments are the test and the folder for what it brings back, the others pytest's.
+    """
+    *arguments, test, folder = sys.argv[1:]
     held = os.dup(0)  # pytest puts something else in the place of the standard input
     threading.Thread(target=_end_with, args=(held,), daemon=True).start()
     with tempfile.TemporaryDirectory() as cache:
-        given = [*arguments, "-o", f"cache_dir={cache}"]
-        return int(pytest.main(given, plugins=[Alone(Path(folder))]))
+        given = [f"cache_dir={cache}" if word == CACHE else word for word in arguments]
+        given += ["-W", _IMPORTED_ALREADY]
+        return int(pytest.main(given, plugins=[Alone(test, Path(folder))]))
 
 
 def _end_with(held: int) -> None:
@@ -53,14 +66,17 @@ def _end_with(held: int) -> None:
 
 
 class Alone:
-    """The plugin that keeps the run to itself, and writes down what it measured and where it is."""
+    """The plugin that keeps the run to one test and itself, and writes down what it measured."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, test: str, folder: Path) -> None:
+        self._test = test
         self._folder = folder
+        self._shown = ""
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> None:
-        """Leave the project's files alone, and whoever reads them."""
+        """Take the one test, whatever else is named, and leave the project's files alone."""
+        config.args = [self._test]
         for name, value in _OFF.items():
             if hasattr(config.option, name):
                 setattr(config.option, name, value)
@@ -68,12 +84,12 @@ class Alone:
 
     @pytest.hookimpl(trylast=True)
     def pytest_configure(self, config: pytest.Config) -> None:
-        """Write down where the experiment is, whenever it moves on."""
+        """Write down where the experiment is, whenever another phase begins."""
         config.stash[measuring.WATCHER] = self._show
-        self._shown = ""
 
     def _show(self, progress: Progress) -> None:
-        place = ", ".join(part for part in (progress.phase, progress.arm) if part)
-        if place != self._shown:
-            self._shown = place
-            files.write(self._folder / PLACE, json.dumps(place).encode())
+        phase = progress.phase or ""
+        if phase != self._shown:
+            self._shown = phase
+            with contextlib.suppress(OSError):  # whoever reads half of it looks again
+                (self._folder / PLACE).write_text(json.dumps(phase), "utf-8")

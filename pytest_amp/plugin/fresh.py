@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from pytest_amp.experiment import processes
+from pytest_amp.plugin.alone import CACHE
 from pytest_amp.progress import Progress
 from pytest_amp.results.report import AmpReport
 from pytest_amp.settings.resolved import Settings
@@ -23,6 +23,7 @@ _WITHOUT = {
     "xdist": ("-n", "0"),
     "rerunfailures": ("--reruns", "0"),
     "_cov": ("--no-cov",),
+    "cacheprovider": ("-o", CACHE),  # what failed last stays as it was
 }
 _ITSELF = ("--amp-override", "confirm=off", "--amp-override", "processes=1")
 
@@ -32,35 +33,16 @@ def is_wanted(settings: Settings) -> bool:
     return settings.confirms != "off" or settings.processes > 1
 
 
-def confirmed(
-    item: pytest.Item, report: AmpReport, settings: Settings, progress: Progress
-) -> AmpReport:
-    """Return the report with what fresh processes say of its timing gates."""
+def again(item: pytest.Item, report: AmpReport, progress: Progress) -> processes.Again:
+    """Return what runs a test in a fresh process and brings back its report."""
     command = _command(item)
-
-    def again(what: str) -> AmpReport:
-        return processes.run(command, progress, what, report.duration_s)
-
-    return processes.confirmed(report, settings, again)
+    return lambda what: processes.run(command, progress, what, report.duration_s)
 
 
 def options_of(config: pytest.Config) -> list[str]:
-    """Return the command line of this run without the tests that it names."""
+    """Return the command line of this run, the tests that it names included."""
     carried: Any = getattr(config, "workerinput", {}).get(CARGO)
-    if carried is not None:
-        return [str(word) for word in carried]
-    named = list(config.known_args_namespace.file_or_dir)
-    return list(_without(map(str, config.invocation_params.args), named))
-
-
-def _without(words: Iterator[str], named: list[str]) -> Iterator[str]:
-    """Yield the words, each of the named ones left out once."""
-    left = list(named)
-    for word in words:
-        if word in left:
-            left.remove(word)
-        else:
-            yield word
+    return [str(word) for word in (carried or config.invocation_params.args)]
 
 
 def _command(item: pytest.Item) -> processes.Command:

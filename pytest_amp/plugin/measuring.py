@@ -206,18 +206,24 @@ def measure(
     finally:
         live.clear()
     item.stash[REPORT] = report  # even if what follows raises
+    from pytest_amp.experiment import processes
     from pytest_amp.plugin import compare, fresh
 
-    if compare.is_wanted(job.settings):
-        report = compare.compared(item.config, report, job.settings)
-        item.stash[REPORT] = report
-    if fresh.is_wanted(job.settings):
-        device.empty_cache()
-        try:
-            report = fresh.confirmed(item, report, job.settings, progress)
-        finally:
-            live.clear()
-        item.stash[REPORT] = report
+    asks = fresh.is_wanted(job.settings)
+    again = fresh.again(item, report, progress)
+    try:
+        if asks:
+            device.empty_cache()
+            report = processes.over_processes(report, job.settings, again)
+            item.stash[REPORT] = report
+        if compare.is_wanted(job.settings):
+            report = compare.compared(item.config, report, job.settings)
+            item.stash[REPORT] = report
+        if asks:
+            report = processes.confirmed(report, job.settings, again)
+            item.stash[REPORT] = report
+    finally:
+        live.clear()
     return report
 
 

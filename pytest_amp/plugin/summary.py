@@ -47,7 +47,7 @@ def _told(reporter: pytest.TerminalReporter) -> frozenset[str]:
 
     That is where it writes failures at all, and the message is the explanation of a verdict.
     """
-    if reporter.config.option.tbstyle == "no":
+    if reporter.config.option.tbstyle in ("no", "line"):
         return frozenset()
     return frozenset(
         report.nodeid

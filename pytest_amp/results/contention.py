@@ -21,7 +21,7 @@ class Taken:
         others (float | None): how many processors other processes kept busy, on average.
         stolen (float | None): how many processors the hypervisor gave to other machines.
         pressure (float | None): the share in which some thread of some process waited.
-        throttled (float | None): the share in which a container's quota was used up.
+        throttled (float | None): the share of a quota's periods in which it was used up.
         clock_mhz (float | None): the median of the GPU's clocks.
         held_back (Mapping[str, int]): in how many blocks its clocks were held back, by the cause.
     """
@@ -42,13 +42,17 @@ class Contention:
     """What a test had of the machine, and what others took of it while the test was timed.
 
     Attributes:
+        device_type (str): where the arms ran.
         cores (float | None): the processors that the test could use, a container's quota included.
+        processors (int | None): those that it could run on, which others share, without a quota.
         threads (int | None): the threads in which torch computed its operators.
         arms (Mapping[str, Taken]): what was taken from each arm, by its name: "fp32" and "amp".
         gpu_processes (int | None): how many other processes had the GPU open.
     """
 
+    device_type: str = "cpu"
     cores: float | None = None
+    processors: int | None = None
     threads: int | None = None
     arms: Mapping[str, Taken] = field(default_factory=dict)
     gpu_processes: int | None = None
@@ -67,9 +71,10 @@ class Contention:
 
     def _facts(self, names: Mapping[str, str]) -> Iterator[str]:
         if any(each.others is not None for each in self.arms.values()) and self.cores:
-            yield f"other processes kept {self.most('others'):.1f} of {self.cores:g} cores busy"
-        elif self.cores:
-            yield units.plural(int(self.cores), "core")
+            shared = self.processors or self.cores
+            yield f"other processes kept {self.most('others'):.1f} of {shared:g} cores busy"
+        if self.cores and self.cores != self.processors:
+            yield f"it may use {self.cores:g} cores"
         if self.threads:
             yield units.plural(self.threads, "thread")
         blocks = [
@@ -82,7 +87,7 @@ class Contention:
         if self.most("stolen") >= SHOWN:
             yield f"the hypervisor took {self.most('stolen'):.1f} cores"
         if self.most("throttled") >= SHOWN:
-            yield f"a quota stopped it for {units.share(self.most('throttled'))} of the time"
+            yield f"a quota stopped it in {units.share(self.most('throttled'))} of its periods"
         for name, each in self.arms.items():
             if each.clock_mhz is not None:
                 yield f"{names.get(name, name)} at {each.clock_mhz:.0f} MHz"

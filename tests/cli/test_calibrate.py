@@ -95,6 +95,21 @@ def test_without_a_test_it_takes_a_small_step_of_its_own(
     assert said.endswith("no trial came to its end\n")
 
 
+def test_arguments_for_pytest_need_a_test(calibrated: Calibrated) -> None:
+    code, said = calibrated("--", "--amp-device=cuda:7")
+    assert code == 2
+    assert "arguments for pytest need a test" in said
+
+
+def test_what_can_t_be_timed_is_told(
+    calibrated: Calibrated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, said = calibrated("--trials", "1")
+    assert code == 2
+    assert "pytest-amp: calibrate: timed runs on several ranks" in said
+
+
 def test_ctrl_c_shows_what_there_is(
     calibrated: Calibrated, monkeypatch: pytest.MonkeyPatch
 ) -> None:

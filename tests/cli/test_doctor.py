@@ -33,10 +33,11 @@ def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def others_keep(monkeypatch: pytest.MonkeyPatch, cores: float) -> None:
     """Let others keep so many of two processors busy, beside two threads of torch."""
-    nothing = contention.Counters(0.0, 0.0, 0.0, 0.0, {}, 0, 0.0, None)
+    nothing = contention.Counters(0.0, 0.0, 0.0, 0.0, {}, 0, 0.0, None, None)
     reads = itertools.cycle([nothing, nothing._replace(at_s=1.0, busy_s=cores)])
     monkeypatch.setattr(contention, "read", lambda: next(reads))
     monkeypatch.setattr(contention, "cores", lambda: 2.0)
+    monkeypatch.setattr(contention, "processors", lambda: 2)
     monkeypatch.setattr("torch.get_num_threads", lambda: 2)
 
 

@@ -18,12 +18,19 @@ def blocks(count: int, **each: object) -> tuple[Disturbance, ...]:
 def timed(
     ratio: float = 1.5, fp32: object = (), amp: object = (), pairs: int = 20, **machine: object
 ) -> Timing:
-    has = Machine(**{"cores": 2.0, "threads": 2, "blocks": (fp32, amp), **machine})  # type: ignore[arg-type]
+    has = Machine(**{"cores": 2.0, "processors": 2, "threads": 2, "blocks": (fp32, amp), **machine})  # type: ignore[arg-type]
     return Timing((0.01 * ratio,) * pairs, (0.01,) * pairs, 4, "decided", 1.0, machine=has)
 
 
-def busy(others: float, cores: float = 2.0, threads: int = 2, **more: object) -> Contention:
-    return Contention(cores, threads, {"amp": Taken(blocks=20, others=others, **more)})  # type: ignore[arg-type]
+def busy(
+    others: float,
+    cores: float = 2.0,
+    threads: int = 2,
+    processors: int | None = None,
+    **more: object,
+) -> Contention:
+    arms = {"amp": Taken(blocks=20, others=others, **more)}  # type: ignore[arg-type]
+    return Contention("cpu", cores, processors or int(cores), threads, arms)
 
 
 # What was taken.
@@ -60,7 +67,7 @@ def test_a_gpus_clocks_are_told_by_their_median_and_what_held_them_back() -> Non
         (GpuState(1980),) * 20,
         (*(GpuState(1400, ("its temperature",)),) * 14, *(GpuState(1980),) * 6),
     )
-    found = contention.of(timed(gpu=gpu))
+    found = contention.of(timed(gpu=gpu, device_type="cuda"))
     assert found.arms["fp32"].clock_mhz == 1980
     assert found.arms["amp"].clock_mhz == 1400
     assert found.arms["amp"].held_back == {"its temperature": 14}
@@ -95,14 +102,25 @@ def test_a_gpus_clocks_are_told_by_their_median_and_what_held_them_back() -> Non
             "other processes keep 1.9 of 2 cores busy: stop them, or measure on another machine",
         ),
         (
+            busy(20.0, cores=2.0, threads=32, processors=64),
+            "32 threads share 2 cores and wait for each other: set OMP_NUM_THREADS=2",
+        ),
+        (
+            busy(63.0, cores=2.0, threads=2, processors=64),
+            (
+                "other processes keep 63.0 of 64 cores busy, and 2 threads wait for each other: "
+                "set OMP_NUM_THREADS=1"
+            ),
+        ),
+        (
             busy(0.0, cores=2.0, threads=64),
             "64 threads share 2 cores and wait for each other: set OMP_NUM_THREADS=2",
         ),
         (
             busy(0.0, cores=1.5, threads=8, throttled=0.4),
             (
-                "the container may use 1.5 cores, and was stopped for 40% of the time, since 8 "
-                "threads want more: set OMP_NUM_THREADS=1"
+                "the container may use 1.5 cores, and was stopped in 40% of its quota's periods, "
+                "since 8 threads want more: set OMP_NUM_THREADS=1"
             ),
         ),
         (
@@ -113,11 +131,11 @@ def test_a_gpus_clocks_are_told_by_their_median_and_what_held_them_back() -> Non
             ),
         ),
         (
-            Contention(gpu_processes=1),
+            Contention("cuda", gpu_processes=1),
             "another process has the GPU open: give the test one of its own",
         ),
         (
-            Contention(gpu_processes=3),
+            Contention("cuda", gpu_processes=3),
             "3 other processes have the GPU open: give the test one of its own",
         ),
     ],
@@ -136,6 +154,15 @@ def test_a_cause_is_one_sentence_with_its_remedy(found, said) -> None:
         pytest.param(busy(3.0, cores=8, threads=4), id="enough for all"),
         pytest.param(busy(0.0, throttled=0.001, threads=2), id="a quota that was touched"),
         pytest.param(busy(0.0, stolen=0.05), id="a little stolen"),
+        pytest.param(busy(20.0, threads=1, processors=64), id="a quota on a busy host with room"),
+        pytest.param(
+            Contention("cuda", 2.0, 2, 64, {"amp": Taken(20, others=2.0)}),
+            id="threads beside a GPU",
+        ),
+        pytest.param(
+            Contention("cuda", arms={"amp": Taken(40, held_back={"its power cap": 1})}),
+            id="one block at the power cap",
+        ),
     ],
 )
 def test_there_is_no_cause_where_there_is_enough_for_all(found) -> None:
@@ -164,7 +191,7 @@ def test_preempted_blocks_are_told_by_arm_the_more_of_them_first() -> None:
 def test_one_line_tells_it_all_with_the_arms_names() -> None:
     found = contention.of(
         timed(
-            fp32=blocks(20, preemptions=0, others_s=0.1, stolen_s=0.05, throttled_s=0.01),
+            fp32=blocks(20, preemptions=0, others_s=0.1, stolen_s=0.05, throttled=1, periods=10),
             amp=blocks(20, preemptions=1, others_s=0.1),
             gpu=((GpuState(1980),), (GpuState(1965),)),
             gpu_processes=2,
@@ -173,10 +200,11 @@ def test_one_line_tells_it_all_with_the_arms_names() -> None:
     assert found.said({"fp32": "fp32+tf32", "amp": "amp"}) == (
         "other processes kept 1.0 of 2 cores busy, 2 threads, a thread was preempted in 0 of 20 "
         "fp32+tf32 blocks and 20 of 20 amp blocks, the hypervisor took 0.5 cores, a quota stopped "
-        "it for 10% of the time, fp32+tf32 at 1980 MHz, amp at 1965 MHz, other processes on the GPU"
+        "it in 10% of its periods, fp32+tf32 at 1980 MHz, amp at 1965 MHz, other processes on the "
+        "GPU"
     )
     assert Contention().said({}) == "the system does not count what others take"
-    assert Contention(cores=1.0, threads=1).said({}) == "1 core, 1 thread"
+    assert Contention("cpu", 0.5, 2, 1).said({}) == "it may use 0.5 cores, 1 thread"
 
 
 # Whether it could have made a verdict.
@@ -222,6 +250,12 @@ def test_a_pass_that_waiting_could_have_made_is_none() -> None:
 def test_other_verdicts_stand(ratio, fp32_s, amp_s, verdict) -> None:
     timing = timed(ratio, fp32=blocks(20, waited_s=fp32_s), amp=blocks(20, waited_s=amp_s))
     assert speed(timing, 1.5).verdict == verdict
+
+
+def test_an_accelerators_host_may_wait_as_it_likes() -> None:
+    late = blocks(20, waited_s=0.03)
+    timing = timed(1.2, fp32=blocks(20, waited_s=0.0), amp=late, device_type="cuda")
+    assert speed(timing, 1.5).verdict == "fail"
 
 
 def test_a_few_late_blocks_make_no_verdict() -> None:

@@ -144,6 +144,7 @@ def test_the_medians_of_processes_decide_the_gate(value, verdict, said) -> None:
 
 def test_too_few_processes_have_no_answer_and_say_how_many_would() -> None:
     found = processes.over(report(gate("pass")), runs(1.5, 1.6), 0.01)
+    assert found.speedup.pairs == 10  # its own, which has an interval for later comparisons
     assert found.gate("speedup").verdict == "inconclusive"
     assert found.gate("speedup").reason == (
         "1.55x can't be told from 1.30x (1.50x [1.40, 1.60], 1.60x [1.50, 1.70]); the fewest that "

@@ -16,20 +16,35 @@ from pytest_amp.experiment import processes
 from pytest_amp.plugin import fresh
 from pytest_amp.results.report import AmpReport
 
+# In each process steps take what the clock is told.
+CLOCK = """
+import pytest
+from pytest_amp.lab.machine.device import Device
+
+class Clock:
+    time_s = 0.0
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    monkeypatch.setattr(Device, "now", lambda _: Clock.time_s)
+    monkeypatch.setattr(Device, "pause", lambda *_: None)
+    monkeypatch.setattr(Device, "counters", lambda _: None)
+    return Clock
+"""
 STEP = """
-import os, time
+import os
 import pytest, torch
 
-MINE = {"one": 1.0, "other": 2.0}[os.environ.get("AMP_SPEED", "one")]
+FASTER = {"one": 1.0, "other": 2.0}[os.environ.get("AMP_SPEED", "one")]
 
 @pytest.mark.amp(min_speedup=1.5, steps=2, warmup=1, max_time=2, max_loss_diff=None)
 @pytest.mark.parametrize("size", [4])
-def test_step(amp_benchmark, size):
+def test_step(amp_benchmark, clock, size):
     def setup(arm):
         model = torch.nn.Linear(size, 4)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         def step():
-            time.sleep(0.004 / MINE if arm.enabled else 0.004)
+            clock.time_s += 0.004 / FASTER if arm.enabled else 0.004
             optimizer.zero_grad()
             with arm.autocast():
                 loss = model(torch.ones(2, size)).square().mean()
@@ -47,6 +62,7 @@ def test_another():
 @pytest.fixture
 def steps(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     monkeypatch.setenv("COLUMNS", "200")
+    pytester.makeconftest(CLOCK)
     pytester.makepyfile(test_it=STEP)
     return pytester
 
@@ -89,7 +105,7 @@ def test_an_answer_of_one_process_alone_is_none(
     result.assert_outcomes(failed=1, deselected=1)  # strict asks for an answer
     result.stdout.fnmatch_lines(["*AmpInconclusive*"])
     assert speed_of(test)["verdict"] == "inconclusive"
-    assert "a fresh process passes (" in speed_of(test)["reason"]
+    assert "a fresh process passes (2.00x [2.00, 2.00])" in speed_of(test)["reason"]
 
 
 def test_an_xdist_worker_asks_too(steps: pytest.Pytester) -> None:
@@ -97,7 +113,7 @@ def test_an_xdist_worker_asks_too(steps: pytest.Pytester) -> None:
     result, test = measured(steps, "--amp-processes=2", "-n", "1", "-x", "--maxfail=1")
     result.assert_outcomes(passed=1)
     assert len(test["processes"]) == 2
-    assert test["speedup"]["pairs"] == 2
+    assert test["speedup"]["pairs"] >= 9  # of this process
     assert "the fewest that could decide are 9" in speed_of(test)["reason"]
     assert test["worker"] == "gw0"
 
@@ -138,27 +154,37 @@ def test_no_more_processes_are_asked_than_it_takes(
         return reports[-1]
 
     reports: list[AmpReport] = []
-    confirmed = processes.confirmed
+    again_of = fresh.again
 
-    def noting(report, settings, again):
+    def noting(item, report, progress):
         reports.append(report)
-        return confirmed(report, settings, again)
+        return again_of(item, report, progress)
 
     monkeypatch.setattr(processes, "run", answer)
-    monkeypatch.setattr(processes, "confirmed", noting)
+    monkeypatch.setattr(fresh, "again", noting)
     measured(steps, *options)
     assert len(calls) == asked
     if "--amp-processes=12" in options:
         assert calls[0] == "process 2 of 12"
 
 
-def test_the_command_is_this_runs_without_the_tests_that_it_names(
-    steps: pytest.Pytester,
-) -> None:
+def test_the_command_is_this_runs(steps: pytest.Pytester) -> None:
     config = steps.parseconfig("-k", "step", "test_it.py", "--amp-steps", "3", "-q")
     found = fresh.options_of(config)
-    assert found[:5] == ["-k", "step", "--amp-steps", "3", "-q"]
-    assert all(each.startswith("--basetemp=") for each in found[5:])  # which is pytester's
+    assert found[:6] == ["-k", "step", "test_it.py", "--amp-steps", "3", "-q"]
+    assert all(each.startswith("--basetemp=") for each in found[6:])  # which is pytester's
+
+
+def test_only_the_one_test_runs_whatever_else_is_named_and_however_strict_warnings_are(
+    steps: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file in the environment, options of a conftest, warnings as errors, a log file."""
+    steps.makeconftest(f"{CLOCK}\ndef pytest_addoption(parser): parser.addoption('--level')")
+    steps.makeini("[pytest]\nfilterwarnings = error\nlog_file = run.log")
+    (steps.path / "test_other.py").write_text(STEP)
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:asyncio -o amp_policy=native test_other.py")
+    _, test = measured(steps, "--amp-confirm=red", "--level", "3", "-k", "test_it")
+    assert "; a fresh process agrees (" in speed_of(test)["reason"]
 
 
 @pytest.mark.parametrize("value", ["green", "yes", ""])
@@ -177,10 +203,10 @@ def test_a_number_of_processes_that_is_none_is_refused(steps: pytest.Pytester, v
 
 @pytest.mark.skipif(sys.platform == "win32", reason="process groups are POSIX's")
 def test_a_fresh_process_ends_when_the_one_that_asked_is_killed(steps: pytest.Pytester) -> None:
-    slow = STEP.replace("max_time=2", "max_time=60").replace("min_speedup=1.5", "min_speedup=1.0")
+    slow = STEP.replace("max_time=2", "max_time=80000").replace("=1.5", "=1.0")
     (steps.path / "test_slow.py").write_text(slow)
     script = (
-        "import os, sys; sys.argv[1:] = ['test_slow.py', '-k', 'step', '-q', '.']; "
+        "import os, sys; sys.argv[1:] = ['-k', 'step', '-q', 'test_slow.py', '.']; "
         "from pytest_amp.plugin.alone import main; main()"
     )
     child = subprocess.Popen(

@@ -1,6 +1,7 @@
 """Read the system's counters of what other work takes from this process.
 
-They are read between blocks, and cost some ten microseconds. What a system does not count is None.
+They are read between blocks, which takes a tenth of a millisecond, and longer with many threads.
+What a system does not count is None.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Counters(NamedTuple):
         waited_s: for each thread of this process, the seconds in which it waited for a processor.
         preemptions: involuntary context switches of this process.
         pressure_s: seconds in which somebody waited for a processor.
-        throttled_s: seconds in which the container's quota was used up.
+        throttled: periods in which the container's quota was used up.
+        periods: periods of that quota.
     """
 
     at_s: float
@@ -49,7 +51,8 @@ class Counters(NamedTuple):
     waited_s: Mapping[str, float]
     preemptions: int | None
     pressure_s: float | None
-    throttled_s: float | None
+    throttled: int | None
+    periods: int | None
 
     def since(self, before: Counters) -> Disturbance:
         """Return what was taken from this process since an earlier read."""
@@ -61,48 +64,66 @@ class Counters(NamedTuple):
         waited = [
             seconds - before.waited_s.get(thread, 0.0) for thread, seconds in self.waited_s.items()
         ]
-        preemptions = grown(self.preemptions, before.preemptions)
+        counts = {
+            name: None if number is None else int(number)
+            for name in ("preemptions", "throttled", "periods")
+            for number in [grown(getattr(self, name), getattr(before, name))]
+        }
         return Disturbance(
             wall_s=self.at_s - before.at_s,
-            preemptions=None if preemptions is None else int(preemptions),
             waited_s=max(waited, default=None),
             others_s=None if busy_s is None else busy_s - (self.own_s - before.own_s),
             stolen_s=grown(self.stolen_s, before.stolen_s),
             pressure_s=grown(self.pressure_s, before.pressure_s),
-            throttled_s=grown(self.throttled_s, before.throttled_s),
+            **counts,
         )
 
 
 def read() -> Counters:
     """Return the counters now."""
-    busy_s, stolen_s = _processors()
+    busy_s, stolen_s = _processors_s()
+    throttled, periods = _throttled()
     return Counters(
         at_s=time.perf_counter(),
-        own_s=time.process_time() + _workers_s(),
+        own_s=time.process_time() + _workers_s() + sum(os.times()[2:4]),  # the last: ended ones
         busy_s=busy_s,
         stolen_s=stolen_s,
         waited_s=_waits(),
         preemptions=None if getrusage is None else getrusage(RUSAGE_SELF).ru_nivcsw,
         pressure_s=_pressure_s(),
-        throttled_s=_throttled_s(),
+        throttled=throttled,
+        periods=periods,
     )
 
 
 def cores() -> float | None:
     """Return how many processors this process may use, a container's quota included."""
-    allowed = float(len(_allowed())) or None
+    allowed = processors()
     quota = _quota()
     return min(allowed or quota, quota) if quota is not None else allowed
 
 
+def processors() -> int | None:
+    """Return how many processors this process may run on, which others share; None if unknown."""
+    return len(_allowed()) or None
+
+
 def _allowed() -> frozenset[int]:
-    """Return the numbers of the processors that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 0))
+    """Return the numbers of the processors that a thread of this process may run on.
+
+    OpenMP may have bound each thread to one of them.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return frozenset(range(os.cpu_count() or 0))
+    found = set(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):
+        for thread in (_PROC / "self" / "task").iterdir():
+            with contextlib.suppress(OSError):  # it has ended
+                found |= os.sched_getaffinity(int(thread.name))
+    return frozenset(found)
 
 
-def _processors() -> tuple[float | None, float | None]:
+def _processors_s() -> tuple[float | None, float | None]:
     """Return the busy and the stolen seconds of the processors that this process may run on."""
     ours = {f"cpu{number}" for number in _allowed()}
     rows = [
@@ -146,14 +167,18 @@ def _pressure_s() -> float | None:
     return None
 
 
-def _throttled_s() -> float | None:
-    for line in _lines(_CGROUP / "cpu.stat"):
-        if line.startswith("throttled_usec"):
-            return int(line.split()[1]) / 1e6
-    for line in _lines(_CGROUP / "cpu" / "cpu.stat"):  # of the first version of control groups
-        if line.startswith("throttled_time"):
-            return int(line.split()[1]) / 1e9
-    return None
+def _throttled() -> tuple[int | None, int | None]:
+    """Return in how many periods a quota was used up, and how many there were."""
+    found = dict(
+        line.split()[:2]
+        for path in (_CGROUP / "cpu.stat", _CGROUP / "cpu" / "cpu.stat")
+        for line in _lines(path)
+        if line.startswith(("nr_throttled ", "nr_periods "))
+    )
+    throttled, periods = found.get("nr_throttled"), found.get("nr_periods")
+    if throttled is None or periods is None:
+        return None, None
+    return int(throttled), int(periods)
 
 
 def _quota() -> float | None:

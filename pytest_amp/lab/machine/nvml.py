@@ -60,6 +60,13 @@ class Gpu:
         except Exception as error:  # NVML fails in many ways
             raise Unknown(f"NVML says {error}") from error
 
+    def state_if_known(self) -> GpuState | None:
+        """Return its clock and what holds it back; None if NVML fails."""
+        try:
+            return self.state()
+        except Exception:  # noqa: BLE001 - no measurement ends for it
+            return None
+
     def state(self) -> GpuState:
         """Return its clock and what holds it back."""
         nvml = self._nvml
@@ -97,5 +104,6 @@ class Gpu:
             found = self._nvml.nvmlDeviceGetComputeRunningProcesses(self._gpu)
         except Exception:  # noqa: BLE001
             return None
-        own = sum(each.pid == os.getpid() for each in found)
+        # Whoever asked for this process waits for it.
+        own = sum(each.pid in (os.getpid(), os.getppid()) for each in found)
         return len(found) - (own or bool(found))

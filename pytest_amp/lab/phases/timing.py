@@ -14,7 +14,7 @@ import torch
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import ArmName, Setup
-from pytest_amp.lab.machine.contention import cores
+from pytest_amp.lab.machine.contention import cores, processors
 from pytest_amp.lab.scaling.skip_check import SkipCheck
 from pytest_amp.lab.workbench import Resident, Workbench
 from pytest_amp.observations import Disturbance, GpuState, Machine, Timing
@@ -194,7 +194,7 @@ def _timed(bench: Workbench, resident: Resident, steps: int, skips: SkipCheck) -
     step_s = (device.now() - start) / steps
     now = device.counters()
     taken = now.since(counted) if now is not None and counted is not None else None
-    gpu = device.nvml.state() if device.nvml else None
+    gpu = device.nvml.state_if_known() if device.nvml else None
     return Block(step_s, skips.skipped_since(before), taken, gpu)
 
 
@@ -206,9 +206,12 @@ def _sample(bench: Workbench, plan: Plan, lab: _Together | _Apart) -> Timing:
     plan.foresee(pair_s)
     order = random.Random(bench.seed if plan.order is None else plan.order)
     others = bench.device.nvml.other_processes() if bench.device.nvml else None
+    machine = Machine(
+        bench.device.type, cores(), processors(), torch.get_num_threads(), gpu_processes=others
+    )
     kept: list[tuple[Block, Block]] = []
     retimed = 0
-    timed = _record(lab, kept, steps, others)
+    timed = _record(lab, kept, steps, machine)
     while True:
         first = order.randrange(2)
         pair: dict[int, Block] = {}
@@ -221,7 +224,7 @@ def _sample(bench: Workbench, plan: Plan, lab: _Together | _Apart) -> Timing:
         else:
             kept.append((pair[0], pair[1]))
         timed = replace(
-            _record(lab, kept, steps, others),
+            _record(lab, kept, steps, machine),
             elapsed_s=bench.device.now() - began,
             skipping_pairs=retimed,
         )
@@ -239,18 +242,23 @@ def _alone(bench: Workbench, lab: _Together | _Apart, steps: int) -> tuple[float
     if lab.one_resident:
         return None
     found = []
-    for side in (0, 1):
-        bench.progress.at("timing alone", lab.arm(side))
-        bench.device.pause(PAUSE_S)
-        found.append(lab.block(side, steps).step_s)
-    return found[0], found[1]
+    try:
+        for side in (0, 1):
+            bench.progress.at("timing alone", lab.arm(side))
+            bench.device.pause(PAUSE_S)
+            found.append(lab.block(side, steps))
+    except Exception as error:
+        if not bench.device.is_oom(error):
+            raise
+        return None  # the pairs have been timed
+    return None if any(block.skipped for block in found) else (found[0].step_s, found[1].step_s)
 
 
 def _record(
     lab: _Together | _Apart,
     pairs: Sequence[tuple[Block, Block]],
     steps: int,
-    other_processes: int | None,
+    machine: Machine,
 ) -> Timing:
     """Return the record of the pairs of blocks that were timed so far."""
     first, second = (tuple(pair[side] for pair in pairs) for side in (0, 1))
@@ -261,12 +269,13 @@ def _record(
         stopped="",
         elapsed_s=0.0,
         one_resident=lab.one_resident,
-        machine=Machine(
-            cores(),
-            torch.get_num_threads(),
-            (_known(block.taken for block in first), _known(block.taken for block in second)),
-            (_known(block.gpu for block in first), _known(block.gpu for block in second)),
-            other_processes,
+        machine=replace(
+            machine,
+            blocks=(
+                _known(block.taken for block in first),
+                _known(block.taken for block in second),
+            ),
+            gpu=(_known(block.gpu for block in first), _known(block.gpu for block in second)),
         ),
     )
 

@@ -45,7 +45,7 @@ def write(proc: Path, busy: int = 100, stolen: int = 3, waits: tuple[int, int] =
         f"some avg10=0.00 avg60=0.00 avg300=0.00 total={10 * busy}\n"
         "full avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
     )
-    (proc / "cgroup/cpu.stat").write_text(f"usage_usec 1\nthrottled_usec {100 * busy}\n")
+    (proc / "cgroup/cpu.stat").write_text(f"usage_usec 1\nnr_periods 500\nnr_throttled {busy}\n")
 
 
 def test_what_grew_between_two_reads_was_taken(proc: Path) -> None:
@@ -57,7 +57,7 @@ def test_what_grew_between_two_reads_was_taken(proc: Path) -> None:
     assert taken.stolen_s == pytest.approx(0.5)
     assert taken.waited_s == pytest.approx(0.03)
     assert taken.pressure_s == pytest.approx(0.0015)
-    assert taken.throttled_s == pytest.approx(0.015)
+    assert (taken.throttled, taken.periods) == (150, 0)
     assert taken.wall_s > 0
     assert taken.preemptions is not None
 
@@ -93,7 +93,7 @@ def test_a_worker_that_has_ended_counts_nothing(
 
     monkeypatch.setattr(multiprocessing, "active_children", lambda: [Gone()])
     write(proc)
-    assert contention.read().own_s == 1.0
+    assert contention.read().own_s == pytest.approx(1.0 + sum(os.times()[2:4]), abs=0.1)
 
 
 def test_a_system_that_counts_nothing_is_no_error(proc: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_system_that_counts_nothing_is_no_error(proc: Path) -> None:
     before = contention.read()
     taken = contention.read().since(before)
     assert (taken.others_s, taken.stolen_s, taken.waited_s) == (None, None, None)
-    assert (taken.pressure_s, taken.throttled_s) == (None, None)
+    assert (taken.pressure_s, taken.throttled, taken.periods) == (None, None, None)
 
 
 def test_a_thread_that_began_meanwhile_counts_from_its_start(proc: Path) -> None:
@@ -133,10 +133,22 @@ def test_a_containers_quota_counts_as_processors(proc: Path, files, cores: float
     assert contention.cores() == cores
 
 
-def test_the_first_version_of_control_groups_counts_in_nanoseconds(proc: Path) -> None:
+def test_the_first_version_of_control_groups_counts_likewise(proc: Path) -> None:
     (proc / "cgroup/cpu").mkdir()
-    (proc / "cgroup/cpu/cpu.stat").write_text("nr_throttled 3\nthrottled_time 2500000000\n")
-    assert contention.read().throttled_s == pytest.approx(2.5)
+    (proc / "cgroup/cpu/cpu.stat").write_text("nr_periods 12\nnr_throttled 3\nthrottled_time 25\n")
+    found = contention.read()
+    assert (found.throttled, found.periods) == (3, 12)
+
+
+def test_a_worker_that_ended_meanwhile_was_nobody_else(
+    proc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(proc)
+    monkeypatch.setattr(os, "times", lambda: (1.0, 0.0, 0.0, 0.0, 5.0))
+    before = contention.read()
+    write(proc, busy=250)
+    monkeypatch.setattr(os, "times", lambda: (1.0, 0.0, 0.7, 0.3, 7.0))
+    assert contention.read().since(before).others_s == pytest.approx(0.5)
 
 
 # On this system.
@@ -164,5 +176,6 @@ def test_a_timed_test_has_them_by_block(monkeypatch: pytest.MonkeyPatch) -> None
     report = measure(device.steps(0.01, 0.005), device, static=False, min_speedup=1.5)
     assert report.contention.arms["amp"].blocks == report.speedup.pairs
     assert report.contention.cores == contention.cores()
+    assert report.contention.processors == contention.processors()
     written = AmpReport.from_dict(report.to_dict()).contention
     assert written == report.contention
