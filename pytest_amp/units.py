@@ -49,6 +49,11 @@ def interval(low: float | None, high: float | None) -> str:
     return f"[{_three_digits(low)}, {_three_digits(high)}]"
 
 
+def estimate(value: float | None, low: float | None, high: float | None) -> str:
+    """Format a ratio with its interval, if it has one: 1.52x [1.48, 1.55]."""
+    return f"{ratio(value)} {interval(low, high)}".rstrip()
+
+
 def share(fraction: float | None) -> str:
     """Format a fraction as a percentage, or as a multiple from 100 on: 48%, 1.2%, 0.03%, 151x.
 

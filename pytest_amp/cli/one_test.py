@@ -15,19 +15,13 @@ import pytest
 from pytest_amp.errors import AmpError
 from pytest_amp.experiment.bisection import Say
 from pytest_amp.plugin import collection, measuring
+from pytest_amp.plugin.alone import IMPORTED_ALREADY, REPORTS
 
 if TYPE_CHECKING:
     from pytest_amp.experiment.job import Job
     from pytest_amp.progress import Progress
     from pytest_amp.results.report import AmpReport
 
-# This package is imported before pytest is, which is no fault of the user's.
-_IMPORTED_ALREADY = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
-# The options of pytest, of this plugin and of pytest-benchmark that write what is kept.
-_REPORTS = (
-    "amp_json", "amp_html", "xmlpath", "htmlpath", "benchmark_json", "benchmark_save",
-    "benchmark_autosave",
-)  # fmt: skip
 Instead = Callable[["Job", "Progress", Say], object]
 
 
@@ -53,7 +47,7 @@ def run(command: str, nodeid: str, arguments: Sequence[str], instead: Instead, s
             say(line)
 
     hook = InPlace(command, instead, say_aloud)
-    given = [nodeid, "-s", "-W", _IMPORTED_ALREADY, *arguments]
+    given = [nodeid, "-s", "-W", IMPORTED_ALREADY, *arguments]
     if importlib.util.find_spec("xdist"):
         given += ["-n", "0"]
     with (
@@ -100,7 +94,7 @@ class InPlace:
     @pytest.hookimpl(tryfirst=True)
     def pytest_cmdline_main(self, config: pytest.Config) -> None:
         """Leave the project's reports alone, whatever its ini file asks for."""
-        for name in _REPORTS:
+        for name in REPORTS:
             if hasattr(config.option, name):
                 setattr(config.option, name, None)
 

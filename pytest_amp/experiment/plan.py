@@ -40,7 +40,7 @@ def plan_of(bench: Workbench, settings: Settings, limits: Limits) -> timing.Plan
     def stop(timed: Timing) -> str | None:
         nonlocal shown
         if abstain.is_worth_a_look(len(timed.ratios)):
-            shown = _estimate(timed, rate)
+            shown = str(speed.estimate(timed, rate) or "")
             if reason := look(timed):
                 return reason
         over = timed.elapsed_s >= budget * (1 if gated else UNGATED_SHARE_OF_TIME)
@@ -68,14 +68,6 @@ def plan_of(bench: Workbench, settings: Settings, limits: Limits) -> timing.Plan
             bench.progress.say(note)
 
     return timing.Plan(settings.warmup, stop, foresee, lambda: shown, alone=True)
-
-
-def _estimate(timed: Timing, error_rate: float) -> str:
-    """Format the running estimate, for the live line."""
-    found = speed.estimate(timed, error_rate)
-    if found is None:
-        return ""
-    return f"{units.ratio(found.value)} {units.interval(found.low, found.high)}".rstrip()
 
 
 def limits_of(settings: Settings, names: DeviceNames) -> Limits:

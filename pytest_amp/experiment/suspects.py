@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pytest_amp import units
 from pytest_amp.codes import CODES
 from pytest_amp.experiment import functions
-from pytest_amp.judge import abstain, gates
+from pytest_amp.judge import abstain, gates, speed
 from pytest_amp.judge.case import Case
 from pytest_amp.observations import Timing
 from pytest_amp.results.values import Finding, Gate
@@ -194,12 +194,10 @@ def is_precise(ratios: Sequence[float], error_rate: float) -> bool:
 
 def with_threads(threads: int, timed: Timing, error_rate: float) -> str:
     """Return a note on the speedup that fewer threads show."""
-    low, high = abstain.interval(timed.ratios, error_rate) or (None, None)
-    shown = f"{units.ratio(statistics.median(timed.ratios))} {units.interval(low, high)}".rstrip()
     pairs = units.plural(len(timed.ratios), "pair")
     return (
-        f"with OMP_NUM_THREADS={threads} both arms were timed once more: {shown} ({pairs}); that "
-        "does not count for the gate"
+        f"with OMP_NUM_THREADS={threads} both arms were timed once more: "
+        f"{speed.estimate(timed, error_rate)} ({pairs}); that does not count for the gate"
     )
 
 

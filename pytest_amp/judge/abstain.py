@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -95,15 +94,12 @@ def _rate(ratios: Sequence[float], error_rate: float) -> float:
 def standing(ratios: tuple[float, ...]) -> float:
     """Return the share of the evidence that the order of the ratios leaves, from 0 to 1."""
     logs = [round(math.log(ratio), _DIGITS) for ratio in ratios]
-    series = [_centred(values) for values in (_ranks(logs), _without_outliers(logs))]
+    series: Sequence[Sequence[float]] = (
+        sequential.ranks(logs),
+        _centred(_without_outliers(logs)),
+    )
     ratio = min(map(_von_neumann, series))
     return float(min(1.0, ratio / _USUAL) ** _POWER / max(map(_autocorrelation_time, series)))
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    """Return twice each value's rank; equal values share the mean of theirs."""
-    ordered = sorted(values)
-    return [bisect_left(ordered, value) + bisect_right(ordered, value) for value in values]
 
 
 def _without_outliers(logs: Sequence[float]) -> list[float]:

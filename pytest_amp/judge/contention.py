@@ -10,8 +10,8 @@ from pytest_amp import units
 from pytest_amp.observations import Disturbance, GpuState, Timing
 from pytest_amp.results.contention import Contention, Taken
 
-# Less than this is what any machine does on the side: a share of the time, and a part of a core.
 ARMS = ("fp32", "amp")
+# Less than this is what any machine does on the side: a share of the time, and a part of a core.
 LITTLE = 0.02
 PART_OF_A_CORE = 0.3
 # Clocks that are held back in a smaller share of the blocks are no cause.

@@ -6,7 +6,6 @@ process. No pair of blocks within it can show that, but another process can.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -86,7 +85,7 @@ def _agreed(gate: Gate, other: Gate | None, run: ProcessRun) -> Gate:
 def _shown(gate: Gate) -> str:
     if gate.name != "speedup":
         return units.signed(gate.value)
-    return f"{units.ratio(gate.value)} {units.interval(gate.low, gate.high)}".rstrip()
+    return units.estimate(gate.value, gate.low, gate.high)
 
 
 def decided(runs: Sequence[ProcessRun], threshold: float, error_rate: float) -> str | None:
@@ -126,21 +125,20 @@ def over(report: AmpReport, runs: Sequence[ProcessRun], error_rate: float) -> Am
 
 
 def _over(gate: Gate, speedup: Estimate, runs: Sequence[ProcessRun], error_rate: float) -> Gate:
-    shown = f"{speedup}"
     lost = [run for run in runs if run.value is None]
     sample = f"medians of {speedup.pairs} processes"
     if lost:
         sample += f"; {len(lost)} without a figure, the first: {lost[0].problem}"
     gate = replace(gate, value=speedup.value, low=speedup.low, high=speedup.high)
     if gate.threshold is None:
-        return replace(gate, reason=f"{shown} ({sample})")
+        return replace(gate, reason=f"{speedup} ({sample})")
     threshold = units.ratio(gate.threshold)
     verdict = decided(runs, gate.threshold, error_rate)
     if verdict == "pass":
-        return replace(gate, verdict="pass", reason=f"{shown} is at least {threshold} ({sample})")
+        return replace(gate, verdict="pass", reason=f"{speedup} is at least {threshold} ({sample})")
     if verdict == "fail":
         said = below(threshold, 1 - speedup.value / gate.threshold)
-        return replace(gate, verdict="fail", reason=f"{shown} is {said} ({sample})")
+        return replace(gate, verdict="fail", reason=f"{speedup} is {said} ({sample})")
     needed = fewest(error_rate)
     spread = f" ({', '.join(str(run) for run in runs)})" if len(runs) <= 3 else ""
     advice = (
@@ -149,17 +147,9 @@ def _over(gate: Gate, speedup: Estimate, runs: Sequence[ProcessRun], error_rate:
         else f"they lie from {units.ratio(min(speedup.pair_ratios))} to "
         f"{units.ratio(max(speedup.pair_ratios))}; set a threshold further from the truth"
     )
-    reason = f"{shown} can't be told from {threshold}{spread}; {advice} ({sample})"
+    reason = f"{speedup} can't be told from {threshold}{spread}; {advice} ({sample})"
     return replace(gate, verdict="inconclusive", reason=reason)
 
 
 def _judged(report: AmpReport) -> AmpReport:
     return replace(report, verdict=verdict_of(report.gates, report.findings))
-
-
-def spread(runs: Sequence[ProcessRun]) -> float | None:
-    """Return by how much the processes' medians differ, as a share of their median."""
-    medians = [run.value for run in runs if run.value is not None]
-    if len(medians) < 2:
-        return None
-    return (max(medians) - min(medians)) / statistics.median(medians)

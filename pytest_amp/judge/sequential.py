@@ -91,10 +91,14 @@ def autocorrelation(ratios: Sequence[float]) -> float:
     pairs = len(ratios)
     if pairs < 3:
         return 0.0
-    ordered = sorted(ratios)
-    # Twice each rank's distance from the mean rank; equal ratios share the mean of their ranks.
-    ranks = [bisect_left(ordered, ratio) + bisect_right(ordered, ratio) - pairs for ratio in ratios]
-    spread = sum(rank * rank for rank in ranks)
+    distances = ranks(ratios)
+    spread = sum(rank * rank for rank in distances)
     if not spread:
         return 0.0
-    return sum(a * b for a, b in pairwise(ranks)) / spread
+    return sum(a * b for a, b in pairwise(distances)) / spread
+
+
+def ranks(values: Sequence[float]) -> list[int]:
+    """Return twice each rank's distance from the mean rank; equal values share their mean rank."""
+    ordered, count = sorted(values), len(values)
+    return [bisect_left(ordered, value) + bisect_right(ordered, value) - count for value in values]

@@ -159,7 +159,7 @@ def otherwise_alone(timing: Timing) -> str | None:
     by_turns = [statistics.median(each) for each in (timing.fp32_step_s, timing.amp_step_s)]
     steps = " and ".join(
         f"{name} {units.duration(own)} (by turns {units.duration(other)})"
-        for name, own, other in zip(("fp32", "amp"), timing.alone_s, by_turns, strict=True)
+        for name, own, other in zip(contention.ARMS, timing.alone_s, by_turns, strict=True)
     )
     return (
         f"alone and behind a pause, the arms show {units.ratio(alone)}, and "

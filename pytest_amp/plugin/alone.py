@@ -20,12 +20,16 @@ from pytest_amp.plugin import measuring
 if TYPE_CHECKING:
     from pytest_amp.progress import Progress
 
-# The options that write what is kept, choose among tests, or stop for somebody to type.
+# The options of pytest, of this plugin and of pytest-benchmark that write what is kept.
+REPORTS = (
+    "amp_json", "amp_html", "xmlpath", "htmlpath", "benchmark_json", "benchmark_save",
+    "benchmark_autosave",
+)  # fmt: skip
+# These too, those that choose among tests, and those that stop for somebody to type.
 _OFF = {
     **dict.fromkeys(
-        ("amp_html", "xmlpath", "htmlpath", "benchmark_json", "benchmark_save",
-         "benchmark_autosave", "basetemp", "pastebin", "report_log", "json_report_file",
-         "allure_report_dir", "splits", "group")
+        (*REPORTS, "basetemp", "pastebin", "report_log", "json_report_file", "allure_report_dir",
+         "splits", "group")
     ),
     **dict.fromkeys(
         ("usepdb", "trace", "lf", "failedfirst", "newfirst", "stepwise", "setupshow", "maxfail",
@@ -39,7 +43,7 @@ _OFF = {
 # Stands for a folder of its own among the arguments, if pytest's cache is in use at all.
 CACHE = "cache_dir=@"
 # This package is imported before pytest is, which is no fault of the user's.
-_IMPORTED_ALREADY = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
+IMPORTED_ALREADY = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
 
 
 def main() -> int:
@@ -52,7 +56,7 @@ def main() -> int:
     threading.Thread(target=_end_with, args=(held,), daemon=True).start()
     with tempfile.TemporaryDirectory() as cache:
         given = [f"cache_dir={cache}" if word == CACHE else word for word in arguments]
-        given += ["-W", _IMPORTED_ALREADY]
+        given += ["-W", IMPORTED_ALREADY]
         return int(pytest.main(given, plugins=[Alone(test, Path(folder))]))
 
 

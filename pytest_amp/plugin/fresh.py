@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import pytest
 
 from pytest_amp.experiment import processes
 from pytest_amp.plugin.alone import CACHE
+from pytest_amp.plugin.options import command_line
 from pytest_amp.progress import Progress
 from pytest_amp.results.report import AmpReport
-from pytest_amp.settings.resolved import Settings
 
-# An xdist worker has the controller's options under this key.
-CARGO = "amp_options"
 _MAIN = (
     "import sys; sys.path[:] = {path!r}; from pytest_amp.plugin.alone import main; sys.exit(main())"
 )
@@ -28,21 +25,10 @@ _WITHOUT = {
 _ITSELF = ("--amp-override", "confirm=off", "--amp-override", "processes=1")
 
 
-def is_wanted(settings: Settings) -> bool:
-    """Return whether fresh processes may be asked about a test."""
-    return settings.confirms != "off" or settings.processes > 1
-
-
 def again(item: pytest.Item, report: AmpReport, progress: Progress) -> processes.Again:
     """Return what runs a test in a fresh process and brings back its report."""
     command = _command(item)
     return lambda what: processes.run(command, progress, what, report.duration_s)
-
-
-def options_of(config: pytest.Config) -> list[str]:
-    """Return the command line of this run, the tests that it names included."""
-    carried: Any = getattr(config, "workerinput", {}).get(CARGO)
-    return [str(word) for word in (carried or config.invocation_params.args)]
 
 
 def _command(item: pytest.Item) -> processes.Command:
@@ -61,7 +47,7 @@ def _command(item: pytest.Item) -> processes.Command:
         sys.executable,
         "-c",
         _MAIN.format(path=sys.path),
-        *options_of(config),
+        *command_line(config),
         *switched_off,
         *where,
         *_ITSELF,

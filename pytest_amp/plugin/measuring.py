@@ -206,24 +206,31 @@ def measure(
     finally:
         live.clear()
     item.stash[REPORT] = report  # even if what follows raises
+    if not job.settings.asks_fresh_processes:
+        return _compared(item, report, job.settings)
     from pytest_amp.experiment import processes
-    from pytest_amp.plugin import compare, fresh
+    from pytest_amp.plugin import fresh
 
-    asks = fresh.is_wanted(job.settings)
+    device.empty_cache()
     again = fresh.again(item, report, progress)
     try:
-        if asks:
-            device.empty_cache()
-            report = processes.over_processes(report, job.settings, again)
-            item.stash[REPORT] = report
-        if compare.is_wanted(job.settings):
-            report = compare.compared(item.config, report, job.settings)
-            item.stash[REPORT] = report
-        if asks:
-            report = processes.confirmed(report, job.settings, again)
-            item.stash[REPORT] = report
+        report = processes.over_processes(report, job.settings, again)
+        item.stash[REPORT] = report
+        report = _compared(item, report, job.settings)
+        report = processes.confirmed(report, job.settings, again)
+        item.stash[REPORT] = report
     finally:
         live.clear()
+    return report
+
+
+def _compared(item: pytest.Item, report: AmpReport, settings: Settings) -> AmpReport:
+    """Return the report, compared with a stored one if that is asked for."""
+    from pytest_amp.plugin import compare
+
+    if compare.is_wanted(settings):
+        report = compare.compared(item.config, report, settings)
+        item.stash[REPORT] = report
     return report
 
 

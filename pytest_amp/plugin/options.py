@@ -26,6 +26,8 @@ and under autocast, and gate the results. Each of the settings is also an
 option (--amp-steps) and an ini key (amp_steps):"""
 
 
+# What an xdist worker gets from the controller, for the processes that it starts.
+COMMAND_LINE = "amp_command_line"
 LEVELS = pytest.StashKey[tuple[Level, Level, Level]]()
 
 
@@ -138,6 +140,12 @@ def _refuse_unknown_keys(config: pytest.Config) -> None:
             known = settings.BY_NAME.get(name)
             hint = f"the key is {known.ini}" if known else settings.unknown(name)
             raise pytest.UsageError(f"{config.inipath or '-o'}: {key}: {hint}")
+
+
+def command_line(config: pytest.Config) -> list[str]:
+    """Return the command line of this run; an xdist worker has the controller's."""
+    carried: Any = getattr(config, "workerinput", {}).get(COMMAND_LINE)
+    return [str(word) for word in (carried or config.invocation_params.args)]
 
 
 def gates_by_name(config: pytest.Config) -> bool:

@@ -77,9 +77,7 @@ class Session:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """Give an xdist worker the options of this run, for processes that it starts."""
-        from pytest_amp.plugin import fresh
-
-        node.workerinput[fresh.CARGO] = fresh.options_of(self.config)
+        node.workerinput[options.COMMAND_LINE] = options.command_line(self.config)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:

@@ -30,4 +30,4 @@ class ProcessRun:
     def __str__(self) -> str:
         if self.value is None:
             return self.problem or "no figure"
-        return f"{units.ratio(self.value)} {units.interval(self.low, self.high)}".rstrip()
+        return units.estimate(self.value, self.low, self.high)

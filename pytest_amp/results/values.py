@@ -152,7 +152,7 @@ class Estimate:
         return len(self.pair_ratios)
 
     def __str__(self) -> str:
-        return f"{units.ratio(self.value)} {units.interval(self.low, self.high)}".rstrip()
+        return units.estimate(self.value, self.low, self.high)
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,11 @@ class Settings(NamedTuple):
         """Which answers of timing gates a fresh process has to give as well: off, red or all."""
         return self.confirm or ("red" if "inconclusive" in self.strict else "off")
 
+    @property
+    def asks_fresh_processes(self) -> bool:
+        """Whether fresh processes may be asked about a timed test."""
+        return self.confirms != "off" or self.processes > 1
+
     def policy_on(self, device_type: str, has_accelerator: bool, for_cuda: bool = False) -> str:
         """Return whose rules of autocast are in force: ``native``, the device's own, or ``cuda``.
 

@@ -14,6 +14,7 @@ import pytest
 
 from pytest_amp.experiment import processes
 from pytest_amp.plugin import fresh
+from pytest_amp.plugin.options import command_line
 from pytest_amp.results.report import AmpReport
 
 # In each process steps take what the clock is told.
@@ -170,7 +171,7 @@ def test_no_more_processes_are_asked_than_it_takes(
 
 def test_the_command_is_this_runs(steps: pytest.Pytester) -> None:
     config = steps.parseconfig("-k", "step", "test_it.py", "--amp-steps", "3", "-q")
-    found = fresh.options_of(config)
+    found = command_line(config)
     assert found[:6] == ["-k", "step", "test_it.py", "--amp-steps", "3", "-q"]
     assert all(each.startswith("--basetemp=") for each in found[6:])  # which is pytester's
 
