@@ -16,7 +16,7 @@ from pytest_amp.lab.arm import Arm, ArmName, NoFloat16, Setup, Step, Suggest, fi
 from pytest_amp.lab.checkpoint import Checkpoint
 from pytest_amp.lab.machine.compiled import forget_compiled_code, let_go_of_graphs
 from pytest_amp.lab.machine.device import Device
-from pytest_amp.lab.machine.global_state import GlobalState, quietly, seed_all
+from pytest_amp.lab.machine.global_state import GlobalState, Snapshot, quietly, seed_all
 from pytest_amp.lab.machine.torch_globals import set_tf32
 from pytest_amp.lab.scaling.scaler import FixtureScaler
 from pytest_amp.lab.training import Steps
@@ -118,15 +118,12 @@ class Resident:
         The arm's ``set_sync_debug_mode`` is left out, because it would warn of our own reads of the
         device; `as_asked` applies it.
         """
-        bench = self._bench
-        outer = bench.globals.capture()
-        bench.globals.apply(self._state)
+        turns = Turns(self._bench)
         try:
-            with bench.lending(self.arm.scaler), bench.device.sync_debug_mode(0):
+            with turns.of(self):
                 yield
         finally:
-            self._state = bench.globals.capture()
-            bench.globals.apply(outer)
+            turns.end()
 
     def as_asked(self) -> AbstractContextManager[None]:
         """Apply the arm's own sync debug mode, for steps in which we don't read from the device."""
@@ -150,6 +147,38 @@ class Resident:
         self._step = self.arm._saved = None
         gc.collect()
         return errors
+
+
+class Turns:
+    """Lets arms run by turns, and changes global state only where another one's turn comes."""
+
+    def __init__(self, bench: Workbench) -> None:
+        self._bench = bench
+        self._running: Resident | None = None
+        self._outer: Snapshot = {}
+
+    @contextmanager
+    def of(self, resident: Resident) -> Iterator[None]:
+        """Apply an arm's global state inside. It stays in force until `end`, or another's turn."""
+        bench = self._bench
+        if self._running is not resident:
+            self._leave(resident._state)
+            self._running = resident
+        with bench.lending(resident.arm.scaler), bench.device.sync_debug_mode(0):
+            yield
+
+    def end(self) -> None:
+        """Restore the caller's global state."""
+        if self._running is not None:
+            self._leave(self._outer)
+            self._running = None
+
+    def _leave(self, state: Snapshot) -> None:
+        left = self._bench.globals.swap(state)
+        if self._running is None:
+            self._outer = left
+        else:
+            self._running._state = left
 
 
 class Workbench:
@@ -228,6 +257,15 @@ class Workbench:
     def seed(self) -> int:
         """The seed that each arm is built from."""
         return self._seed
+
+    @contextmanager
+    def seeded(self, seed: int) -> Iterator[None]:
+        """Build arms from another seed inside."""
+        before, self._seed = self._seed, seed
+        try:
+            yield
+        finally:
+            self._seed = before
 
     @contextmanager
     def built(

@@ -47,7 +47,7 @@ def tuned(seconds, before=lambda _: None, loss=lambda _: 1.0, wanted=None, only=
 
         return step
 
-    settings = resolve([("cli", {"steps": 4, "max_time": 3, **given})])
+    settings = resolve([("cli", {"steps": 4, "max_time": 6, **given})])
     tuning, told = Tuning(), Told()
     job = Job("test_it.py::test_step", setup, device, settings)
     tune(job, Progress(), wanted or Wanted(trials=20, only=only), tuning, told)

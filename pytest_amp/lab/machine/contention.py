@@ -197,6 +197,7 @@ def _quota() -> float | None:
 def _lines(path: Path) -> list[str]:
     """Return the lines of a file of the kernel's; none if it can't be read."""
     try:
-        return path.read_text("ascii", "replace").splitlines()
+        with path.open("rb", buffering=0) as file:  # faster than read_text
+            return file.read().decode("ascii", "replace").splitlines()
     except OSError:
         return []

@@ -16,13 +16,14 @@ from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import ArmName, Setup
 from pytest_amp.lab.machine.contention import cores, processors
 from pytest_amp.lab.scaling.skip_check import SkipCheck
-from pytest_amp.lab.workbench import Resident, Workbench
+from pytest_amp.lab.workbench import Resident, Turns, Workbench
 from pytest_amp.observations import Disturbance, GpuState, Machine, Timing
 
 __tracebackhide__ = unless_our_bug
 
 T = TypeVar("T")
-LEAST_BLOCK_S = 0.010
+# A block's edges cost 2 ms: the counters, another arm's global state, and caches that went cold.
+LEAST_BLOCK_S = 0.020
 MOST_BLOCK_STEPS = 10_000
 # How long nothing runs before a block that is timed alone.
 PAUSE_S = 0.05
@@ -106,7 +107,10 @@ def _both_resident(bench: Workbench, plan: Plan, sides: Sides, skips: SkipCheck)
     try:
         with ExitStack() as stack:
             first, second = (stack.enter_context(side.built(bench)) for side in sides)
-            return _sample(bench, plan, _Together(bench, (first, second), plan.warmup, skips))
+            turns = Turns(bench)
+            stack.callback(turns.end)
+            lab = _Together(bench, (first, second), plan.warmup, skips, turns)
+            return _sample(bench, plan, lab)
     except Exception as error:
         if not bench.device.is_oom(error):
             raise
@@ -125,9 +129,11 @@ class _Together:
         residents: tuple[Resident, Resident],
         warmup: int,
         skips: SkipCheck,
+        turns: Turns,
     ) -> None:
         self._bench = bench
         self._residents = residents
+        self._turns = turns
         self.skips = skips
         for resident in residents:
             _warm_up(bench, resident, warmup, skips)
@@ -138,7 +144,7 @@ class _Together:
 
     def block(self, side: int, steps: int) -> Block:
         resident = self._residents[side]
-        with resident.active():
+        with self._turns.of(resident):
             block = _timed(self._bench, resident, steps, self.skips)
         if self._bench.device.allocation_retries() > self._retries:
             raise torch.OutOfMemoryError("so nearly full that memory was given back and taken anew")
