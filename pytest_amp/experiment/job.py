@@ -28,6 +28,7 @@ from pytest_amp.settings.resolved import Settings
 _PHASES = {
     "parity": "parity",
     "noise floor": "parity",
+    "float64": "parity",
     "overflow drill": "inspection",
     "scale drill": "inspection",
     "accumulation drill": "inspection",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -20,7 +21,18 @@ from pytest_amp.experiment.confirm import (
 from pytest_amp.experiment.job import Job, arms_of, blank_report, environment_of, phases_of
 from pytest_amp.experiment.places import located
 from pytest_amp.experiment.plan import limits_of, plan_of
-from pytest_amp.judge import contention, dtype_map, gates, kernels, parity, speed, training
+from pytest_amp.judge import (
+    anchor,
+    contention,
+    dtype_map,
+    gates,
+    kernels,
+    loss,
+    parity,
+    seeds,
+    speed,
+    training,
+)
 from pytest_amp.judge.case import Case, Limits
 from pytest_amp.lab.arm import NoFloat16
 from pytest_amp.lab.machine.abilities import abilities
@@ -36,9 +48,10 @@ from pytest_amp.lab.phases.overflow_drill import overflow
 from pytest_amp.lab.phases.resume_drill import resume
 from pytest_amp.lab.phases.scale_drill import two_scales
 from pytest_amp.lab.policy import CUDAS_DTYPE, cuda_rules
+from pytest_amp.lab.scaling.step_watch import Replay
 from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.lab.workbench import Workbench
-from pytest_amp.observations import Observations, Timing
+from pytest_amp.observations import Losses, Observations, ParityRun, SeedRun, Timing
 from pytest_amp.progress import Progress
 from pytest_amp.recipes import Recipes
 from pytest_amp.results.explanation import in_order
@@ -50,6 +63,9 @@ from pytest_amp.settings.resolved import Settings
 __tracebackhide__ = unless_our_bug
 
 
+# A run in float64 gets a second, or so many times what a run in float32 takes; some GPUs compute it
+# at a thirty-second of the speed.
+ANCHOR_S, ANCHOR_TIMES = 1.0, 10
 _SCALER_OFF = (
     "the GradScaler is off, because {dtype}, which is the default on {device}, needs none: the "
     "drills did not run, and AMP203 to AMP211 did not speak; where the training runs in float16, "
@@ -123,7 +139,7 @@ def judged(bench: Workbench, job: Job) -> AmpReport:
     named = bench.recipes.named
     gated = tuple(replace(each, reason=named(each.reason)) for each in gated)
     found = tuple(replace(each, message=named(each.message)) for each in found)
-    loss = case.gates["loss_diff"]
+    loss_gate = case.gates["loss_diff"]
     report = replace(
         blank,
         verdict=gates.verdict_of(gated, found),
@@ -132,7 +148,7 @@ def judged(bench: Workbench, job: Job) -> AmpReport:
         gates=gated,
         arms=arms_of(seen),
         speedup=speed.estimate(seen.timing, limits.error_rate),
-        loss_diff=loss.value,
+        loss_diff=loss_gate.value,
         noise_floor=max(
             parity.noise_floor(seen.fp32.losses, seen.floor, key) for key in seen.fp32.losses
         ),
@@ -144,6 +160,8 @@ def judged(bench: Workbench, job: Job) -> AmpReport:
         attainable=attainable,
         forecasts=forecasts,
         contention=contention.of(seen.timing),
+        anchor=anchor.all_errors(seen),
+        seeds=seeds.summed_up(seen),
     )
     suppressed = (each for each in found if each.suppressed is not None)
     return replace(report, findings=(*in_order(report), *suppressed))
@@ -244,17 +262,7 @@ def _both_arms(bench: Workbench, settings: Settings, limits: Limits) -> Observat
 
     Each of these builds the arm anew.
     """
-    with one_arm.explained(bench, "amp"):
-        amp, skipped = parity_run.run(bench, "amp", settings.steps)
-    with one_arm.explained(bench, "fp32"):
-        fp32, _ = parity_run.run(bench, "fp32", settings.steps, skipped)
-    if set(fp32.losses) != set(amp.losses):
-        raise AmpError(
-            f"the fp32 arm's step returned the losses {sorted(fp32.losses)}, the amp arm's "
-            f"{sorted(amp.losses)}: both must return the same keys"
-        )
-    if lost := parity.overflowed_while_looking(amp):
-        amp = replace(amp, losses_at_last_scale=parity_run.at_last_scale(bench, amp, lost))
+    fp32, amp, skipped = _parity(bench, settings.steps)
     fp32, amp, numerics = inspect(bench, fp32, amp, settings.steps)
     seen = Observations(
         device=bench.device.name(),
@@ -266,11 +274,64 @@ def _both_arms(bench: Workbench, settings: Settings, limits: Limits) -> Observat
         numerics=numerics,
         fp32=fp32,
         amp=amp,
-        floor=parity_run.floor(bench, settings.steps, skipped, gates.draws_differ(fp32, amp)),
+        floor=parity_run.floor(bench, settings.steps, skipped, loss.draws_differ(fp32, amp)),
+        seed=bench.seed,
+        seeds=tuple(_further_seeds(bench, settings)),
     )
-    if gates.rests_on_loss_atol(seen, limits):
+    if seen.seeds and (note := seeds.alike(seen)):
+        bench.notes.append(note)
+    if loss.rests_on_loss_atol(seen, limits):
         seen = replace(seen, rounded=parity_run.rounded(bench, settings.steps, skipped))
+    if loss.wants_anchor(seen, limits):
+        seen = replace(seen, anchor=_anchored(bench, seen, settings.steps, skipped))
+        bench.notes.extend(loss.errors_behind_a_pass(seen, limits))
     return seen
+
+
+def _parity(bench: Workbench, steps: int) -> tuple[ParityRun, ParityRun, Replay | None]:
+    """Run both arms from one seed: fp32's run, amp's, and the skips that fp32 repeated."""
+    with one_arm.explained(bench, "amp"):
+        amp, skipped = parity_run.run(bench, "amp", steps)
+    with one_arm.explained(bench, "fp32"):
+        fp32, _ = parity_run.run(bench, "fp32", steps, skipped)
+    if set(fp32.losses) != set(amp.losses):
+        raise AmpError(
+            f"the fp32 arm's step returned the losses {sorted(fp32.losses)}, the amp arm's "
+            f"{sorted(amp.losses)}: both must return the same keys"
+        )
+    if lost := parity.overflowed_while_looking(amp):
+        amp = replace(amp, losses_at_last_scale=parity_run.at_last_scale(bench, amp, lost))
+    return fp32, amp, skipped
+
+
+def _further_seeds(bench: Workbench, settings: Settings) -> Iterator[SeedRun]:
+    """Run both arms from each further seed."""
+    for seed in range(bench.seed + 1, bench.seed + settings.seeds):
+        with bench.seeded(seed % 2**32):
+            fp32, amp, _ = _parity(bench, settings.steps)
+        yield SeedRun(seed % 2**32, fp32, amp)
+
+
+def _anchored(
+    bench: Workbench, seen: Observations, steps: int, skipped: Replay | None
+) -> Losses | None:
+    """Run fp32 in float64; leave a note where that can't be had."""
+    budget_s = max(ANCHOR_S, ANCHOR_TIMES * seen.fp32.fastest_step_s * steps)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            losses = parity_run.anchor(bench, steps, skipped, budget_s)
+    except Exception as error:  # noqa: BLE001 - the step runs in float32, so it is not at fault
+        what = (str(error).splitlines() or [""])[0]
+        bench.notes.append(
+            f"no errors against float64, in which the step does not run: {type(error).__name__}: "
+            f"{what}"
+        )
+        return None
+    if why := anchor.unusable(losses, seen.fp32.losses):
+        bench.notes.append(f"no errors against float64: {why}")
+        return None
+    return losses
 
 
 def _drilled(bench: Workbench, settings: Settings, seen: Observations) -> Observations:

@@ -44,6 +44,7 @@ from pytest_amp.observations.runs import (
     OptimizerUse,
     Parameter,
     ParityRun,
+    SeedRun,
     Start,
     Timing,
 )
@@ -86,6 +87,7 @@ __all__ = [
     "Sample",
     "ScalerStep",
     "ScalerUse",
+    "SeedRun",
     "StaleCast",
     "Start",
     "StateUpdate",

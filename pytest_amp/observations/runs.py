@@ -179,6 +179,21 @@ class ParityRun:
 
 
 @dataclass(frozen=True)
+class SeedRun:
+    """Both arms, run from another seed.
+
+    Attributes:
+        seed: the seed.
+        fp32: the fp32 arm.
+        amp: the amp arm.
+    """
+
+    seed: int
+    fp32: ParityRun
+    amp: ParityRun
+
+
+@dataclass(frozen=True)
 class Floor:
     """A second fp32 run from the same seed, nudged by one ulp of the amp dtype on the way.
 

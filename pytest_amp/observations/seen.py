@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pytest_amp.observations.drills import Accumulated, OverflowDrill, Resume, TwoScales
 from pytest_amp.observations.numerics import Departure, Numerics, Origin, Zeroed
 from pytest_amp.observations.operators import REDUCED
-from pytest_amp.observations.runs import Floor, Losses, ParityRun, Timing
+from pytest_amp.observations.runs import Floor, Losses, ParityRun, SeedRun, Timing
 from pytest_amp.recipes import Recipes
 
 
@@ -24,6 +24,10 @@ class Observations:
         resume: what follows from the user's checkpoint, where there is one.
         state_origin: where the inf or NaN came from that the amp arm's state ends with.
         kept_at: the user's line that makes what an amp step keeps, if memory grows.
+        rounded: the losses of fp32 with every product rounded to the amp dtype.
+        anchor: the losses of fp32 in float64, of the first steps at least.
+        seed: the seed that everything else was seen with.
+        seeds: both arms with further seeds.
         recipes: how each arm was asked to compute.
         untimed: why timing the arms would say nothing, so that it was left out.
         policy: whose rules autocast followed: ``native``, the device's own, or ``cuda`` on a CPU.
@@ -46,6 +50,9 @@ class Observations:
     overflow: OverflowDrill | None = None
     two_scales: TwoScales | None = None
     rounded: Losses | None = None
+    anchor: Losses | None = None
+    seed: int = 0
+    seeds: tuple[SeedRun, ...] = ()
     accumulated: Accumulated | None = None
     resume: Resume | None = None
     state_origin: Origin | None = None

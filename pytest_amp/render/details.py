@@ -187,6 +187,10 @@ def _measured(report: AmpReport) -> Iterator[Entry]:
             FAINT,
             f"{arm_names(report.arms)['fp32']} drifts {floor} from itself under rounding",
         )
+    for found in report.anchor:
+        yield Entry("float64", FAINT, found.said(arm_names(report.arms)))
+    if report.seeds:
+        yield Entry("seeds", FAINT, ", ".join(map(str, report.seeds)))
     if report.speedup is not None:
         pairs = units.plural(
             sum(run.pairs for run in report.processes) or report.speedup.pairs, "pair"

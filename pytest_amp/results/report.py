@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from pytest_amp.errors import SaidInFull
+from pytest_amp.results.anchor import Anchor
 from pytest_amp.results.contention import Contention
 from pytest_amp.results.explanation import explanation
 from pytest_amp.results.forecast import Forecast
 from pytest_amp.results.plain import plain, restored
 from pytest_amp.results.processes import ProcessRun
+from pytest_amp.results.seeds import SeedTails
 from pytest_amp.results.training import Epoch
 from pytest_amp.results.typed import typed
 from pytest_amp.results.values import (
@@ -70,6 +72,9 @@ class AmpReport:
             first; empty unless others were asked.
         contention (Contention | None): what other work took of the machine while the test was
             timed; None if nothing was timed.
+        anchor (tuple[Anchor, ...]): both arms' errors against float64, by loss; empty where that
+            was not asked, or could not be had.
+        seeds (tuple[SeedTails, ...]): where both loss curves ended with each seed; empty with one.
     """
 
     nodeid: str
@@ -99,6 +104,8 @@ class AmpReport:
     forecasts: tuple[Forecast, ...] = ()
     contention: Contention | None = None
     processes: tuple[ProcessRun, ...] = ()
+    anchor: tuple[Anchor, ...] = ()
+    seeds: tuple[SeedTails, ...] = ()
 
     summaries: ClassVar = ("memory_reduction",)
 

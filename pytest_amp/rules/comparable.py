@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pytest_amp.judge.case import Case
-from pytest_amp.judge.gates import draws_differ
+from pytest_amp.judge.loss import draws_differ
 from pytest_amp.rules.measurement import differing_starts, first_losses_differ
 from pytest_amp.rules.recipes import differing_recipes
 from pytest_amp.rules.scale_drill import first_differing

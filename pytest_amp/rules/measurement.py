@@ -11,7 +11,7 @@ from pytest_amp import units
 from pytest_amp.judge import contention, modes, sequential
 from pytest_amp.judge.case import Case
 from pytest_amp.judge.comparison import other_flags
-from pytest_amp.judge.gates import draws_differ
+from pytest_amp.judge.loss import draws_differ
 from pytest_amp.observations import REDUCED, Operators, Start
 from pytest_amp.recipes import Recipe
 from pytest_amp.rules.autocast import unprepared

@@ -43,6 +43,7 @@ class Settings(NamedTuple):
     confirm: str | None
     processes: int
     seed: int
+    seeds: int
     select: tuple[str, ...]
     ignore: Mapping[str, str]
     record: bool

@@ -166,6 +166,10 @@ TABLE: tuple[Entry, ...] = (
         "seed of python, numpy and torch, set before the test's fixtures and before each arm",
     ),
     Entry(
+        "seeds", read.whole(1, 1000), 1, "N",
+        "judge the loss by its mean difference over so many seeds, from --amp-seed on",
+    ),
+    Entry(
         "select", read.select, ("AMP",), "CODES",
         "rules to apply: codes or prefixes, or all",
         shown="all", adds_up=True,

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from pytest_amp.judge import gates
+from pytest_amp.judge import loss
 from pytest_amp.judge.case import Limits
-from pytest_amp.judge.gates import coverage, draws_differ, judge
+from pytest_amp.judge.gates import coverage, judge
+from pytest_amp.judge.loss import draws_differ
 from pytest_amp.judge.speed import estimate
 from pytest_amp.observations import Observations, Operators
 from tests.helpers.observations import (
@@ -586,4 +587,4 @@ def test_what_rounding_does_is_measured_only_if_the_verdict_rests_on_it(
     times, limits, rests
 ) -> None:
     observed = small(times, rounding=None)
-    assert gates.rests_on_loss_atol(observed, Limits(**limits)) is rests
+    assert loss.rests_on_loss_atol(observed, Limits(**limits)) is rests

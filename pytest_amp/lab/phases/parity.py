@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
+from typing import Any
 
 import torch
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.arm import ArmName
+from pytest_amp.lab.arm import Arm, ArmName, Setup, Step
 from pytest_amp.lab.machine.compiled import graphs_compiled
 from pytest_amp.lab.scaling.optimizers import Trained
 from pytest_amp.lab.scaling.step_watch import Replay, StepWatch, starting_at
 from pytest_amp.lab.watch.fingerprint import Inputs, first_inputs, pieces
+from pytest_amp.lab.watch.float64 import Float64
 from pytest_amp.lab.watch.losses import LossCurves
 from pytest_amp.lab.watch.memory import peak_memory
 from pytest_amp.lab.watch.rounding import RoundedProducts
@@ -127,6 +129,46 @@ def rounded(bench: Workbench, steps: int, replay: Replay | None) -> Losses:
     return losses
 
 
+def anchor(bench: Workbench, steps: int, replay: Replay | None, budget_s: float) -> Losses:
+    """Run fp32 with everything that follows from its parameters in float64: the truth, nearly.
+
+    Returns:
+        The losses of all steps, or of those that began within the budget.
+
+    Raises:
+        Exception: whatever can't be computed in float64 raises.
+    """
+    bench.progress.at("float64", "fp32")
+    ends = perf_counter() + budget_s
+    with (
+        torch.compiler.set_stance("force_eager"),
+        bench.built("fp32", _in_float64) as resident,
+    ):
+        losses, _ = _steps(
+            bench,
+            resident,
+            StepWatch(replay),
+            steps,
+            "float64",
+            is_enough=lambda: perf_counter() >= ends,
+        )
+    return losses
+
+
+def _in_float64(setup: Setup) -> Setup:
+    def set_up(arm: Arm) -> Step:
+        step, float64 = setup(arm), Float64()
+        arm.on_teardown(float64.undo)
+
+        def wide() -> Any:
+            with float64.active():
+                return step()
+
+        return wide
+
+    return set_up
+
+
 def floor(bench: Workbench, steps: int, replay: Replay | None, other_stream: bool) -> Floor:
     """Run fp32 again: first unchanged, to see if it repeats, then nudged, to see how it drifts.
 
@@ -160,6 +202,7 @@ def _steps(
     phase: str = "parity",
     before_step: Callable[[int], None] = lambda _: None,
     after_step: Callable[[], None] = lambda: None,
+    is_enough: Callable[[], bool] = lambda: False,
 ) -> tuple[Losses, Start]:
     curves = LossCurves()
     inputs: list[Inputs] = []
@@ -175,6 +218,8 @@ def _steps(
                 watch.next_step()
                 curves.append(resident.step())
             after_step()
+            if is_enough():
+                break
         losses = curves.read()
     shared = any(optimizer in bench.optimizers_before for optimizer in trained.optimizers)
     bench.optimizers_before.update(trained.optimizers)

@@ -10,6 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
 from pytest_amp.errors import unless_our_bug
+from pytest_amp.lab.watch.tensors import tensors_in
 
 __tracebackhide__ = unless_our_bug
 
@@ -45,3 +46,14 @@ class DispatchMode(TorchDispatchMode):
 
 def _given_to_the_mode(operator: Any) -> Any:
     return lambda mode, *args, **kwargs: mode.__torch_dispatch__(operator, (), args, kwargs)
+
+
+def written_into(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """Return the arguments that the operator changes in place."""
+    schema = getattr(func, "_schema", None)  # higher-order operators have none
+    found = []
+    for index, argument in enumerate(schema.arguments if schema else ()):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[index] if index < len(args) else kwargs.get(argument.name)
+            found += tensors_in(given)
+    return found

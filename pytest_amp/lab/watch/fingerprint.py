@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.utils import _pytree as pytree
+from torch.utils._mode_utils import no_dispatch
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.assignments import names_of
@@ -127,17 +128,18 @@ def sample(value: Any) -> tuple[float, ...]:
     ]
     if not any(flat.numel() for flat in flats) or not all(map(torch.is_floating_point, flats)):
         return ()
-    total = torch.zeros(1 + _PROJECTIONS, device=flats[0].device)
-    for flat in flats:
-        for start, piece in pieces(flat):
-            places = torch.arange(piece.numel(), dtype=torch.int32, device=flat.device)
-            places.add_(_wrapped(start + 1)).mul_(_ODD)
-            floats = piece.float()
-            bits = floats.view(torch.int32)
-            total[0] += floats.square().sum()
-            for number in range(_PROJECTIONS):
-                signs = places.bitwise_left_shift(number).bitwise_and_(_SIGN)
-                total[1 + number] += signs.bitwise_xor_(bits).view(torch.float32).sum()
+    with no_dispatch():  # this is not the step's work, and is done as written
+        total = torch.zeros(1 + _PROJECTIONS, device=flats[0].device)
+        for flat in flats:
+            for start, piece in pieces(flat):
+                places = torch.arange(piece.numel(), dtype=torch.int32, device=flat.device)
+                places.add_(_wrapped(start + 1)).mul_(_ODD)
+                floats = piece.float()
+                bits = floats.view(torch.int32)
+                total[0] += floats.square().sum()
+                for number in range(_PROJECTIONS):
+                    signs = places.bitwise_left_shift(number).bitwise_and_(_SIGN)
+                    total[1 + number] += signs.bitwise_xor_(bits).view(torch.float32).sum()
     square, *sums = total.tolist()
     return (math.sqrt(square), *sums)
 

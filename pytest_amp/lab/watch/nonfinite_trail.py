@@ -9,7 +9,7 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.watch.dispatch import DispatchMode
+from pytest_amp.lab.watch.dispatch import DispatchMode, written_into
 from pytest_amp.lab.watch.flops import operator_name
 from pytest_amp.lab.watch.source import location
 from pytest_amp.lab.watch.tensors import floating, is_finite, memory, storage, tensors_in
@@ -80,7 +80,7 @@ class NonfiniteTrail(DispatchMode):
         known = set(map(storage, given))
         out = func(*args, **kwargs)
         new = [each for each in tensors_in(out) if storage(each) not in known]  # and no view
-        for tensor in (*new, *_written(func, args, kwargs)):
+        for tensor in (*new, *written_into(func, args, kwargs)):
             held, parts = memory(tensor), floating(tensor)
             if held is None or not parts:
                 continue
@@ -97,17 +97,6 @@ class NonfiniteTrail(DispatchMode):
     def _of(self, tensor: torch.Tensor) -> _Trail | None:
         trail = self._trails.get(storage(tensor))
         return None if trail is None or trail.held.expired() else trail
-
-
-def _written(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
-    """Return the arguments that the operator changes in place."""
-    schema = getattr(func, "_schema", None)  # higher-order operators have none
-    found = []
-    for index, argument in enumerate(schema.arguments if schema else ()):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            given = args[index] if index < len(args) else kwargs.get(argument.name)
-            found += tensors_in(given)
-    return found
 
 
 def _is_whole(tensor: torch.Tensor, held: torch.UntypedStorage) -> bool:

@@ -349,4 +349,4 @@ def test_the_rounded_run_is_made_for_a_default_that_decides_alone() -> None:
         measure(setup, dtype="bfloat16", steps=60, **given)
         return story.count("build fp32")
 
-    assert builds() == builds(loss_atol=0.005) + 1
+    assert builds() == builds(loss_atol=0.005) + 2  # and one in float64, since it fails

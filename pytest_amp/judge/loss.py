@@ -1,0 +1,300 @@
+"""Judge the loss: whether amp trains to where fp32 does, apart from rounding."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+from pytest_amp import units
+from pytest_amp.judge import anchor, equivalence, parity
+from pytest_amp.judge.case import Limits
+from pytest_amp.observations import REDUCED, Observations, ParityRun
+from pytest_amp.results.values import Gate, GateVerdict
+
+# If the arms draw different random numbers, one run with another stream is a small sample of what
+# that does to a loss. A difference up to this many times the sample is not blamed on AMP.
+OTHER_STREAM_MARGIN = 2.0
+# How many times what rounding does to a small loss amp may differ from fp32 without being blamed.
+# Healthy regressions stay below 1; a learning rate of a third under amp gives 7 and more
+# (benchmarks/small_losses.py).
+ROUNDINGS = 3
+# Among several losses, the one with the gravest verdict decides.
+_GRAVITY: tuple[GateVerdict, ...] = ("not_gated", "pass", "inconclusive", "fail")
+
+
+class _Judged(NamedTuple):
+    """What the gate says of one loss.
+
+    Attributes:
+        verdict: of this loss.
+        reason: why.
+        value: the difference as |amp - fp32| / |fp32|.
+        excess: the difference as a multiple of what is allowed.
+        low: the least that the difference may be; None from one seed.
+        high: the most that it may be.
+    """
+
+    verdict: GateVerdict
+    reason: str
+    value: float
+    excess: float
+    low: float | None = None
+    high: float | None = None
+
+
+def gate(seen: Observations, limits: Limits) -> Gate:
+    """Return the gate of the loss difference."""
+    runs = [_scaled_once(run) for run in of_seeds(seen)]
+    judge = _over_seeds if seeds_differ(seen) else _of_one_seed
+    worst = max(
+        (judge(runs, limits, key) for key in seen.fp32.losses),
+        key=lambda each: (_GRAVITY.index(each.verdict), each.excess),
+    )
+    return Gate(
+        "loss_diff",
+        limits.max_loss_diff,
+        worst.value,
+        worst.low,
+        worst.high,
+        worst.verdict,
+        worst.reason,
+    )
+
+
+def of_seeds(seen: Observations) -> list[Observations]:
+    """Return what was seen with each seed, the first of them first."""
+    return [seen, *(replace(seen, fp32=run.fp32, amp=run.amp) for run in seen.seeds)]
+
+
+def seeds_differ(seen: Observations) -> bool:
+    """Return whether there are further seeds, and another loss with one of them."""
+    return any(run.fp32.losses != seen.fp32.losses for run in seen.seeds)
+
+
+def _scaled_once(seen: Observations) -> Observations:
+    return replace(seen, amp=replace(seen.amp, losses=parity.once_scaled(seen.amp)))
+
+
+def _of_one_seed(runs: Sequence[Observations], limits: Limits, key: str) -> _Judged:
+    """Judge one loss by the first seed, against what rounding does to it."""
+    seen, tail = runs[0], _tail(runs[0], key)
+    excess = tail.excess(limits.max_loss_diff or 0.0, _allowance(seen, limits, key))
+    verdict, reason = _obstacle(seen, limits, key) or _compared(seen, limits, tail, excess)
+    return _Judged(verdict, reason, tail.difference, excess)
+
+
+def _obstacle(seen: Observations, limits: Limits, key: str) -> tuple[GateVerdict, str] | None:
+    """Return the verdict on a loss whose tails can't be compared, or need not be."""
+    name, tail = _named(seen, key), _tail(seen, key)
+    bad = _first_bad(seen.amp.losses[key])
+    if bad is not None:
+        fp32_bad = _first_bad(seen.fp32.losses[key])
+        too = "" if fp32_bad is None else f", nor is fp32's at step {fp32_bad + 1}: both diverge"
+        return "fail", f"the amp loss{name} is not finite at step {bad + 1}{too}"
+    if limits.max_loss_diff is None:
+        return "not_gated", _shown(seen, tail)
+    if not math.isfinite(tail.fp32):
+        return "inconclusive", (
+            f"the fp32 loss{name} is not finite, so there is nothing to compare with"
+        )
+    moved = (seen.fp32.moved, seen.amp.moved)
+    if moved == (False, False):
+        skips = f" (the GradScaler skipped {seen.amp.skipped_steps})" * bool(seen.amp.skipped_steps)
+        return "inconclusive", (
+            f"no trained parameter moved in {units.plural(len(seen.amp.losses[key]), 'step')}"
+            f"{skips}: nothing was trained, so the curves say nothing"
+        )
+    if seen.amp.stalled:
+        return "inconclusive", (
+            f"the GradScaler skipped {units.plural(seen.amp.skipped_steps, 'step')}, all of the "
+            "last quarter among them: training stands still, so the curves say nothing"
+        )
+    if False in moved:
+        still, other = ("amp", "fp32") if moved[0] else ("fp32", "amp")
+        return "fail", f"the {still} arm's parameters never moved, where the {other} arm's did"
+    return None
+
+
+def _compared(
+    seen: Observations, limits: Limits, tail: parity.TailComparison, excess: float
+) -> tuple[GateVerdict, str]:
+    """Hold one difference against what is allowed, and say why."""
+    assert limits.max_loss_diff is not None
+    shown, threshold = _shown(seen, tail), units.share(limits.max_loss_diff)
+    allowance = _allowance(seen, limits, tail.key)
+    if excess <= 1:
+        if tail.difference <= limits.max_loss_diff:
+            return "pass", f"{shown} is at most {threshold}"
+        return "pass", f"{shown} is within {_allowed(seen, limits, allowance)}"
+    drift = parity.drift(seen.fp32.losses, seen.floor, tail.key)
+    drifts = _relative(drift, tail)
+    source = "another random stream" if seen.floor.other_stream else "rounding"
+    alone = f"{source} alone moves this model's loss by {drifts}"
+    errors = anchor.errors(seen, tail.key)
+    if tail.absolute <= drift:
+        if errors is not None and errors.is_beyond_rounding:
+            return "fail", f"{shown} is beyond {threshold}; {alone}, but {errors}"
+        return "inconclusive", f"{shown} is beyond {threshold}, but {alone}: raise max_loss_diff"
+    if draws_differ(seen.fp32, seen.amp) and tail.absolute <= OTHER_STREAM_MARGIN * drift:
+        return "inconclusive", (
+            f"{shown} is beyond {threshold}, but the arms drew different random numbers, which "
+            f"alone moves the loss by {drifts}"
+        )
+    if tail.excess(limits.max_loss_diff, limits.loss_atol) <= 1:
+        return "fail", (
+            f"{shown} is beyond {threshold}, and beyond {_allowed(seen, limits, allowance)}"
+        )
+    return "fail", f"{shown} is beyond {threshold}; {errors or alone}"
+
+
+def _over_seeds(runs: Sequence[Observations], limits: Limits, key: str) -> _Judged:
+    """Judge one loss by the mean difference over seeds, whose spread shows what chance does."""
+    first, numbers, relative = runs[0], _numbers(runs), limits.max_loss_diff or 0.0
+    tails, allowance = [_tail(run, key) for run in runs], _allowance(runs[0], limits, key)
+    differences = [tail.amp - tail.fp32 for tail in tails]
+    obstacles = [
+        (*obstacle, number, tail)
+        for number, run, tail in zip(numbers, runs, tails, strict=True)
+        if (obstacle := _obstacle(run, limits, key)) and obstacle[0] != "not_gated"
+    ]
+    if obstacles:
+        verdict, why, number, tail = max(obstacles, key=lambda each: _GRAVITY.index(each[0]))
+        excess = tail.excess(relative, allowance)
+        return _Judged(verdict, f"{why} (seed {number})", tail.difference, excess)
+    size = statistics.fmean(abs(tail.fp32) for tail in tails) or 1.0
+    limit = allowance + relative * size
+    found = equivalence.interval(differences, limits.error_rate)
+    value, low, high = (each / size for each in (abs(found.mean), found.least, found.most))
+    excess = abs(found.mean) / limit if limit else math.inf if value else 0.0
+    worst = max(range(len(runs)), key=lambda index: abs(differences[index]))
+    shown = (
+        f"{units.share(value)} [{units.share(low)}, {units.share(high)}]{_named(first, key)} over "
+        f"{len(runs)} seeds, and {units.share(tails[worst].difference)} with seed {numbers[worst]},"
+    )
+    if limits.max_loss_diff is None:
+        return _Judged("not_gated", shown.rstrip(","), value, excess, low, high)
+    threshold, answer = units.share(limits.max_loss_diff), found.answer(limit)
+    if answer == "equivalent":
+        within = _allowed(first, limits, allowance)
+        within = f"at most {threshold}" if high <= limits.max_loss_diff else f"within {within}"
+        return _Judged("pass", f"{shown} is {within}", value, excess, low, high)
+    if answer == "different":
+        errors = anchor.errors(first, key)
+        reason = f"{shown} is beyond {threshold}" + (f"; {errors}" if errors else "")
+        return _Judged("fail", reason, value, excess, low, high)
+    more = equivalence.wanted(differences, limit, limits.error_rate)
+    advice = f"seeds={more} would do, if they are like these" if more else "raise max_loss_diff"
+    reason = f"{shown} can't be told from {threshold}; {advice}"
+    return _Judged("inconclusive", reason, value, excess, low, high)
+
+
+def _numbers(runs: Sequence[Observations]) -> list[int]:
+    """Return the seed of each run."""
+    first, *_ = runs
+    return [first.seed, *(run.seed for run in first.seeds)]
+
+
+def _tail(seen: Observations, key: str) -> parity.TailComparison:
+    return next(
+        each for each in parity.compare(seen.fp32.losses, seen.amp.losses) if each.key == key
+    )
+
+
+def _named(seen: Observations, key: str) -> str:
+    return f" of {key!r}" if len(seen.fp32.losses) > 1 else ""
+
+
+def _shown(seen: Observations, tail: parity.TailComparison) -> str:
+    name = _named(seen, tail.key)
+    return f"{_relative(tail.absolute, tail)}{name} ({tail.fp32:.5g} -> {tail.amp:.5g})"
+
+
+def wants_anchor(seen: Observations, limits: Limits) -> bool:
+    """Return whether both arms' errors against float64 would say more than the gate can.
+
+    They do where the gate has no answer or fails, and with several seeds. They say nothing if the
+    arms drew different random numbers, or if the reference is not float32.
+    """
+    reference = seen.recipes.fp32
+    if (
+        draws_differ(seen.fp32, seen.amp)
+        or reference.dtype != "float32"
+        or reference.matmul != "float32"
+    ):
+        return False
+    if any(
+        _obstacle(_scaled_once(run), limits, key)
+        for run in of_seeds(seen)
+        for key in seen.fp32.losses
+    ):
+        return False
+    return bool(seen.seeds) or gate(seen, limits).verdict != "pass"
+
+
+def errors_behind_a_pass(seen: Observations, limits: Limits) -> Iterator[str]:
+    """Yield a note for each loss that passes, although rounding does not explain its error."""
+    if gate(seen, limits).verdict == "pass":
+        for found in anchor.all_errors(seen):
+            if found.is_beyond_rounding:
+                yield (
+                    f"the loss{_named(seen, found.key)} passes, but {found}: something else than "
+                    "rounding differs between the arms"
+                )
+
+
+def draws_differ(fp32: ParityRun, amp: ParityRun) -> bool:
+    """Return whether the amp arm drew other random numbers than fp32, because of a reduced dtype.
+
+    Many kernels draw the same numbers in every dtype, as dropout on a CPU does. If the draws were
+    not looked at, they count as different.
+    """
+    if amp.operators is None or not amp.operators.random_dtypes & set(REDUCED):
+        return False
+    draws = amp.operators.draws
+    return draws is None or fp32.operators is None or draws != fp32.operators.draws
+
+
+def rests_on_loss_atol(seen: Observations, limits: Limits) -> bool:
+    """Return whether a loss passes by the default `loss_atol` alone.
+
+    That default suits losses around 1. For others `Observations.rounded` has to show what the dtype
+    can reach.
+    """
+    if limits.max_loss_diff is None or limits.loss_atol_is_chosen:
+        return False
+    return any(
+        limits.max_loss_diff < tail.difference
+        and tail.excess(limits.max_loss_diff, limits.loss_atol) <= 1
+        for run in map(_scaled_once, of_seeds(seen))
+        for tail in parity.compare(run.fp32.losses, run.amp.losses)
+    )
+
+
+def _allowance(seen: Observations, limits: Limits, key: str) -> float:
+    """Return the absolute loss difference that is accepted."""
+    if seen.rounded is None or limits.loss_atol_is_chosen:
+        return limits.loss_atol
+    rounding = parity.rounding(seen.fp32.losses, seen.rounded, key)
+    return min(limits.loss_atol, ROUNDINGS * rounding)
+
+
+def _allowed(seen: Observations, limits: Limits, allowance: float) -> str:
+    """Say what an absolute difference is held to."""
+    if allowance < limits.loss_atol:
+        return (
+            f"{allowance:.3g}, {ROUNDINGS} times what rounding every product to {seen.dtype} does"
+        )
+    return f"loss_atol={limits.loss_atol:g}"
+
+
+def _relative(difference: float, tail: parity.TailComparison) -> str:
+    """Format a difference as a share of the fp32 loss, or plainly if that loss is zero."""
+    share = difference / abs(tail.fp32) if tail.fp32 else math.inf
+    return units.share(share) if math.isfinite(share) else f"{difference:.3g}"
+
+
+def _first_bad(losses: Sequence[float]) -> int | None:
+    return next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
