@@ -25,7 +25,7 @@ OLD, NEW = Old(lambda *_: 1.0), Noisy(lambda *_: 1.0)
 
 
 def timed(device, **gates):
-    return {"device": device, "static": False, "max_time": 5, **gates}
+    return {"device": device, "static": False, "max_time": 10, **gates}
 
 
 @faulty("AMP401", **timed(OLD))

@@ -607,7 +607,7 @@ def test_the_watch_for_waiting_is_in_force_where_we_read_nothing(
 
         def step() -> float:
             seen[str(bench.progress.phase)].append(cuda.mode)
-            device.time_s += 0.02
+            device.time_s += 0.03
             return 1.0
 
         return step
