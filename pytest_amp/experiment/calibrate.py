@@ -76,7 +76,13 @@ def calibrate(
 
             slower = timing.Side("amp", slower_by(work_s) if work_s else lambda setup: setup)
             plan = timing.Plan(job.settings.warmup, stop, order=number)
-            return timing.run(bench, plan, (timing.Side("amp"), slower))
+            found = timing.run(bench, plan, (timing.Side("amp"), slower))
+            if not found.ratios:
+                raise AmpError(
+                    "the GradScaler skipped steps in every pair of blocks, and a skipped step has "
+                    "no speed: give it an init_scale at which it skips none"
+                )
+            return found
 
         second_s = _work_for_a_second(timed, wanted)
         for number in range(1, wanted.trials + 1):

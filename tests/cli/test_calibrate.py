@@ -7,12 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from pytest_amp.cli import main as cli
+from pytest_amp.errors import AmpError
 from pytest_amp.experiment import calibrate as experiment
 from pytest_amp.experiment.calibrate import Wanted, calibrate
 from pytest_amp.experiment.job import Job
 from pytest_amp.judge.calibration import Calibration
 from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.phases import planted
+from pytest_amp.observations import Timing
 from pytest_amp.progress import Progress
 from pytest_amp.settings.resolved import resolve
 from tests.helpers.clock import CLOCK
@@ -143,6 +145,14 @@ def test_each_trial_has_another_order_and_arms_of_its_own() -> None:
     calibrate(job, Progress(), Wanted(2, 0.2, ()), found)
     assert builds == ["amp"] * 4
     assert len(found.trials[0.0]) == 2
+
+
+def test_a_scaler_that_skips_every_pair_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    skipped = Timing((), (), 1, "budget", 3.0, skipping_pairs=12)
+    monkeypatch.setattr(experiment.timing, "run", lambda *_: skipped)
+    job = Job("test_it.py::test", lambda _: lambda: 1.0, SimulatedDevice(), resolve([]))
+    with pytest.raises(AmpError, match="skipped steps in every pair of blocks"):
+        calibrate(job, Progress(), Wanted(), Calibration((0.1,), 0.01))
 
 
 def test_planted_work_is_as_many_calls_as_take_that_long(monkeypatch: pytest.MonkeyPatch) -> None:
