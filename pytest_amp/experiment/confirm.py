@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.experiment import line_search, suspects
-from pytest_amp.judge import contention
+from pytest_amp.judge import contention, loss
 from pytest_amp.judge.case import Case
 from pytest_amp.lab.arm import Setup
 from pytest_amp.lab.phases import counterfactuals, parity, timing
@@ -117,15 +117,18 @@ def _rerun(bench: Workbench, settings: Settings, suspect: suspects.Suspect, case
     """Return the case with the amp arm run again, without the suspect.
 
     If steps are skipped in one of the runs, the fp32 arm is run again too, and leaves out the same.
+    Of several seeds, the one with the largest difference runs again, and is judged alone.
     """
-    steps = settings.steps
-    if suspect.lines or suspect.modules:
-        amp, skipped = counterfactuals.in_float32(bench, steps, suspect.modules, suspect.lines)
-    else:
-        amp, skipped = counterfactuals.without_cast_cache(bench, steps)
-    seen = replace(case.seen, amp=amp)
-    if amp.skipped_steps or case.seen.amp.skipped_steps:
-        seen = replace(seen, fp32=parity.run(bench, "fp32", steps, skipped)[0])
+    steps, seen = settings.steps, loss.of_hardest_seed(case.seen, case.limits)
+    with bench.seeded(seen.seed):
+        if suspect.lines or suspect.modules:
+            amp, skipped = counterfactuals.in_float32(bench, steps, suspect.modules, suspect.lines)
+        else:
+            amp, skipped = counterfactuals.without_cast_cache(bench, steps)
+        skips = amp.skipped_steps or seen.amp.skipped_steps
+        seen = replace(seen, amp=amp)
+        if skips:
+            seen = replace(seen, fp32=parity.run(bench, "fp32", steps, skipped)[0])
     return replace(case, seen=seen)
 
 

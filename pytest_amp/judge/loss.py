@@ -74,6 +74,35 @@ def seeds_differ(seen: Observations) -> bool:
     return any(run.fp32.losses != seen.fp32.losses for run in seen.seeds)
 
 
+def of_hardest_seed(seen: Observations, limits: Limits) -> Observations:
+    """Return what would have been seen with the seed of the largest difference alone.
+
+    What was inspected stays the first seed's. Nobody knows the drift of another, so it is none.
+    """
+    alone = replace(seen, seeds=())
+    if not seeds_differ(seen):
+        return alone
+    relative = limits.max_loss_diff or 0.0
+    number, run = max(
+        zip(_numbers(seen), map(_scaled_once, of_seeds(seen)), strict=True),
+        key=lambda each: max(
+            tail.excess(relative, _allowance(seen, limits, tail.key))
+            for tail in parity.compare(each[1].fp32.losses, each[1].amp.losses)
+        ),
+    )
+    if number == seen.seed:
+        return alone
+    return replace(
+        alone,
+        seed=number,
+        fp32=replace(seen.fp32, losses=run.fp32.losses),
+        amp=run.amp,
+        floor=replace(seen.floor, losses=run.fp32.losses),
+        anchor=None,
+        rounded=None,
+    )
+
+
 def _scaled_once(seen: Observations) -> Observations:
     return replace(seen, amp=replace(seen.amp, losses=parity.once_scaled(seen.amp)))
 
@@ -152,7 +181,7 @@ def _compared(
 
 def _over_seeds(runs: Sequence[Observations], limits: Limits, key: str) -> _Judged:
     """Judge one loss by the mean difference over seeds, whose spread shows what chance does."""
-    first, numbers, relative = runs[0], _numbers(runs), limits.max_loss_diff or 0.0
+    first, numbers, relative = runs[0], _numbers(runs[0]), limits.max_loss_diff or 0.0
     tails, allowance = [_tail(run, key) for run in runs], _allowance(runs[0], limits, key)
     differences = [tail.amp - tail.fp32 for tail in tails]
     obstacles = [
@@ -191,10 +220,9 @@ def _over_seeds(runs: Sequence[Observations], limits: Limits, key: str) -> _Judg
     return _Judged("inconclusive", reason, value, excess, low, high)
 
 
-def _numbers(runs: Sequence[Observations]) -> list[int]:
-    """Return the seed of each run."""
-    first, *_ = runs
-    return [first.seed, *(run.seed for run in first.seeds)]
+def _numbers(seen: Observations) -> list[int]:
+    """Return the seeds, in the order of `of_seeds`."""
+    return [seen.seed, *(run.seed for run in seen.seeds)]
 
 
 def _tail(seen: Observations, key: str) -> parity.TailComparison:

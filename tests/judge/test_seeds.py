@@ -151,6 +151,24 @@ def test_seeds_that_change_nothing_count_as_one() -> None:
     assert "every seed gave the same losses, so they count as one" in seeds.alike(observed)
 
 
+def test_the_hardest_seed_is_judged_by_its_own_difference_alone() -> None:
+    observed = over(1.0, 1.01, 1.05, 1.03, floor={"losses": losses(*scaled(2.0))})
+    one = loss.of_hardest_seed(observed, Limits())
+    assert (one.seed, one.seeds) == (2, ())
+    assert one.amp.losses == observed.seeds[1].amp.losses
+    assert one.fp32.losses == observed.seeds[1].fp32.losses
+    assert (
+        one.fp32.operators is FP32.operators
+    )  # which only the first seed's step was inspected for
+    assert judged(one, loss_atol=0.0)[0] == "fail"
+    bad = replace(observed.seeds[0].amp, losses=losses(*CURVE[:-1], float("nan")))
+    broken = replace(observed, seeds=(replace(observed.seeds[0], amp=bad), *observed.seeds[1:]))
+    assert loss.of_hardest_seed(broken, Limits()).seed == 1
+    first = over(1.5, 1.0, 1.0, seed=9)
+    assert loss.of_hardest_seed(first, Limits()) == replace(first, seeds=())
+    assert loss.of_hardest_seed(seen(), Limits()) == seen()
+
+
 def test_seeds_that_share_their_weights_are_told() -> None:
     observed = over(1.0, 1.0)
     assert seeds.alike(observed) is None

@@ -39,6 +39,15 @@ def test_a_line_that_the_gate_passes_without_is_the_confirmed_cause() -> None:
     assert "confirmed cause of loss_diff" in report.explain()
 
 
+def test_over_several_seeds_the_one_with_the_largest_difference_runs_again() -> None:
+    report = measure(normalised, dtype="float16", seeds=24, max_loss_diff=0.002)
+    assert report.gate("loss_diff").verdict == "fail"
+    assert "over 24 seeds" in report.gate("loss_diff").reason
+    [finding] = [each for each in report.findings if each.code == "AMP304"]
+    assert finding.confirmed
+    assert "kept in float32, loss_diff passes" in finding.message
+
+
 def test_a_module_that_the_gate_fails_without_is_only_a_suspect() -> None:
     """Its output overflows when the next one casts it."""
 
