@@ -9,6 +9,7 @@ from typing import Any
 
 from pytest_amp import units
 from pytest_amp.codes import COMPARED_METRICS
+from pytest_amp.judge import contention
 from pytest_amp.judge.gates import verdict_of
 from pytest_amp.judge.parity import tail_mean
 from pytest_amp.results.report import AmpReport
@@ -130,13 +131,17 @@ def _speedup(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gat
         verdict = "fail" if high < -allowed else "inconclusive"
     if verdict == "inconclusive":
         detail += f"; {_wider(now, before)}"
+    but = ""
+    if verdict == "fail" and allowed is not None:
+        but = contention.could_have_lowered(report, stored, 1 - allowed) or ""
+        verdict = "inconclusive" if but else "fail"
     if (
         change < 0
         and _is_as_fast(stored, report, "amp")
         and not _is_as_fast(report, stored, "fp32")
     ):
         detail += "; amp is as fast as it was, fp32 is faster"
-    return _gate("speedup", change, allowed, verdict, detail, interval=(low, high))
+    return _gate("speedup", change, allowed, verdict, detail, interval=(low, high), but=but)
 
 
 def _wider(now: Estimate, before: Estimate) -> str:

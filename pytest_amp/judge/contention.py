@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pytest_amp import units
 from pytest_amp.observations import Disturbance, GpuState, Timing
 from pytest_amp.results.contention import Contention, Taken
+from pytest_amp.results.report import AmpReport
 
 ARMS = ("fp32", "amp")
 # Less than this is what any machine does on the side: a share of the time, and a part of a core.
@@ -87,8 +88,36 @@ def agrees(timing: Timing, threshold: float, pairs: int | None = None) -> bool:
 def could_have_made(timing: Timing, threshold: float) -> str | None:
     """Return that what others took could have put the speedup on its side; None if it couldn't."""
     found = of(timing)
-    if found is None or agrees(timing, threshold):
+    return None if found is None or agrees(timing, threshold) else _which_waited(found)
+
+
+def could_have_lowered(now: AmpReport, before: AmpReport, least: float) -> str | None:
+    """Return that waits could have made a speedup fall below a share of what it was.
+
+    Args:
+        now: the report of this run.
+        before: the stored one.
+        least: the share of the former speedup that is not below what is allowed; 0.9 is 90%.
+    """
+    if now.speedup is None or before.speedup is None:
         return None
+    ours, theirs = _share_left(now.contention), _share_left(before.contention)
+    if now.speedup.value * ours < least * before.speedup.value * theirs:
+        return None
+    if now.contention and abs(ours - 1) >= abs(theirs - 1):
+        return _which_waited(now.contention)
+    return f"in the baseline, {_which_waited(before.contention)}" if before.contention else None
+
+
+def _share_left(found: Contention | None) -> float:
+    """Return by how much a speedup changes if the time that threads waited is taken off."""
+    if found is None or found.device_type != "cpu" or set(found.arms) != {*ARMS}:
+        return 1.0
+    fp32, amp = (max(0.01, 1 - (found.arms[name].waited or 0.0)) for name in ARMS)
+    return fp32 / amp
+
+
+def _which_waited(found: Contention) -> str:
     waited = {name: each.waited or 0.0 for name, each in found.arms.items()}
     more, less = sorted(waited, key=lambda name: -waited[name])
     said = (

@@ -9,6 +9,7 @@ import pytest
 
 from pytest_amp import codes
 from pytest_amp.judge.comparison import compared, differences, without_baseline
+from pytest_amp.results.contention import Contention, Taken
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import COMPARED, ArmRun, Baseline, Estimate, Setting
 from pytest_amp.rules import registry
@@ -49,6 +50,35 @@ def test_what_nobody_gates_is_told() -> None:
     gate = told.gate("compare:speedup")
     assert (gate.verdict, gate.threshold) == ("not_gated", None)
     assert gate.value == pytest.approx(-0.5)
+
+
+def waiting(value: float, fp32: float, amp: float, device_type: str = "cpu") -> AmpReport:
+    """A timed result whose arms' threads had no processor for these shares of their time."""
+    arms = {"fp32": Taken(20, waited=fp32), "amp": Taken(20, waited=amp)}
+    return replace(timed(value), contention=Contention(device_type, 2, 2, 2, arms))
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "expected"),
+    [
+        (waiting(1.7, 0.0, 0.0), timed(2.0), "fail"),
+        (waiting(1.7, 0.02, 0.25), timed(2.0), "inconclusive"),  # 2.22x without waits
+        (waiting(1.7, 0.25, 0.25), timed(2.0), "fail"),
+        (waiting(1.7, 0.0, 0.02), timed(2.0), "fail"),  # 1.73x: they can't have made that
+        (waiting(1.7, 0.02, 0.25, "cuda"), timed(2.0), "fail"),  # the host runs ahead
+        (timed(1.7), waiting(2.0, 0.25, 0.0), "inconclusive"),  # it was 1.5x
+        (waiting(1.9, 0.25, 0.0), timed(2.0), "pass"),
+    ],
+)
+def test_a_fall_that_waits_could_have_made_is_no_answer(now, before, expected) -> None:
+    assert verdict(now, before, "speedup", 0.1) == expected
+
+
+def test_which_arm_waited_is_said_and_in_which_run() -> None:
+    gate = held(waiting(1.7, 0.02, 0.25), timed(2.0), speedup=0.1).gate("compare:speedup")
+    assert "where 10% is allowed, but the amp arm's threads had no processor for 25%" in gate.reason
+    gate = held(timed(1.7), waiting(2.0, 0.25, 0.0), speedup=0.1).gate("compare:speedup")
+    assert "but in the baseline, the fp32 arm's threads had no processor for 25%" in gate.reason
 
 
 @pytest.mark.parametrize(
