@@ -172,11 +172,16 @@ class Recipes(NamedTuple):
         """Return a text with the recipes' names in place of ``fp32`` and ``amp``, unless usual."""
         if self.are_usual:
             return text
-        return _ARM.sub(lambda arm: str(getattr(self, arm[0])), text)
+        return renamed(text, {"fp32": str(self.fp32), "amp": str(self.amp)})
 
 
 # An arm's name as a word of its own, and not in a name of torch's, in an option or in a path.
 _ARM = re.compile(r"(?<![\w.+/=@'-])(?:fp32|amp)(?![\w+/=-]|\.\w)")
+
+
+def renamed(text: str, names: Mapping[str, str]) -> str:
+    """Return a text with other names in place of ``fp32`` and ``amp``."""
+    return _ARM.sub(lambda arm: names[arm[0]], text)
 
 
 def recipe(value: object) -> Recipe:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 from pytest_amp.errors import unless_our_bug
@@ -16,6 +17,7 @@ from pytest_amp.lab.phases import timing
 from pytest_amp.lab.watch.tensors import dtype_name
 from pytest_amp.observations import Floor, Observations, Start
 from pytest_amp.progress import Progress
+from pytest_amp.recipes import renamed
 from pytest_amp.results.report import AmpReport
 
 __tracebackhide__ = unless_our_bug
@@ -69,8 +71,12 @@ def run(job: Job, progress: Progress, other: Setup, name: str) -> AmpReport:
             plan = replace(plan_of(bench, settings, limits), alone=False)
             seen = replace(seen, timing=timing.run(bench, plan))
         progress.at("done", None)
-    gated = tuple(each for each in gates.judge(seen, limits) if each.name in _ASKED)
     models = {"fp32": name, "amp": OURS}
+    gated = tuple(
+        replace(each, reason=_told_of(models, each.reason))
+        for each in gates.judge(seen, limits)
+        if each.name in _ASKED
+    )
     arms = {key: replace(arm, model=models[key]) for key, arm in arms_of(seen).items()}
     return replace(
         blank_report(job),
@@ -84,3 +90,10 @@ def run(job: Job, progress: Progress, other: Setup, name: str) -> AmpReport:
         phases_s=phases_of(progress),
         contention=contention.of(seen.timing),
     )
+
+
+def _told_of(models: Mapping[str, str], text: str) -> str:
+    """Return a text with the models' names in place of the arms'."""
+    for arm, model in models.items():
+        text = text.replace(f"the {arm} arm", model)
+    return renamed(text, models)
