@@ -276,7 +276,7 @@ def _both_arms(bench: Workbench, settings: Settings, limits: Limits) -> Observat
         amp=amp,
         floor=parity_run.floor(bench, settings.steps, skipped, loss.draws_differ(fp32, amp)),
         seed=bench.seed,
-        seeds=tuple(_further_seeds(bench, settings)),
+        seeds=tuple(_further_seeds(bench, settings, fp32)),
     )
     if seen.seeds and (note := seeds.alike(seen)):
         bench.notes.append(note)
@@ -304,11 +304,16 @@ def _parity(bench: Workbench, steps: int) -> tuple[ParityRun, ParityRun, Replay 
     return fp32, amp, skipped
 
 
-def _further_seeds(bench: Workbench, settings: Settings) -> Iterator[SeedRun]:
-    """Run both arms from each further seed."""
+def _further_seeds(bench: Workbench, settings: Settings, first: ParityRun) -> Iterator[SeedRun]:
+    """Run both arms from each further seed; their losses have the names that the first's have."""
     for seed in range(bench.seed + 1, bench.seed + settings.seeds):
         with bench.seeded(seed % 2**32):
             fp32, amp, _ = _parity(bench, settings.steps)
+        if set(fp32.losses) != set(first.losses):
+            raise AmpError(
+                f"with seed {seed % 2**32} the step returned the losses {sorted(fp32.losses)}, and "
+                f"{sorted(first.losses)} with seed {bench.seed}: all must return the same keys"
+            )
         yield SeedRun(seed % 2**32, fp32, amp)
 
 
@@ -316,6 +321,10 @@ def _anchored(
     bench: Workbench, seen: Observations, steps: int, skipped: Replay | None
 ) -> Losses | None:
     """Run fp32 in float64; leave a note where that can't be had."""
+    if world_size() > 1:
+        bench.notes.append("no errors against float64, because ranks might not run as many steps")
+        return None
+    why: str | None
     budget_s = max(ANCHOR_S, ANCHOR_TIMES * seen.fp32.fastest_step_s * steps)
     try:
         with warnings.catch_warnings():
@@ -323,15 +332,14 @@ def _anchored(
             losses = parity_run.anchor(bench, steps, skipped, budget_s)
     except Exception as error:  # noqa: BLE001 - the step runs in float32, so it is not at fault
         what = (str(error).splitlines() or [""])[0]
-        bench.notes.append(
-            f"no errors against float64, in which the step does not run: {type(error).__name__}: "
-            f"{what}"
-        )
-        return None
-    if why := anchor.unusable(losses, seen.fp32.losses):
-        bench.notes.append(f"no errors against float64: {why}")
-        return None
-    return losses
+        bench.device.empty_cache()
+        why = f"the step does not run in it ({type(error).__name__}: {what})"
+    else:
+        why = anchor.unusable(losses, seen.fp32.losses)
+    if why is None:
+        return losses
+    bench.notes.append(f"no errors against float64: {why}")
+    return None
 
 
 def _drilled(bench: Workbench, settings: Settings, seen: Observations) -> Observations:

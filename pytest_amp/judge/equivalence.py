@@ -1,8 +1,9 @@
 """Whether differences are within a limit on average: two one-sided t tests, over seeds.
 
-"Equivalent" is said if both tests reject: that the mean is above the limit, and that it is below
-minus the limit. "Different" is said if a test rejects that the mean is within. Each answer is wrong
-with probability at most `error_rate`, if the differences are about normal.
+"Equivalent" is said if one test rejects that the mean is above the limit, and the other that it is
+below minus the limit. "Different" is said if a test rejects that the mean is within. The limit may
+be another for each difference, as a share of a loss is: each is held against its own. An answer is
+wrong with probability at most `error_rate`, if the differences are about normal.
 
 Source: Schuirmann, "A comparison of the two one-sided tests procedure and the power approach",
 Journal of Pharmacokinetics and Biopharmaceutics 15 (1987). The distribution function is
@@ -15,7 +16,9 @@ import math
 import statistics
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+_MOST_WANTED = 100
 
 
 class Interval(NamedTuple):
@@ -41,44 +44,49 @@ class Interval(NamedTuple):
         """The largest size that it may have."""
         return max(-self.low, self.high)
 
-    def answer(self, limit: float) -> str | None:
-        """Return "equivalent", "different", or None while that is open.
 
-        Args:
-            limit: what the mean may differ from 0 by, to either side.
-        """
-        if -limit <= self.low and self.high <= limit:
-            return "equivalent"
-        return "different" if self.low > limit or self.high < -limit else None
+def interval(sample: Sequence[float], error_rate: float, count: int | None = None) -> Interval:
+    """Return the mean of two or more finite numbers with its t interval.
 
-
-def interval(sample: Sequence[float], error_rate: float) -> Interval:
-    """Return the mean of two or more numbers with its t interval."""
+    Args:
+        sample: the numbers.
+        error_rate: the probability that is left on each side.
+        count: of how many numbers these are an example; by default of as many as there are.
+    """
+    count = count or len(sample)
     mean = statistics.fmean(sample)
-    half = quantile(len(sample) - 1, 1 - error_rate) * _standard_error(sample)
+    half = quantile(count - 1, 1 - error_rate) * statistics.stdev(sample) / math.sqrt(count)
     return Interval(mean, mean - half, mean + half)
 
 
-def wanted(sample: Sequence[float], limit: float, error_rate: float) -> int | None:
-    """Return how many numbers would give an answer, if they went on like these; None if too many.
+def answer(
+    differences: Sequence[float],
+    limits: Sequence[float],
+    error_rate: float,
+    count: int | None = None,
+) -> Literal["equivalent", "different"] | None:
+    """Return whether the mean difference is within its limits; None while that is open.
 
     Args:
-        sample: two or more.
-        limit: what the mean may differ from 0 by, to either side.
-        error_rate: the bound on the probability of a wrong answer.
+        differences: two or more.
+        limits: what each may differ from 0 by, to either side.
+        error_rate: the bound on the probability of each wrong answer.
+        count: of how many differences these are an example; by default of as many as there are.
     """
-    margin, spread = abs(limit - abs(statistics.fmean(sample))), statistics.stdev(sample)
-    for count in range(len(sample) + 1, _MOST_WANTED + 1):
-        if quantile(count - 1, 1 - error_rate) * spread / math.sqrt(count) <= margin:
-            return count
+    above = [each - limit for each, limit in zip(differences, limits, strict=True)]
+    below = [each + limit for each, limit in zip(differences, limits, strict=True)]
+    if interval(above, error_rate, count).high <= 0 and interval(below, error_rate, count).low >= 0:
+        return "equivalent"
+    each_side = error_rate / 2
+    if interval(above, each_side, count).low > 0 or interval(below, each_side, count).high < 0:
+        return "different"
     return None
 
 
-_MOST_WANTED = 100
-
-
-def _standard_error(sample: Sequence[float]) -> float:
-    return statistics.stdev(sample) / math.sqrt(len(sample))
+def wanted(differences: Sequence[float], limits: Sequence[float], error_rate: float) -> int | None:
+    """Return how many differences like these would give an answer; None if a hundred would not."""
+    counts = range(len(differences) + 1, _MOST_WANTED + 1)
+    return next((n for n in counts if answer(differences, limits, error_rate, n)), None)
 
 
 @lru_cache
@@ -90,9 +98,8 @@ def quantile(freedom: int, probability: float) -> float:
     low = 0.0
     for _ in range(100):
         middle = (low + high) / 2
-        low, high = (
-            (middle, high) if _distribution(middle, freedom) < probability else (low, middle)
-        )
+        is_below = _distribution(middle, freedom) < probability
+        low, high = (middle, high) if is_below else (low, middle)
     return high
 
 

@@ -21,6 +21,8 @@ OTHER_STREAM_MARGIN = 2.0
 # Healthy regressions stay below 1; a learning rate of a third under amp gives 7 and more
 # (benchmarks/small_losses.py).
 ROUNDINGS = 3
+# First losses that differ by less are the same but for rounding.
+SAME_LOSS = 1e-5
 # Among several losses, the one with the gravest verdict decides.
 _GRAVITY: tuple[GateVerdict, ...] = ("not_gated", "pass", "inconclusive", "fail")
 
@@ -70,8 +72,22 @@ def of_seeds(seen: Observations) -> list[Observations]:
 
 
 def seeds_differ(seen: Observations) -> bool:
-    """Return whether there are further seeds, and another loss with one of them."""
-    return any(run.fp32.losses != seen.fp32.losses for run in seen.seeds)
+    """Return whether there are further seeds, and one of them made another training.
+
+    Where weights, inputs and the first losses are the same, what follows differs by the order in
+    which a GPU's atomics add up, and by nothing that a seed decides.
+    """
+    first = seen.fp32
+    return any(
+        (run.fp32.start.parameters, run.fp32.start.inputs)
+        != (first.start.parameters, first.start.inputs)
+        or any(
+            abs(curve[0] - first.losses[key][0]) > SAME_LOSS * abs(first.losses[key][0])
+            for key, curve in run.fp32.losses.items()
+        )
+        for run in seen.seeds
+        if run.fp32.losses != first.losses
+    )
 
 
 def of_hardest_seed(seen: Observations, limits: Limits) -> Observations:
@@ -84,7 +100,7 @@ def of_hardest_seed(seen: Observations, limits: Limits) -> Observations:
         return alone
     relative = limits.max_loss_diff or 0.0
     number, run = max(
-        zip(_numbers(seen), map(_scaled_once, of_seeds(seen)), strict=True),
+        zip(numbers_of(seen), map(_scaled_once, of_seeds(seen)), strict=True),
         key=lambda each: max(
             tail.excess(relative, _allowance(seen, limits, tail.key))
             for tail in parity.compare(each[1].fp32.losses, each[1].amp.losses)
@@ -164,7 +180,7 @@ def _compared(
     alone = f"{source} alone moves this model's loss by {drifts}"
     errors = anchor.errors(seen, tail.key)
     if tail.absolute <= drift:
-        if errors is not None and errors.is_beyond_rounding:
+        if errors is not None and anchor.is_beyond_rounding(errors):
             return "fail", f"{shown} is beyond {threshold}; {alone}, but {errors}"
         return "inconclusive", f"{shown} is beyond {threshold}, but {alone}: raise max_loss_diff"
     if draws_differ(seen.fp32, seen.amp) and tail.absolute <= OTHER_STREAM_MARGIN * drift:
@@ -176,14 +192,15 @@ def _compared(
         return "fail", (
             f"{shown} is beyond {threshold}, and beyond {_allowed(seen, limits, allowance)}"
         )
-    return "fail", f"{shown} is beyond {threshold}; {errors or alone}"
+    if errors is not None and anchor.is_beyond_rounding(errors):
+        return "fail", f"{shown} is beyond {threshold}; {errors}"
+    return "fail", f"{shown} is beyond {threshold}; {alone}" + (f"; {errors}" if errors else "")
 
 
 def _over_seeds(runs: Sequence[Observations], limits: Limits, key: str) -> _Judged:
     """Judge one loss by the mean difference over seeds, whose spread shows what chance does."""
-    first, numbers, relative = runs[0], _numbers(runs[0]), limits.max_loss_diff or 0.0
+    first, numbers, relative = runs[0], numbers_of(runs[0]), limits.max_loss_diff or 0.0
     tails, allowance = [_tail(run, key) for run in runs], _allowance(runs[0], limits, key)
-    differences = [tail.amp - tail.fp32 for tail in tails]
     obstacles = [
         (*obstacle, number, tail)
         for number, run, tail in zip(numbers, runs, tails, strict=True)
@@ -193,34 +210,46 @@ def _over_seeds(runs: Sequence[Observations], limits: Limits, key: str) -> _Judg
         verdict, why, number, tail = max(obstacles, key=lambda each: _GRAVITY.index(each[0]))
         excess = tail.excess(relative, allowance)
         return _Judged(verdict, f"{why} (seed {number})", tail.difference, excess)
-    size = statistics.fmean(abs(tail.fp32) for tail in tails) or 1.0
-    limit = allowance + relative * size
+    differences = [tail.amp - tail.fp32 for tail in tails]
+    if not all(map(math.isfinite, differences)):  # which nobody gates, or there was an obstacle
+        return _Judged("not_gated", _shown(first, tails[0]), tails[0].difference, math.inf)
+    allowed = [allowance + relative * abs(tail.fp32) for tail in tails]
+    size = statistics.fmean(abs(tail.fp32) for tail in tails)
     found = equivalence.interval(differences, limits.error_rate)
-    value, low, high = (each / size for each in (abs(found.mean), found.least, found.most))
-    excess = abs(found.mean) / limit if limit else math.inf if value else 0.0
+    sizes = (abs(found.mean), found.least, found.most)
+    value, low, high = (each / size if size else math.inf if each else 0.0 for each in sizes)
+    mean_allowed = statistics.fmean(allowed)
+    excess = abs(found.mean) / mean_allowed if mean_allowed else math.inf if value else 0.0
     worst = max(range(len(runs)), key=lambda index: abs(differences[index]))
+    mean, least, most = (units.share(each / size) if size else f"{each:.3g}" for each in sizes)
     shown = (
-        f"{units.share(value)} [{units.share(low)}, {units.share(high)}]{_named(first, key)} over "
-        f"{len(runs)} seeds, and {units.share(tails[worst].difference)} with seed {numbers[worst]},"
+        f"{mean} [{least}, {most}]{_named(first, key)} over {len(runs)} seeds "
+        f"({_relative(tails[worst].absolute, tails[worst])} with seed {numbers[worst]})"
     )
     if limits.max_loss_diff is None:
-        return _Judged("not_gated", shown.rstrip(","), value, excess, low, high)
-    threshold, answer = units.share(limits.max_loss_diff), found.answer(limit)
+        return _Judged("not_gated", shown, value, excess, low, high)
+    threshold = units.share(limits.max_loss_diff)
+    rate = limits.error_rate / len(first.fp32.losses)  # each of them may fail the gate
+    answer = equivalence.answer(differences, allowed, rate)
     if answer == "equivalent":
+        is_relative = high <= limits.max_loss_diff or not allowance
         within = _allowed(first, limits, allowance)
-        within = f"at most {threshold}" if high <= limits.max_loss_diff else f"within {within}"
+        within = f"at most {threshold}" if is_relative else f"within {within}"
         return _Judged("pass", f"{shown} is {within}", value, excess, low, high)
     if answer == "different":
         errors = anchor.errors(first, key)
-        reason = f"{shown} is beyond {threshold}" + (f"; {errors}" if errors else "")
+        reason = f"{shown} is beyond {threshold}"
+        reason += f"; with seed {first.seed}, {errors}" if errors else ""
         return _Judged("fail", reason, value, excess, low, high)
-    more = equivalence.wanted(differences, limit, limits.error_rate)
-    advice = f"seeds={more} would do, if they are like these" if more else "raise max_loss_diff"
+    more = equivalence.wanted(differences, allowed, rate)
+    advice = (
+        f"about {more} seeds would do, if they are like these" if more else "raise max_loss_diff"
+    )
     reason = f"{shown} can't be told from {threshold}; {advice}"
     return _Judged("inconclusive", reason, value, excess, low, high)
 
 
-def _numbers(seen: Observations) -> list[int]:
+def numbers_of(seen: Observations) -> list[int]:
     """Return the seeds, in the order of `of_seeds`."""
     return [seen.seed, *(run.seed for run in seen.seeds)]
 
@@ -244,14 +273,14 @@ def wants_anchor(seen: Observations, limits: Limits) -> bool:
     """Return whether both arms' errors against float64 would say more than the gate can.
 
     They do where the gate has no answer or fails, and with several seeds. They say nothing if the
-    arms drew different random numbers, or if the reference is not float32.
+    arms drew different random numbers or share an optimizer, if the reference is not float32, or if
+    some operators can't be seen, which might not run in float64 either.
     """
-    reference = seen.recipes.fp32
-    if (
-        draws_differ(seen.fp32, seen.amp)
-        or reference.dtype != "float32"
-        or reference.matmul != "float32"
-    ):
+    reference, operators = seen.recipes.fp32, seen.fp32.operators
+    is_float32 = reference.dtype == reference.matmul == "float32"
+    if not is_float32 or operators is None or operators.hidden:
+        return False
+    if draws_differ(seen.fp32, seen.amp) or seen.fp32.start.shared or seen.amp.start.shared:
         return False
     if any(
         _obstacle(_scaled_once(run), limits, key)
@@ -266,9 +295,9 @@ def errors_behind_a_pass(seen: Observations, limits: Limits) -> Iterator[str]:
     """Yield a note for each loss that passes, although rounding does not explain its error."""
     if gate(seen, limits).verdict == "pass":
         for found in anchor.all_errors(seen):
-            if found.is_beyond_rounding:
+            if anchor.is_beyond_rounding(found):
                 yield (
-                    f"the loss{_named(seen, found.key)} passes, but {found}: something else than "
+                    f"the loss{_named(seen, found.key)} passes, but {found}: something other than "
                     "rounding differs between the arms"
                 )
 

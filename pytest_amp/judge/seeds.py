@@ -12,8 +12,8 @@ def alike(seen: Observations) -> str | None:
     starts = {run.fp32.start.parameters for run in loss.of_seeds(seen)}
     if not loss.seeds_differ(seen):
         return (
-            "every seed gave the same losses, so they count as one: nothing in the step is random; "
-            "build the model in setup(arm), as amp_benchmark has it"
+            "every seed made the same training, so they count as one: build the model and draw the "
+            "data in setup(arm), and do not seed there (a trainer may have a seed of its own)"
         )
     if len(starts) == 1 and None not in starts:
         return (
@@ -25,10 +25,10 @@ def alike(seen: Observations) -> str | None:
 
 def summed_up(seen: Observations) -> tuple[SeedTails, ...]:
     """Return the ends of both curves for each seed; nothing with one seed."""
-    runs = loss.of_seeds(seen) if seen.seeds else []
-    numbers = (seen.seed, *(run.seed for run in seen.seeds))
+    if not seen.seeds:
+        return ()
     found = []
-    for number, run in zip(numbers, runs, strict=False):
+    for number, run in zip(loss.numbers_of(seen), loss.of_seeds(seen), strict=True):
         tails = parity.compare(run.fp32.losses, parity.once_scaled(run.amp))
         found.append(
             SeedTails(

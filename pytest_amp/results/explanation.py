@@ -142,7 +142,9 @@ def _figure(name: str, value: float) -> str:
 def _interval(gate: Gate) -> str:
     if gate.name.startswith("compare:") and gate.low is not None and gate.high is not None:
         return f"[{units.signed(gate.low)}, {units.signed(gate.high)}]"
-    return units.interval(gate.low, gate.high)
+    if gate.name == "speedup" or gate.low is None or gate.high is None:
+        return units.interval(gate.low, gate.high)
+    return f"[{units.share(gate.low)}, {units.share(gate.high)}]"
 
 
 def _gates(report: Explained) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from pytest_amp import units
 from pytest_amp.judge.case import Case
+from pytest_amp.judge.loss import seeds_differ
 from pytest_amp.judge.parity import first_nonfinite, noise_floor, once_scaled
 from pytest_amp.rules import origins
 from pytest_amp.rules.base import Word, rule
@@ -53,6 +54,8 @@ def below_noise_floor(case: Case) -> Iterator[Word]:
     """Look for an inconclusive loss gate that is tighter than the model's own rounding noise."""
     gate, wanted = case.gates["loss_diff"], case.limits.max_loss_diff
     if gate.verdict != "inconclusive" or wanted is None or any(differing_starts(case)):
+        return
+    if seeds_differ(case.seen):  # then it is the spread of the seeds that is too wide
         return
     seen = case.seen
     floor = max(noise_floor(seen.fp32.losses, seen.floor, key) for key in seen.fp32.losses)

@@ -149,7 +149,8 @@ TABLE: tuple[Entry, ...] = (
     ),
     Entry(
         "error_rate", read.number(read.RATE), 0.01, "P",
-        "bound on the probability of each wrong decision by a timing gate in one process",
+        "bound on the probability of each wrong decision by a timing gate in one process, and by "
+        "the loss gate over several seeds",
     ),
     Entry(
         "confirm", read.confirm, None, "ANSWERS",

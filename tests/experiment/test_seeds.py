@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from pytest_amp.judge.anchor import is_beyond_rounding
 from tests.helpers.lab import measure
 
 
@@ -60,15 +61,15 @@ def test_both_errors_against_float64_are_in_the_report() -> None:
     (found,) = report.anchor
     assert 0 < found.reference_error < 1e-6
     assert 1e-5 < found.candidate_error < 1e-2
-    assert not found.is_beyond_rounding
+    assert not is_beyond_rounding(found)
     assert found.steps == len(report.arms["fp32"].losses_by_key["loss"])
 
 
 def test_what_is_no_rounding_has_an_error_beyond_it() -> None:
     report = measure(trained(amp_rate=0.04), seeds=2, ignore="AMP007")
-    assert report.anchor[0].is_beyond_rounding
-    assert "its error against float64" in report.gate("loss_diff").reason or any(
-        "its error against float64" in note for note in report.notes
+    assert is_beyond_rounding(report.anchor[0])
+    assert "amp's error against float64" in report.gate("loss_diff").reason or any(
+        "amp's error against float64" in note for note in report.notes
     )
 
 
@@ -80,7 +81,7 @@ def test_one_seed_that_passes_asks_for_no_float64() -> None:
 def test_one_seed_that_fails_does() -> None:
     report = measure(trained(amp_rate=0.01))
     assert report.gate("loss_diff").verdict == "fail"
-    assert "times fp32's, and rounding to bfloat16 explains 65.5 k" in (
+    assert "times fp32's, and rounding to bfloat16 explains 65.5 k times" in (
         report.gate("loss_diff").reason
     )
 
@@ -95,7 +96,7 @@ def test_a_step_that_does_not_run_in_float64_is_judged_without_and_said() -> Non
     assert report.anchor == ()
     assert report.gate("loss_diff").verdict == "fail"
     assert (
-        "no errors against float64, in which the step does not run: ValueError: float32 only"
+        "no errors against float64: the step does not run in it (ValueError: float32 only)"
         in report.notes
     )
 
@@ -142,7 +143,7 @@ def test_a_step_with_nothing_random_has_one_seed_and_says_so() -> None:
         return step
 
     report = measure(setup, seeds=3)
-    assert any("every seed gave the same losses" in note for note in report.notes)
+    assert any("every seed made the same training" in note for note in report.notes)
     assert "seeds" not in report.gate("loss_diff").reason
 
 
@@ -161,3 +162,47 @@ def test_losses_that_turn_infinite_with_one_seed_only_fail_and_name_it() -> None
     assert gate.verdict == "fail"
     assert "not finite" in gate.reason
     assert "(seed " in gate.reason
+
+
+def test_a_scaler_of_one_s_own_in_both_arms_runs_in_float64_too() -> None:
+    def setup(arm):
+        model = nn.Linear(8, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01 if arm.enabled else 0.05)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        x = torch.randn(64, 8)
+
+        def step():
+            optimizer.zero_grad()
+            with arm.autocast():
+                loss = (model(x).float() - x.sum(1, keepdim=True) - 3).square().mean()
+            scaler.scale(loss).backward()
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+            return loss
+
+        return step
+
+    assert measure(setup).anchor
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_fused_optimizers_run_in_float64_too(fused) -> None:
+    def setup(arm):
+        model = nn.Linear(8, 1)
+        rate = 0.001 if arm.enabled else 0.1
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, fused=fused)
+        x = torch.randn(64, 8)
+
+        def step():
+            optimizer.zero_grad()
+            with arm.autocast():
+                loss = (model(x).float() - x.sum(1, keepdim=True) - 3).square().mean()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return step
+
+    (found,) = measure(setup).anchor
+    assert found.reference_error < 1e-6

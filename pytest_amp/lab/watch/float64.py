@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import Any, TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.dispatch import DispatchMode, written_into
@@ -20,6 +22,8 @@ __tracebackhide__ = unless_our_bug
 
 _DROPOUT = torch.ops.aten.native_dropout.default
 _TO_COPY = torch.ops.aten._to_copy.default
+# Operators whose rates, counts of steps and scales have to be float32, whatever they write into.
+_KEEPING_FLOAT32 = ("aten::_fused_", "aten::_amp_")
 # Operators that make random numbers of no tensor, and those that draw by one and do nothing else.
 _FACTORIES = frozenset({"rand", "randn", "normal"})
 _DRAWN_FROM = frozenset(
@@ -36,8 +40,7 @@ class Float64:
     """
 
     def __init__(self) -> None:
-        self._leaves: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
-        self._buffers: list[tuple[nn.Module, str, torch.Tensor]] = []
+        self._widened: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
 
     @contextmanager
     def active(self) -> Iterator[None]:
@@ -46,7 +49,7 @@ class Float64:
         hook = register_module_forward_pre_hook(self._widen_module)
         torch.set_default_dtype(torch.float64)
         try:
-            with _SeenLeaves(self._widen), _Promoted():  # type: ignore[no-untyped-call]
+            with _SeenLeaves(self._widen_leaf), _Promoted():  # type: ignore[no-untyped-call]
                 yield
         finally:
             torch.set_default_dtype(before)
@@ -54,29 +57,31 @@ class Float64:
 
     def undo(self) -> None:
         """Put back what was widened, with the values that it had: others may share it."""
-        for leaf, data, gradient in self._leaves:
-            leaf.grad = None  # of another dtype than the data that follow
-            leaf.data, leaf.grad = data, gradient
-        for module, name, buffer in self._buffers:
-            setattr(module, name, buffer)
+        for tensor, data, gradient in self._widened:
+            tensor.grad = None  # of another dtype than the data that follow
+            tensor.data, tensor.grad = data, gradient
 
-    def _widen_module(self, module: nn.Module, args: Any) -> Any:
-        for parameter in module.parameters(recurse=False):
-            self._widen(parameter)
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            if buffer.dtype is torch.float32:
-                self._buffers.append((module, name, buffer))
-                setattr(module, name, buffer.double())
-        return _cast(args, torch.float64)
+    def _widen_module(self, module: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Widen what a module holds, and the tensors that it is called with."""
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            self._widen(tensor)
+        return tuple(arg.double() if _is_floating(arg) else arg for arg in args)
+
+    def _widen_leaf(self, tensor: torch.Tensor) -> None:
+        """Widen a parameter that no module has, before autograd records its dtype."""
+        if tensor.requires_grad and tensor.is_leaf:
+            self._widen(tensor)
 
     def _widen(self, tensor: torch.Tensor) -> None:
-        """Widen a leaf, before autograd records its dtype."""
-        if tensor.dtype is torch.float32 and tensor.requires_grad and tensor.is_leaf:
-            gradient = tensor.grad
-            self._leaves.append((tensor, tensor.data, gradient))
-            tensor.data = tensor.data.double()
-            if gradient is not None:
-                tensor.grad = gradient.double()
+        if tensor.dtype is not torch.float32 or not tensor.is_leaf:
+            return
+        if is_traceable_wrapper_subclass(tensor):
+            raise NotImplementedError(f"a {type(tensor).__name__} can't be widened from outside")
+        gradient = tensor.grad
+        self._widened.append((tensor, tensor.data, gradient))
+        tensor.data = tensor.data.double()
+        if gradient is not None:
+            tensor.grad = gradient.double()
 
 
 class _SeenLeaves(TorchFunctionMode):
@@ -87,11 +92,20 @@ class _SeenLeaves(TorchFunctionMode):
         self._seen = seen
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention and _drops_on_a_device(*args, **(kwargs or {})):
+            raise NotImplementedError("fused attention draws other random numbers in float64")
         if getattr(func, "__name__", "") != "__get__":  # to read an attribute uses nothing
             for each in pytree.tree_leaves((args, kwargs)):
                 if isinstance(each, torch.Tensor):
                     self._seen(each)
         return func(*args, **(kwargs or {}))
+
+
+def _drops_on_a_device(
+    query: torch.Tensor, _key: Any, _value: Any, _mask: Any = None, dropout_p: float = 0.0, *_: Any,
+    **_kwargs: Any,
+) -> bool:  # fmt: skip
+    return bool(dropout_p) and query.device.type != "cpu"
 
 
 class _Promoted(DispatchMode):
@@ -104,7 +118,10 @@ class _Promoted(DispatchMode):
         written = set(map(id, written_into(func, args, kwargs)))
         if may_draw(func) and draws(func, args, kwargs):
             return _drawn_in_float32(func, args, kwargs, written)
-        leaves = [each for each in pytree.tree_leaves((args, kwargs)) if _floats(each)]
+        if func._schema.name.startswith(_KEEPING_FLOAT32):
+            args, kwargs = _cast((args, kwargs), torch.float32, written)
+            return func(*args, **kwargs)
+        leaves = [each for each in pytree.tree_leaves((args, kwargs)) if _is_floating(each)]
         deciding = [each for each in leaves if id(each) in written] or leaves
         if any(each.dtype is torch.float64 for each in deciding):
             args, kwargs = _cast((args, kwargs), torch.float64, written)
@@ -115,7 +132,7 @@ class _Promoted(DispatchMode):
         return func(*args, **kwargs)
 
 
-def _floats(value: Any) -> TypeGuard[torch.Tensor]:
+def _is_floating(value: Any) -> TypeGuard[torch.Tensor]:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
@@ -123,7 +140,7 @@ def _cast(tree: Any, dtype: torch.dtype, but: Collection[int] = ()) -> Any:
     """Cast the floating point tensors in a tree, but for those with these ids."""
 
     def cast(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(dtype) if _floats(tensor) and id(tensor) not in but else tensor
+        return tensor.to(dtype) if _is_floating(tensor) and id(tensor) not in but else tensor
 
     return pytree.tree_map_only(torch.Tensor, cast, tree)
 
@@ -136,13 +153,13 @@ def _drawn_in_float32(func: Any, args: Any, kwargs: Any, written: set[int]) -> A
     """
     name = func._schema.name.partition("::")[2]
     leaves = pytree.tree_leaves((args, kwargs))
-    wide = [each for each in leaves if _floats(each) and each.dtype is torch.float64]
+    wide = [each for each in leaves if _is_floating(each) and each.dtype is torch.float64]
     if func is _DROPOUT and wide:  # its first operand is dropped, and keeps its digits
         values, rate, *_ = args
         _, kept = func(values.float(), *args[1:], **kwargs)
         return values * kept / (1 - rate if rate < 1 else 1), kept
     if not wide:
-        if name in _FACTORIES and kwargs.get("dtype") in (None, torch.float64):
+        if name in _FACTORIES and kwargs.get("dtype") is None:
             return func(*args, **{**kwargs, "dtype": torch.float32}).double()
         return func(*args, **kwargs)
     fills_itself = name.endswith("_") and written == {id(args[0])}

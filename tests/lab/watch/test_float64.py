@@ -201,3 +201,45 @@ def _after(draw, values: torch.Tensor, state: torch.Tensor) -> torch.Tensor:
 def test_an_operator_that_draws_and_computes_in_one_is_refused() -> None:
     with Float64().active(), pytest.raises(NotImplementedError, match="rrelu_with_noise draws"):
         F.rrelu(torch.randn(4).double(), training=True)
+
+
+def test_attention_that_drops_on_a_device_is_refused() -> None:
+    heads = torch.randn(1, 1, 4, 8, device="meta")
+    with Float64().active():
+        with pytest.raises(NotImplementedError, match="draws other random numbers"):
+            F.scaled_dot_product_attention(heads, heads, heads, dropout_p=0.1)
+        F.scaled_dot_product_attention(heads, heads, heads)
+
+
+def test_a_wrapper_of_tensors_is_refused() -> None:
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    wrapped = nn.Parameter(TwoTensor(torch.randn(3), torch.randn(3)))
+    with Float64().active(), pytest.raises(NotImplementedError, match="can't be widened"):
+        wrapped * 2
+
+
+def test_a_list_that_a_module_fills_is_the_caller_s() -> None:
+    class Collects(nn.Module):
+        def forward(self, x, found):
+            found.append(x.sum())
+            return x
+
+    found = []
+    with Float64().active():
+        assert Collects()(torch.ones(2), found).dtype is torch.float64
+    assert len(found) == 1
+
+
+def test_a_buffer_of_two_modules_stays_one() -> None:
+    one, other = nn.BatchNorm1d(4), nn.BatchNorm1d(4)
+    other.running_mean = one.running_mean
+    float64 = Float64()
+    with float64.active():
+        one(torch.randn(3, 4))
+        other(torch.randn(3, 4))
+        assert one.running_mean is other.running_mean
+        assert one.running_mean.dtype is torch.float64
+    float64.undo()
+    assert one.running_mean is other.running_mean
+    assert one.running_mean.dtype is torch.float32
