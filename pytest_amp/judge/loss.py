@@ -214,39 +214,49 @@ def _over_seeds(runs: Sequence[Observations], limits: Limits, key: str) -> _Judg
     if not all(map(math.isfinite, differences)):  # which nobody gates, or there was an obstacle
         return _Judged("not_gated", _shown(first, tails[0]), tails[0].difference, math.inf)
     allowed = [allowance + relative * abs(tail.fp32) for tail in tails]
-    size = statistics.fmean(abs(tail.fp32) for tail in tails)
     found = equivalence.interval(differences, limits.error_rate)
     sizes = (abs(found.mean), found.least, found.most)
-    value, low, high = (each / size if size else math.inf if each else 0.0 for each in sizes)
-    mean_allowed = statistics.fmean(allowed)
-    excess = abs(found.mean) / mean_allowed if mean_allowed else math.inf if value else 0.0
+    fp32 = statistics.fmean(abs(tail.fp32) for tail in tails)
+    value, low, high = (each / fp32 if fp32 else math.inf if each else 0.0 for each in sizes)
+    mean, least, most = (units.share(each / fp32) if fp32 else f"{each:.3g}" for each in sizes)
     worst = max(range(len(runs)), key=lambda index: abs(differences[index]))
-    mean, least, most = (units.share(each / size) if size else f"{each:.3g}" for each in sizes)
     shown = (
         f"{mean} [{least}, {most}]{_named(first, key)} over {len(runs)} seeds "
         f"({_relative(tails[worst].absolute, tails[worst])} with seed {numbers[worst]})"
     )
+    is_relative = high <= relative or not allowance
+    verdict, said = _by_mean(first, limits, key, differences, allowed, is_relative=is_relative)
+    excess = abs(found.mean) / (statistics.fmean(allowed) or math.inf)
+    return _Judged(verdict, f"{shown}{said}", value, excess, low, high)
+
+
+def _by_mean(
+    first: Observations,
+    limits: Limits,
+    key: str,
+    differences: Sequence[float],
+    allowed: Sequence[float],
+    *,
+    is_relative: bool,
+) -> tuple[GateVerdict, str]:
+    """Hold the mean difference over seeds against what is allowed, and say why."""
     if limits.max_loss_diff is None:
-        return _Judged("not_gated", shown, value, excess, low, high)
+        return "not_gated", ""
     threshold = units.share(limits.max_loss_diff)
     rate = limits.error_rate / len(first.fp32.losses)  # each of them may fail the gate
     answer = equivalence.answer(differences, allowed, rate)
     if answer == "equivalent":
-        is_relative = high <= limits.max_loss_diff or not allowance
-        within = _allowed(first, limits, allowance)
-        within = f"at most {threshold}" if is_relative else f"within {within}"
-        return _Judged("pass", f"{shown} is {within}", value, excess, low, high)
+        absolute = _allowed(first, limits, _allowance(first, limits, key))
+        return "pass", f" is at most {threshold}" if is_relative else f" is within {absolute}"
     if answer == "different":
         errors = anchor.errors(first, key)
-        reason = f"{shown} is beyond {threshold}"
-        reason += f"; with seed {first.seed}, {errors}" if errors else ""
-        return _Judged("fail", reason, value, excess, low, high)
+        also = f"; with seed {first.seed}, {errors}" if errors else ""
+        return "fail", f" is beyond {threshold}{also}"
     more = equivalence.wanted(differences, allowed, rate)
-    advice = (
-        f"about {more} seeds would do, if they are like these" if more else "raise max_loss_diff"
+    advice = f"about {more} seeds would do, if they are like these"
+    return "inconclusive", (
+        f" can't be told from {threshold}; {advice if more else 'raise max_loss_diff'}"
     )
-    reason = f"{shown} can't be told from {threshold}; {advice}"
-    return _Judged("inconclusive", reason, value, excess, low, high)
 
 
 def numbers_of(seen: Observations) -> list[int]:

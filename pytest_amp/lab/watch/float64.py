@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
@@ -92,20 +92,21 @@ class _SeenLeaves(TorchFunctionMode):
         self._seen = seen
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.scaled_dot_product_attention and _drops_on_a_device(*args, **(kwargs or {})):
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention and _drops_on_a_device(args, kwargs):
             raise NotImplementedError("fused attention draws other random numbers in float64")
         if getattr(func, "__name__", "") != "__get__":  # to read an attribute uses nothing
             for each in pytree.tree_leaves((args, kwargs)):
                 if isinstance(each, torch.Tensor):
                     self._seen(each)
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
-def _drops_on_a_device(
-    query: torch.Tensor, _key: Any, _value: Any, _mask: Any = None, dropout_p: float = 0.0, *_: Any,
-    **_kwargs: Any,
-) -> bool:  # fmt: skip
-    return bool(dropout_p) and query.device.type != "cpu"
+def _drops_on_a_device(args: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a call of torch's attention draws random numbers on an accelerator."""
+    query = kwargs["query"] if "query" in kwargs else args[0]
+    rate = args[4] if len(args) > 4 else kwargs.get("dropout_p", 0.0)
+    return bool(rate) and query.device.type != "cpu"
 
 
 class _Promoted(DispatchMode):

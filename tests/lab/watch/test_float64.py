@@ -209,6 +209,7 @@ def test_attention_that_drops_on_a_device_is_refused() -> None:
         with pytest.raises(NotImplementedError, match="draws other random numbers"):
             F.scaled_dot_product_attention(heads, heads, heads, dropout_p=0.1)
         F.scaled_dot_product_attention(heads, heads, heads)
+        F.scaled_dot_product_attention(query=heads, key=heads, value=heads)
 
 
 def test_a_wrapper_of_tensors_is_refused() -> None:
