@@ -68,7 +68,8 @@ def gate(seen: Observations, limits: Limits) -> Gate:
 
 def of_seeds(seen: Observations) -> list[Observations]:
     """Return what was seen with each seed, the first of them first."""
-    return [seen, *(replace(seen, fp32=run.fp32, amp=run.amp) for run in seen.seeds)]
+    further = (replace(seen, seed=run.seed, fp32=run.fp32, amp=run.amp) for run in seen.seeds)
+    return [seen, *further]
 
 
 def seeds_differ(seen: Observations) -> bool:
@@ -99,18 +100,18 @@ def of_hardest_seed(seen: Observations, limits: Limits) -> Observations:
     if not seeds_differ(seen):
         return alone
     relative = limits.max_loss_diff or 0.0
-    number, run = max(
-        zip(numbers_of(seen), map(_scaled_once, of_seeds(seen)), strict=True),
+    run = max(
+        map(_scaled_once, of_seeds(seen)),
         key=lambda each: max(
             tail.excess(relative, _allowance(seen, limits, tail.key))
-            for tail in parity.compare(each[1].fp32.losses, each[1].amp.losses)
+            for tail in parity.compare(each.fp32.losses, each.amp.losses)
         ),
     )
-    if number == seen.seed:
+    if run.seed == seen.seed:
         return alone
     return replace(
         alone,
-        seed=number,
+        seed=run.seed,
         fp32=replace(seen.fp32, losses=run.fp32.losses),
         amp=run.amp,
         floor=replace(seen.floor, losses=run.fp32.losses),
@@ -199,11 +200,11 @@ def _compared(
 
 def _over_seeds(runs: Sequence[Observations], limits: Limits, key: str) -> _Judged:
     """Judge one loss by the mean difference over seeds, whose spread shows what chance does."""
-    first, numbers, relative = runs[0], numbers_of(runs[0]), limits.max_loss_diff or 0.0
+    first, relative = runs[0], limits.max_loss_diff or 0.0
     tails, allowance = [_tail(run, key) for run in runs], _allowance(runs[0], limits, key)
     obstacles = [
-        (*obstacle, number, tail)
-        for number, run, tail in zip(numbers, runs, tails, strict=True)
+        (*obstacle, run.seed, tail)
+        for run, tail in zip(runs, tails, strict=True)
         if (obstacle := _obstacle(run, limits, key)) and obstacle[0] != "not_gated"
     ]
     if obstacles:
@@ -222,7 +223,7 @@ def _over_seeds(runs: Sequence[Observations], limits: Limits, key: str) -> _Judg
     worst = max(range(len(runs)), key=lambda index: abs(differences[index]))
     shown = (
         f"{mean} [{least}, {most}]{_named(first, key)} over {len(runs)} seeds "
-        f"({_relative(tails[worst].absolute, tails[worst])} with seed {numbers[worst]})"
+        f"({_relative(tails[worst].absolute, tails[worst])} with seed {runs[worst].seed})"
     )
     is_relative = high <= relative or not allowance
     verdict, said = _by_mean(first, limits, key, differences, allowed, is_relative=is_relative)
@@ -257,11 +258,6 @@ def _by_mean(
     return "inconclusive", (
         f" can't be told from {threshold}; {advice if more else 'raise max_loss_diff'}"
     )
-
-
-def numbers_of(seen: Observations) -> list[int]:
-    """Return the seeds, in the order of `of_seeds`."""
-    return [seen.seed, *(run.seed for run in seen.seeds)]
 
 
 def _tail(seen: Observations, key: str) -> parity.TailComparison:

@@ -28,11 +28,11 @@ def summed_up(seen: Observations) -> tuple[SeedTails, ...]:
     if not seen.seeds:
         return ()
     found = []
-    for number, run in zip(loss.numbers_of(seen), loss.of_seeds(seen), strict=True):
+    for run in loss.of_seeds(seen):
         tails = parity.compare(run.fp32.losses, parity.once_scaled(run.amp))
         found.append(
             SeedTails(
-                number,
+                run.seed,
                 {tail.key: tail.fp32 for tail in tails},
                 {tail.key: tail.amp for tail in tails},
             )

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.watch.dispatch import DispatchMode, written_into
 from pytest_amp.lab.watch.draws import draws, may_draw
+from pytest_amp.lab.watch.tensors import floats, tensors_in
 
 __tracebackhide__ = unless_our_bug
 
@@ -96,9 +97,8 @@ class _SeenLeaves(TorchFunctionMode):
         if func is F.scaled_dot_product_attention and _drops_on_a_device(args, kwargs):
             raise NotImplementedError("fused attention draws other random numbers in float64")
         if getattr(func, "__name__", "") != "__get__":  # to read an attribute uses nothing
-            for each in pytree.tree_leaves((args, kwargs)):
-                if isinstance(each, torch.Tensor):
-                    self._seen(each)
+            for each in tensors_in((args, kwargs)):
+                self._seen(each)
         return func(*args, **kwargs)
 
 
@@ -122,7 +122,7 @@ class _Promoted(DispatchMode):
         if func._schema.name.startswith(_KEEPING_FLOAT32):
             args, kwargs = _cast((args, kwargs), torch.float32, written)
             return func(*args, **kwargs)
-        leaves = [each for each in pytree.tree_leaves((args, kwargs)) if _is_floating(each)]
+        leaves = floats((args, kwargs))
         deciding = [each for each in leaves if id(each) in written] or leaves
         if any(each.dtype is torch.float64 for each in deciding):
             args, kwargs = _cast((args, kwargs), torch.float64, written)
@@ -153,8 +153,7 @@ def _drawn_in_float32(func: Any, args: Any, kwargs: Any, written: set[int]) -> A
         NotImplementedError: the operator does more to its operands than to draw.
     """
     name = func._schema.name.partition("::")[2]
-    leaves = pytree.tree_leaves((args, kwargs))
-    wide = [each for each in leaves if _is_floating(each) and each.dtype is torch.float64]
+    wide = [each for each in floats((args, kwargs)) if each.dtype is torch.float64]
     if func is _DROPOUT and wide:  # its first operand is dropped, and keeps its digits
         values, rate, *_ = args
         _, kept = func(values.float(), *args[1:], **kwargs)
