@@ -251,13 +251,17 @@ def table(paths):
             cells = []
             for size in sizes:
                 got = said[who, size]
+                if not got:  # the first process of a step has no saved run
+                    cells.append("-")
+                    continue
                 is_open = f" ({got['open'] / got.total():.0%})" if who == "pytest-amp" else ""
                 cells.append(f"{got['slower'] / got.total():.1%}{is_open}")
                 if size != SLOWER_BY:
                     wrong += got["slower" if size < SLOWER_BY else "same"]
                     total += got.total()
             row = "".join(f"{cell:>14}" for cell in cells)
-            print(f"{who:<40}{row}  {wrong} of {total} ({wrong / total:.1%})")
+            share = f" ({wrong / total:.1%})" if total else ""
+            print(f"{who:<40}{row}  {wrong} of {total}{share}")
 
 
 def _answers(lines):
