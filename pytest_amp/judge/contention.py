@@ -68,7 +68,7 @@ def undisturbed(timing: Timing) -> tuple[float, ...]:
     if not fp32 or (timing.machine and timing.machine.device_type != "cpu"):
         return timing.ratios
     return tuple(
-        ratio * _left(before) / _left(after)
+        ratio * with_processors(before) / with_processors(after)
         for ratio, before, after in zip(timing.ratios, fp32, amp, strict=True)
     )
 
@@ -127,7 +127,7 @@ def _which_waited(found: Contention) -> str:
     return f"{said}; {cause(found) or 'stop other work on the machine'}"
 
 
-def _left(block: Disturbance) -> float:
+def with_processors(block: Disturbance) -> float:
     """Return the share of a block in which all threads could have run; at least a hundredth."""
     if not block.waited_s or not block.wall_s:
         return 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Literal
 
 from pytest_amp import units
@@ -146,7 +147,8 @@ def _advice(timing: Timing, limits: Limits) -> str:
 def otherwise_alone(timing: Timing) -> str | None:
     """Return a note if a block of each arm alone shows another speedup than blocks by turns.
 
-    It is one block, so it has to lie outside of all pairs, and by more than `ALONE`.
+    It is one block, so it has to lie outside of all pairs, and by more than `ALONE`; also without
+    the time in which one of its threads had no processor, which no cache explains.
     """
     if timing.alone_s is None or len(timing.ratios) < abstain.LEAST_PAIRS:
         return None
@@ -154,7 +156,8 @@ def otherwise_alone(timing: Timing) -> str | None:
     if not fp32_s or not amp_s:
         return None
     alone = fp32_s / amp_s
-    if min(timing.ratios) / ALONE <= alone <= max(timing.ratios) * ALONE:
+    beyond = _beyond(timing.ratios, alone)
+    if not beyond or beyond != _beyond(timing.ratios, _undisturbed(timing, alone)):
         return None
     by_turns = [statistics.median(each) for each in (timing.fp32_step_s, timing.amp_step_s)]
     steps = " and ".join(
@@ -166,6 +169,19 @@ def otherwise_alone(timing: Timing) -> str | None:
         f"{units.ratio(statistics.median(timing.ratios))} by turns: a step took {steps}; they take "
         "each other's caches, clocks or memory, and a training has them to itself"
     )
+
+
+def _undisturbed(timing: Timing, alone: float) -> float:
+    """Return the speedup of the blocks that ran alone without their threads' waits."""
+    if not timing.alone_taken:
+        return alone
+    fp32, amp = (contention.with_processors(block) for block in timing.alone_taken)
+    return alone * fp32 / amp
+
+
+def _beyond(ratios: Sequence[float], ratio: float) -> int:
+    """Return 1 for a ratio that is above all ratios by more than `ALONE`, -1 for one below."""
+    return (ratio > max(ratios) * ALONE) - (ratio < min(ratios) / ALONE)
 
 
 def below(limit: str, missing: float) -> str:

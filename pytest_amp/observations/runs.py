@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pytest_amp.observations.machine import Machine
+from pytest_amp.observations.machine import Disturbance, Machine
 from pytest_amp.observations.operators import Operators
 from pytest_amp.observations.scaler import ScalerUse
 
@@ -228,6 +228,7 @@ class Timing:
         machine: what the test had of the machine, and what other work took of it.
         alone_s: seconds per step of one more block of each arm, which ran alone behind a pause;
             None if there was none.
+        alone_taken: what other work took from these two blocks; empty if nobody counts.
     """
 
     fp32_step_s: tuple[float, ...]
@@ -240,6 +241,7 @@ class Timing:
     busy_s: float | None = None
     machine: Machine | None = None
     alone_s: tuple[float, float] | None = None
+    alone_taken: tuple[Disturbance, ...] = ()
 
     @property
     def ratios(self) -> tuple[float, ...]:

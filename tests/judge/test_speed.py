@@ -7,15 +7,21 @@ import random
 import pytest
 
 from pytest_amp.judge.speed import otherwise_alone
-from pytest_amp.observations import Timing
+from pytest_amp.observations import Disturbance, Timing
 
 
-def timed(alone_s: tuple[float, float] | None, pairs: int = 20, noise: float = 0.03) -> Timing:
+def timed(
+    alone_s: tuple[float, float] | None,
+    pairs: int = 20,
+    noise: float = 0.03,
+    waited: tuple[float, float] | None = None,
+) -> Timing:
     draw = random.Random(0)
     return Timing(
         tuple(0.02 * draw.lognormvariate(0, noise) for _ in range(pairs)),
         tuple(0.01 * draw.lognormvariate(0, noise) for _ in range(pairs)),
         4, "decided", 1.0, alone_s=alone_s,
+        alone_taken=tuple(Disturbance(1.0, waited_s=each) for each in waited or ()),
     )  # fmt: skip
 
 
@@ -47,3 +53,28 @@ def test_in_much_noise_one_block_says_nothing() -> None:
 
 def test_of_few_pairs_nothing_is_said() -> None:
     assert otherwise_alone(timed((0.02, 0.005), pairs=5)) is None
+
+
+@pytest.mark.parametrize(
+    ("alone_s", "waited"),
+    [
+        pytest.param((0.02, 0.04), (0.0, 0.75), id="amp's block alone waited for a processor"),
+        pytest.param((0.08, 0.01), (0.75, 0.0), id="fp32's did"),
+        pytest.param((0.02, 0.04), (0.0, 0.99), id="without its waits it is beyond the other end"),
+    ],
+)
+def test_what_a_thread_that_waited_explains_is_not_laid_on_caches(alone_s, waited) -> None:
+    assert otherwise_alone(timed(alone_s)) is not None
+    assert otherwise_alone(timed(alone_s, waited=waited)) is None
+
+
+@pytest.mark.parametrize(
+    "waited",
+    [
+        pytest.param((0.0, 0.0), id="none"),
+        pytest.param((0.5, 0.5), id="both alike"),
+        pytest.param((0.0, 0.1), id="too little to explain it"),
+    ],
+)
+def test_other_waits_leave_the_note(waited) -> None:
+    assert otherwise_alone(timed((0.02, 0.04), waited=waited)) is not None

@@ -236,17 +236,17 @@ def _sample(bench: Workbench, plan: Plan, lab: _Together | _Apart) -> Timing:
         )
         reason = plan.stop(timed)
         if reason is not None:
-            alone = _alone(bench, lab, steps) if plan.alone else None
-            return replace(timed, stopped=reason, alone_s=alone)
+            timed = replace(timed, stopped=reason)
+            return _alone(bench, lab, steps, timed) if plan.alone else timed
 
 
-def _alone(bench: Workbench, lab: _Together | _Apart, steps: int) -> tuple[float, float] | None:
-    """Time one block of each side behind a pause, in which caches, clocks and memory settle.
+def _alone(bench: Workbench, lab: _Together | _Apart, steps: int, timed: Timing) -> Timing:
+    """Add one block of each side behind a pause, in which caches, clocks and memory settle.
 
     Sides that are built anew for each block are alone anyway.
     """
     if lab.one_resident:
-        return None
+        return timed
     found = []
     try:
         for side in (0, 1):
@@ -256,8 +256,14 @@ def _alone(bench: Workbench, lab: _Together | _Apart, steps: int) -> tuple[float
     except Exception as error:
         if not bench.device.is_oom(error):
             raise
-        return None  # the pairs have been timed
-    return None if any(block.skipped for block in found) else (found[0].step_s, found[1].step_s)
+        return timed  # the pairs have been
+    if any(block.skipped for block in found):
+        return timed
+    return replace(
+        timed,
+        alone_s=(found[0].step_s, found[1].step_s),
+        alone_taken=_known(block.taken for block in found),
+    )
 
 
 def _record(

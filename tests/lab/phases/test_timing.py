@@ -15,6 +15,8 @@ from torch.optim.optimizer import _global_optimizer_post_hooks as _post_hooks
 from torch.optim.optimizer import _global_optimizer_pre_hooks as _pre_hooks
 
 from pytest_amp.judge import sequential
+from pytest_amp.lab.machine.contention import Counters
+from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.phases import timing
 from pytest_amp.lab.phases.timing import LEAST_BLOCK_S, Plan
 from pytest_amp.lab.scaling.scaler import AmpScaler
@@ -423,3 +425,35 @@ def test_an_error_that_is_not_about_memory_is_raised_at_once() -> None:
     with pytest.raises(ValueError, match="a bug of the user's"):
         timed(device, setup, pairs(2))
     assert builds == {"fp32": 1, "amp": 1}
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["its caches are cold", "its thread waits"])
+def test_a_step_that_is_slower_behind_a_pause_is_told_unless_its_thread_waited(
+    monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    device, waited_s = SimulatedDevice(), 0.0
+    behind_a_pause = False
+
+    def pause(*_: object) -> None:
+        nonlocal behind_a_pause
+        behind_a_pause = True
+
+    def setup(arm):
+        def step() -> float:
+            nonlocal waited_s
+            device.time_s += 0.01
+            if behind_a_pause and arm.enabled:
+                device.time_s += 0.01
+                waited_s += 0.01 * waits
+            return 1.0
+
+        return step
+
+    def counters(_: Device) -> Counters:
+        return Counters(device.time_s, 0.0, None, None, {"7": waited_s}, None, None, None, None)
+
+    monkeypatch.setattr(Device, "pause", pause)
+    monkeypatch.setattr(Device, "counters", counters)
+    notes = measure(setup, device, static=False, min_speedup=0.8).notes
+    told = [note for note in notes if note.startswith("alone and behind a pause, the arms show")]
+    assert len(told) == (not waits)
