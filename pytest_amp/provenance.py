@@ -25,6 +25,11 @@ def commit(root: Path) -> str | None:
     return _git(root, "rev-parse", "HEAD")
 
 
+def top(root: Path) -> str | None:
+    """Return the top folder of the checkout."""
+    return _git(root, "rev-parse", "--show-toplevel")
+
+
 def branch(root: Path) -> str | None:
     """Return the branch that git or else the CI system names; None if neither knows one."""
     name = _git(root, "rev-parse", "--abbrev-ref", "HEAD")

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # The options of pytest, of this plugin and of pytest-benchmark that write what is kept.
 REPORTS = (
-    "amp_json", "amp_html", "xmlpath", "htmlpath", "benchmark_json", "benchmark_save",
-    "benchmark_autosave",
+    "amp_json", "amp_html", "amp_md", "amp_codequality", "amp_summary", "xmlpath", "htmlpath",
+    "benchmark_json", "benchmark_save", "benchmark_autosave",
 )  # fmt: skip
 # These too, those that choose among tests, and those that stop for somebody to type.
 _OFF = {

@@ -15,7 +15,7 @@ from pytest_amp.results.explanation import in_order
 from pytest_amp.results.report import AmpReport
 
 PREFIX = "amp."
-_GIVEN = pytest.StashKey[list[tuple[str, str]]]()
+_GIVEN = pytest.StashKey[list[tuple[str, object]]]()
 
 
 def properties(report: AmpReport) -> Iterator[tuple[str, str]]:
@@ -25,21 +25,26 @@ def properties(report: AmpReport) -> Iterator[tuple[str, str]]:
     ``coverage`` are plain numbers, in the units that `AmpReport` has them in. ``findings`` are the
     codes of the findings that are not suppressed, the most telling one first, with spaces between.
     """
-    found = report.speedup
+    value, low, high = _speedup(report)
     figures = {
-        "speedup": found and found.value,
-        "low": found and found.low,
-        "high": found and found.high,
+        "speedup": value,
+        "low": low,
+        "high": high,
         "memory_reduction": report.memory_reduction,
         "loss_diff": report.loss_diff,
         "coverage": report.coverage,
     }
     yield f"{PREFIX}verdict", report.verdict
-    for name, value in figures.items():
-        if value is not None:
-            yield f"{PREFIX}{name}", units.number(value)
+    for name, figure in figures.items():
+        if figure is not None:
+            yield f"{PREFIX}{name}", units.number(figure)
     if codes := dict.fromkeys(finding.code for finding in in_order(report)):
         yield f"{PREFIX}findings", " ".join(codes)
+
+
+def _speedup(report: AmpReport) -> tuple[float | None, float | None, float | None]:
+    found = report.speedup
+    return (None, None, None) if found is None else (found.value, found.low, found.high)
 
 
 def add(item: pytest.Item, report: pytest.TestReport, amp: AmpReport) -> None:
@@ -49,6 +54,7 @@ def add(item: pytest.Item, report: pytest.TestReport, amp: AmpReport) -> None:
     """
     for earlier in item.stash.get(_GIVEN, ()):
         item.user_properties.remove(earlier)
-    item.stash[_GIVEN] = list(properties(amp))
-    item.user_properties += item.stash[_GIVEN]
+    given: list[tuple[str, object]] = [*properties(amp)]
+    item.stash[_GIVEN] = given
+    item.user_properties += given
     report.user_properties = [*item.user_properties]

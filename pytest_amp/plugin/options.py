@@ -53,6 +53,18 @@ def add_options(parser: pytest.Parser) -> None:
         "--amp-html", default=None, metavar="PATH",
         help="write an HTML page with figures and history, as one file (default: none)",
     )  # fmt: skip
+    group.addoption(
+        "--amp-md", default=None, metavar="PATH",
+        help="write a summary in Markdown, which fits into a comment (default: none)",
+    )  # fmt: skip
+    group.addoption(
+        "--amp-codequality", default=None, metavar="PATH",
+        help="write GitLab's code quality report (default: none)",
+    )  # fmt: skip
+    group.addoption(
+        "--amp-summary", default="auto", choices=("auto", "off"),
+        help="auto adds the summary to GitHub's, in a step that has one (default: auto)",
+    )  # fmt: skip
 
 
 def _kind(entry: Entry) -> dict[str, Any]:

@@ -1,24 +1,67 @@
-"""Write the files of ``--amp-json`` and ``--amp-html`` at the end of a run."""
+"""Write the files that options name, and the summary of the CI system, at the end of a run."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_amp import __version__
+from pytest_amp import __version__, files
 from pytest_amp.plugin.options import LEVELS
 from pytest_amp.provenance import now, rank
 
 if TYPE_CHECKING:
+    from pytest_amp.render.annotations import Mark
     from pytest_amp.results.report import AmpReport
+
+# The file for a step's summary, as GitHub's runner names it.
+STEP_SUMMARY = "GITHUB_STEP_SUMMARY"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What there is to write.
+
+    Attributes:
+        reports: the reports of the tests.
+        run: what identifies this run of pytest.
+        unasked: the gates that no test was asked, a sentence each.
+        strict: whether these fail the run.
+        marks: returns what there is to say at lines of the project.
+    """
+
+    reports: Sequence[AmpReport]
+    run: Mapping[str, Any]
+    unasked: Sequence[str]
+    strict: bool
+    marks: Callable[[], Sequence[Mark]]
+
+    def document(self) -> dict[str, Any]:
+        """Return the JSON report."""
+        from pytest_amp.render import json
+
+        return json.document(self.reports, self.run, now(), __version__, self.unasked)
+
+    def markdown(self, most: int) -> bytes:
+        """Return the summary in Markdown, of at most so many bytes."""
+        from pytest_amp.render import markdown
+
+        run = markdown.Run(self.run, self.unasked, self.strict, self.document())
+        return markdown.summary(self.reports, run, most).encode("utf-8", "backslashreplace")
 
 
 class OutputFiles:
-    """The paths that ``--amp-json`` and ``--amp-html`` name, checked now and written at the end.
+    """The files that are to be written, checked now and written at the end.
+
+    Attributes:
+        written: the files so far.
 
     Raises:
         pytest.UsageError: a path can't be written to, names a baseline that it would replace, or
@@ -27,57 +70,42 @@ class OutputFiles:
     """
 
     def __init__(self, config: pytest.Config) -> None:
-        self._config = config
         self.written: list[Path] = []
-        self._json = _own_path(config, "--amp-json")
-        if self._json is not None:
-            from pytest_amp.settings.resolved import resolve
+        self._wanted: list[tuple[str, Path, Callable[[Path, Seen], None]]] = [
+            (option, path, write)
+            for option, write in (
+                ("--amp-json", _write_json),
+                ("--amp-html", partial(_write_html, config)),
+                ("--amp-md", _write_markdown),
+                ("--amp-codequality", _write_code_quality),
+            )
+            if (path := _own_path(config, option)) is not None
+        ]
+        for option, path, _ in self._wanted:
+            _refuse_what_would_fail(config, option, path)
+        if (path := _step_summary(config)) is not None:
+            self._wanted.append((STEP_SUMMARY, path, _add_to_summary))
 
-            given = resolve([*config.stash[LEVELS]])
-            if given.compare is not None:
-                from pytest_amp.plugin import compare
-
-                compare.refuse_overwriting(config, given, self._json)
-        self._html = _own_path(config, "--amp-html")
-        if self._html is not None:
-            from pytest_amp.render import html
-
-            if missing := html.missing():
-                raise pytest.UsageError(f"--amp-html: {missing}")
-
-    def write(
-        self, reports: Sequence[AmpReport], run: Callable[[], Mapping[str, Any]], unasked: list[str]
-    ) -> Iterator[str]:
-        """Write the files that were asked for, once.
+    def write(self, see: Callable[[], Seen]) -> Iterator[str]:
+        """Write the files, once.
 
         Args:
-            reports: the reports of the tests.
-            run: returns what identifies this run of pytest.
-            unasked: the gates that no test was asked, a sentence each.
+            see: returns what there is to write.
 
         Yields:
             A sentence for each file that could not be written.
         """
-
-        def json_to(path: Path) -> None:
-            _write_json(path, reports, run(), unasked)
-
-        def html_to(path: Path) -> None:
-            _write_html(path, self._config, reports, run())
-
-        for option, path, write in (
-            ("--amp-json", self._json, json_to),
-            ("--amp-html", self._html, html_to),
-        ):
-            if path is None:
-                continue
+        wanted, self._wanted = self._wanted, []
+        if not wanted:
+            return
+        seen = see()
+        for name, path, write in wanted:
             try:
-                write(path)
+                write(path, seen)
             except OSError as error:
-                yield f"{option} could not be written: {error}"
+                yield f"{name} could not be written: {error}"
             else:
-                self.written.append(path)
-        self._json = self._html = None
+                self.written += [path] * (name != STEP_SUMMARY)
 
 
 def _own_path(config: pytest.Config, option: str) -> Path | None:
@@ -92,6 +120,28 @@ def _own_path(config: pytest.Config, option: str) -> Path | None:
     path = own.with_name(f"{own.stem}.rank{number}{own.suffix}") if number else own
     _require_writable(option, path)
     return path
+
+
+def _step_summary(config: pytest.Config) -> Path | None:
+    """Return the file for the step's summary; None if there is none, or it is switched off."""
+    given = os.environ.get(STEP_SUMMARY)
+    return Path(given) if given and config.option.amp_summary == "auto" and not rank() else None
+
+
+def _refuse_what_would_fail(config: pytest.Config, option: str, path: Path) -> None:
+    if option == "--amp-json":
+        from pytest_amp.settings.resolved import resolve
+
+        given = resolve([*config.stash[LEVELS]])
+        if given.compare is not None:
+            from pytest_amp.plugin import compare
+
+            compare.refuse_overwriting(config, given, path)
+    if option == "--amp-html":
+        from pytest_amp.render import html
+
+        if missing := html.missing():
+            raise pytest.UsageError(f"--amp-html: {missing}")
 
 
 def _require_writable(option: str, path: Path) -> None:
@@ -109,19 +159,14 @@ def _require_writable(option: str, path: Path) -> None:
         raise pytest.UsageError(f"{option}={path}: can't write there: {error}") from None
 
 
-def _write_json(
-    path: Path, reports: Sequence[AmpReport], run: Mapping[str, Any], unasked: Sequence[str]
-) -> None:
-    """Write what ``--amp-json`` asks for."""
+def _write_json(path: Path, seen: Seen) -> None:
     from pytest_amp.render import json
 
-    json.write(path, json.document(reports, run, now(), __version__, unasked))
+    json.write(path, seen.document())
 
 
-def _write_html(
-    path: Path, config: pytest.Config, reports: Sequence[AmpReport], run: Mapping[str, Any]
-) -> None:
-    """Write what ``--amp-html`` asks for, with what the storage knows of the tests."""
+def _write_html(config: pytest.Config, path: Path, seen: Seen) -> None:
+    """Write the page, with what the storage knows of the tests."""
     from pytest_amp.plugin import compare
     from pytest_amp.render import html
     from pytest_amp.storage import trends
@@ -133,6 +178,36 @@ def _write_html(
     stored = {}
     if storage is not None:
         with contextlib.suppress(OSError):  # it may not be readable
-            stored = trends.of_storage(storage, reports, run)
-    results = [html.Result(each, stored.get(key(each.to_dict()))) for each in reports]
-    html.write(path, html.page(results, run, now(), __version__))
+            stored = trends.of_storage(storage, seen.reports, seen.run)
+    results = [html.Result(each, stored.get(key(each.to_dict()))) for each in seen.reports]
+    html.write(path, html.page(results, seen.run, now(), __version__))
+
+
+def _write_markdown(path: Path, seen: Seen) -> None:
+    """Write the summary, of no more than what a comment on a pull request takes."""
+    from pytest_amp.render.markdown import MOST_IN_A_COMMENT
+
+    files.write(path, seen.markdown(MOST_IN_A_COMMENT))
+
+
+def _write_code_quality(path: Path, seen: Seen) -> None:
+    from pytest_amp.render import code_quality
+
+    files.write(path, code_quality.encoded(seen.marks()))
+
+
+def _add_to_summary(path: Path, seen: Seen) -> None:
+    """Add to the step's summary, behind what earlier commands wrote, as much as GitHub takes.
+
+    If that is not possible, the run is no worse for it: nobody asked for this file by name.
+    """
+    from pytest_amp.render.markdown import MOST_IN_A_SUMMARY
+
+    if not (seen.reports or seen.unasked):
+        return
+    try:
+        there = path.stat().st_size if path.exists() else 0
+        with path.open("ab") as file:
+            file.write(b"\n" * bool(there) + seen.markdown(MOST_IN_A_SUMMARY - there))
+    except OSError as error:
+        sys.stderr.write(f"\npytest-amp: {STEP_SUMMARY} could not be written: {error}\n")

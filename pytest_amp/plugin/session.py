@@ -19,6 +19,8 @@ from pytest_amp.provenance import now, run_of
 if TYPE_CHECKING:
     from pytest_amp.plugin.benchmark import Keeper
     from pytest_amp.plugin.output_files import OutputFiles
+    from pytest_amp.plugin.places import Outcome
+    from pytest_amp.render.annotations import Mark
     from pytest_amp.results.report import AmpReport
 
 
@@ -39,33 +41,37 @@ class Session:
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.reports: list[AmpReport] = []
+        self._outcomes: dict[str, Outcome] = {}
         self._unread: dict[str, None] = {}
         self._unasked: list[str] = []
         self._started = now()
         self._worker = hasattr(config, "workerinput")
         self._files: OutputFiles | None = None
-        if not self._worker and (config.option.amp_json or config.option.amp_html):
-            from pytest_amp.plugin.output_files import OutputFiles
-
-            self._files = OutputFiles(config)
+        option = config.option
+        named = (option.amp_json, option.amp_html, option.amp_md, option.amp_codequality)
+        if not self._worker and any(named):
+            self._files = self._output_files()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the amp report that a test report carries."""
         data = getattr(report, "amp", None)
         if data is not None:
+            from pytest_amp.plugin.places import Outcome
             from pytest_amp.results.report import AmpReport
 
             self.reports.append(AmpReport.from_dict(data))
+            self._outcomes[report.nodeid] = Outcome.of(report)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write our section of the summary."""
         if self._worker or not (self.reports or self._unasked):
             return
-        from pytest_amp.plugin import summary
+        from pytest_amp.plugin import places, summary
 
         notes = summary.notes(self.config, list(self._unread))
         footer = [f"note: {each}" for each in notes]
         footer += [f"written: {path}" for path in (self._files.written if self._files else ())]
+        footer += places.for_github(self._marks)
         summary.write(terminalreporter, self.reports, self._unasked, footer, strict=self._is_strict)
 
     @pytest.hookimpl(optionalhook=True)
@@ -122,10 +128,31 @@ class Session:
 
     def write_reports(self, session: pytest.Session) -> None:
         """Write the files that were asked for, once, even if another plugin has failed."""
-        if self._files is None or session.config.option.collectonly:
+        if self._worker or session.config.option.collectonly:
             return
-        for problem in self._files.write(self.reports, self.run, self._unasked):
+        if self._files is None and (self.reports or self._unasked):
+            self._files = self._output_files()  # the CI system may want a summary
+        if self._files is None:
+            return
+        from pytest_amp.plugin.output_files import Seen
+
+        def see() -> Seen:
+            return Seen(self.reports, self.run(), self._unasked, self._is_strict, self._marks)
+
+        for problem in self._files.write(see):
             self._fail(session, problem)
+
+    def _output_files(self) -> OutputFiles:
+        from pytest_amp.plugin.output_files import OutputFiles
+
+        return OutputFiles(self.config)
+
+    @functools.cache  # noqa: B019 - a run has one session
+    def _marks(self) -> list[Mark]:
+        """Return what there is to say at lines of the project."""
+        from pytest_amp.plugin import places
+
+        return places.of_run(self.config, self.reports, self._outcomes)
 
     def _fail(self, session: pytest.Session, problem: str) -> None:
         session.exitstatus = pytest.ExitCode.INTERNAL_ERROR

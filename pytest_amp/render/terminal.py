@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from pytest_amp import units
@@ -22,7 +21,13 @@ from pytest_amp.render.text import (
     shorten,
     wrapped,
 )
-from pytest_amp.render.verdicts import OUTCOMES, kind_of, outcome_of, why_nothing
+from pytest_amp.render.verdicts import (
+    counted,
+    kind_of,
+    last_attempts,
+    outcome_of,
+    why_nothing,
+)
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import COMPARED
 
@@ -138,12 +143,5 @@ def _counts(reports: Sequence[AmpReport]) -> Line:
 
     If a test was run several times, its last run counts.
     """
-    tests = {(report.nodeid, report.worker, report.rank): report for report in reports}
-    counter = Counter(kind_of(report) for report in tests.values())
-    spans: list[Span] = []
-    for name, outcome in OUTCOMES.items():
-        if count := counter[name]:
-            spans.append(Span(", " if spans else ""))
-            word = outcome.counted + ("s" if name == "error" and count > 1 else "")
-            spans.append(Span(f"{count} {word}", outcome.markup))
-    return tuple(spans)
+    spans = [Span(text, markup) for text, markup in counted(last_attempts(reports))]
+    return tuple(span for each in spans for span in (Span(", "), each))[1:]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from pytest_amp.render.text import BAD, FAINT, GOOD, UNSURE, Markup, sentence
@@ -63,3 +64,25 @@ def outcome_of(report: AmpReport) -> Outcome:
     """Return the words and the colour for how a test came out."""
     outcome = OUTCOMES[kind_of(report)]
     return outcome._replace(markup=BAD) if report.unanswered else outcome
+
+
+def last_attempts(reports: Sequence[AmpReport]) -> list[AmpReport]:
+    """Return the reports without those of attempts that a rerun followed."""
+    tests = {(report.nodeid, report.worker, report.rank): report for report in reports}
+    return list(tests.values())
+
+
+def counted(
+    reports: Iterable[AmpReport], order: Iterable[str] = OUTCOMES
+) -> list[tuple[str, Markup]]:
+    """Return how many tests came out in which way, such as ``4 passed``, and the colour of each."""
+    counter = Counter(map(kind_of, reports))
+    return [
+        (f"{counter[name]} {_counted(name, counter[name])}", OUTCOMES[name].markup)
+        for name in order
+        if counter[name]
+    ]
+
+
+def _counted(name: str, count: int) -> str:
+    return f"{OUTCOMES[name].counted}{'s' if name == 'error' and count > 1 else ''}"

@@ -114,24 +114,25 @@ def explanation(report: Explained) -> Iterator[str]:
 
 
 def _headline(report: Explained, wrong: list[Gate]) -> str:
-    said = [_brief(gate) for gate in wrong]
+    said = [brief(gate) for gate in wrong]
     said += [f"{finding.code} {finding.name}" for finding in in_order(report) if finding.stands]
     return "; ".join(said) or f"verdict: {report.verdict}"
 
 
-def _brief(gate: Gate) -> str:
+def brief(gate: Gate) -> str:
     """Return ``speedup 1.12x [1.10, 1.14] is below 1.30x``, or the reason if there is no figure."""
     if gate.threshold is None or gate.value is None or not math.isfinite(gate.value):
         return f"{gate.name}: {gate.reason}"
-    figure, threshold = _figure(gate.name, gate.value), _figure(gate.name, gate.threshold)
-    shown = f"{gate.name} {figure} {_interval(gate)}".rstrip()
+    figure, threshold = (in_units(gate.name, each) for each in (gate.value, gate.threshold))
+    shown = f"{gate.name} {figure} {interval(gate)}".rstrip()
     if gate.verdict != "fail":
         return f"{shown} is undecided against {threshold}"
     just = "just " if figure == threshold else ""
     return f"{shown} is {just}{'above' if gate.value > gate.threshold else 'below'} {threshold}"
 
 
-def _figure(name: str, value: float) -> str:
+def in_units(name: str, value: float) -> str:
+    """Format a gate's figure or threshold, by the gate's name: 1.30x, 12%, +3.1%."""
     if name == "speedup":
         return units.ratio(value)
     if name.startswith("compare:"):
@@ -139,7 +140,8 @@ def _figure(name: str, value: float) -> str:
     return units.number(value) if name == "skipped_steps" else units.share(value)
 
 
-def _interval(gate: Gate) -> str:
+def interval(gate: Gate) -> str:
+    """Format the interval of a gate's figure; "" if it has none."""
     if gate.name.startswith("compare:") and gate.low is not None and gate.high is not None:
         return f"[{units.signed(gate.low)}, {units.signed(gate.high)}]"
     if gate.name == "speedup" or gate.low is None or gate.high is None:
@@ -229,19 +231,24 @@ def _failed(report: Explained) -> list[str]:
 
 
 def _findings(report: Explained) -> Iterator[str]:
-    failed, spoken = _failed(report), in_order(report)
+    spoken = in_order(report)
     for finding in spoken:
-        gates = _explained(finding, failed)
-        sure = "confirmed" if finding.confirmed else "suspected"
-        cause = f", {sure} cause of {' and '.join(gates)}" if gates else ""
-        if behind := _causes(finding, spoken):
-            cause = f", a consequence of {' and '.join(behind)}"
-        yield f"  {finding.severity} {finding.title}{cause}"
+        part = part_in(report, finding)
+        yield f"  {finding.severity} {finding.title}{', ' if part else ''}{part}"
         yield from _wrapped(finding.text, "    ")
     for note in report.notes:
         yield from _wrapped(f"note: {note}", "  ")
     if spoken:
         yield f"  `pytest-amp explain {spoken[0].code}` says more"
+
+
+def part_in(report: Explained, finding: Finding) -> str:
+    """Return a finding's part in a failure: ``confirmed cause of loss_diff``; "" if it has none."""
+    if behind := _causes(finding, in_order(report)):
+        return f"a consequence of {' and '.join(behind)}"
+    gates = _explained(finding, _failed(report))
+    sure = "confirmed" if finding.confirmed else "suspected"
+    return f"{sure} cause of {' and '.join(gates)}" if gates else ""
 
 
 def _causes(finding: Finding, spoken: Sequence[Finding]) -> list[str]:
