@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from pytest_amp.judge import comparison
+from pytest_amp.judge import missing as judge
 from pytest_amp.results.report import AmpReport
 from pytest_amp.rules import registry
 from pytest_amp.settings.resolved import Settings
 from pytest_amp.storage import store
 from pytest_amp.storage.baseline import NEWEST, Baselines, NoBaseline, paths_of
+from pytest_amp.storage.key import seconds
 
 _BASELINES = pytest.StashKey[Baselines]()
 
@@ -44,6 +47,25 @@ def finished(config: pytest.Config) -> list[str]:
         return []
     found.close()
     return found.warnings
+
+
+def missing(config: pytest.Config, reports: Sequence[AmpReport]) -> list[str]:
+    """Return a sentence for each test that the baseline measured and this run did not.
+
+    A test that was deselected, renamed or skipped has no gate any more, and would not be missed.
+    The baseline is the newest of the runs that this run's tests were compared with: what that one
+    lacks already was told then.
+    """
+    used = [report.baseline for report in reports if report.baseline]
+    if not used:
+        return []
+    newest = max(used, key=lambda baseline: seconds(baseline.started))
+    try:
+        run = store.read(config.invocation_params.dir / newest.file)
+    except store.Broken:
+        return []  # it was readable when the tests were compared with it
+    measured = [str(test["nodeid"]) for test in run.tests.values() if test.get("arms")]
+    return list(judge.missing(reports, measured, f"run {run.name}"))
 
 
 def storage_of(config: pytest.Config) -> Path:

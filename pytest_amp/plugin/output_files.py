@@ -19,6 +19,7 @@ from pytest_amp.provenance import now, rank
 
 if TYPE_CHECKING:
     from pytest_amp.render.annotations import Mark
+    from pytest_amp.results.gaps import Gap
     from pytest_amp.results.report import AmpReport
 
 # The file for a step's summary, as GitHub's runner names it.
@@ -32,28 +33,26 @@ class Seen:
     Attributes:
         reports: the reports of the tests.
         run: what identifies this run of pytest.
-        unasked: the gates that no test was asked, a sentence each.
-        strict: whether these fail the run.
+        gaps: what the run did not answer.
         marks: returns what there is to say at lines of the project.
     """
 
     reports: Sequence[AmpReport]
     run: Mapping[str, Any]
-    unasked: Sequence[str]
-    strict: bool
+    gaps: Sequence[Gap]
     marks: Callable[[], Sequence[Mark]]
 
     def document(self) -> dict[str, Any]:
         """Return the JSON report."""
         from pytest_amp.render import json
 
-        return json.document(self.reports, self.run, now(), __version__, self.unasked)
+        return json.document(self.reports, self.run, now(), __version__, self.gaps)
 
     def markdown(self, most: int) -> bytes:
         """Return the summary in Markdown, of at most so many bytes."""
         from pytest_amp.render import markdown
 
-        run = markdown.Run(self.run, self.unasked, self.strict, self.document())
+        run = markdown.Run(self.run, self.gaps, self.document())
         return markdown.summary(self.reports, run, most).encode("utf-8", "backslashreplace")
 
 
@@ -203,7 +202,7 @@ def _add_to_summary(path: Path, seen: Seen) -> None:
     """
     from pytest_amp.render.markdown import MOST_IN_A_SUMMARY
 
-    if not (seen.reports or seen.unasked):
+    if not (seen.reports or seen.gaps):
         return
     try:
         there = path.stat().st_size if path.exists() else 0

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_amp.plugin.output_files import OutputFiles
     from pytest_amp.plugin.places import Outcome
     from pytest_amp.render.annotations import Mark
+    from pytest_amp.results.gaps import Gap
     from pytest_amp.results.report import AmpReport
 
 
@@ -43,7 +44,7 @@ class Session:
         self.reports: list[AmpReport] = []
         self._outcomes: dict[str, Outcome] = {}
         self._unread: dict[str, None] = {}
-        self._unasked: list[str] = []
+        self._gaps: list[Gap] = []
         self._started = now()
         self._worker = hasattr(config, "workerinput")
         self._files: OutputFiles | None = None
@@ -64,7 +65,7 @@ class Session:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write our section of the summary."""
-        if self._worker or not (self.reports or self._unasked):
+        if self._worker or not (self.reports or self._gaps):
             return
         from pytest_amp.plugin import places, summary
 
@@ -72,7 +73,7 @@ class Session:
         footer = [f"note: {each}" for each in notes]
         footer += [f"written: {path}" for path in (self._files.written if self._files else ())]
         footer += places.for_github(self._marks)
-        summary.write(terminalreporter, self.reports, self._unasked, footer, strict=self._is_strict)
+        summary.write(terminalreporter, self.reports, self._gaps, footer)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
@@ -104,40 +105,44 @@ class Session:
             keeper.look_again()
             for problem in keeper.problems:
                 self._fail(session, problem)
-        self._see_what_was_unasked(session)
+        self._look_for_gaps(session)
         self.write_reports(session)
 
-    def _see_what_was_unasked(self, session: pytest.Session) -> None:
-        """Note the gates that no test was asked; under ``--amp-strict`` they fail the run."""
+    def _look_for_gaps(self, session: pytest.Session) -> None:
+        """Note what the run did not answer; under ``--amp-strict`` that fails it."""
         option = self.config.option
         if self._worker or option.collectonly or option.setuponly or option.setupplan:
             return
         if not self.reports and not options.gates_by_name(self.config):
             return
         from pytest_amp.judge.unasked import unasked
+        from pytest_amp.plugin import compare
+        from pytest_amp.results.gaps import Gap
 
         given, static = options.given_gates(self.config)
-        self._unasked = list(unasked(self.reports, given, static=static))
-        if self._unasked and self._is_strict and session.exitstatus == pytest.ExitCode.OK:
+        strict = options.of_session(self.config.stash[LEVELS], "strict")
+        self._gaps = [
+            Gap("unasked", text, "unmeasured" in strict)
+            for text in unasked(self.reports, given, static=static)
+        ]
+        if not (session.shouldstop or session.shouldfail):
+            missing = compare.missing(self.config, self.reports)
+            self._gaps += [Gap("missing", text, "baseline" in strict) for text in missing]
+        if any(gap.fails for gap in self._gaps) and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-    @property
-    def _is_strict(self) -> bool:
-        """Whether a gate without an answer fails the run."""
-        return "unmeasured" in options.of_session(self.config.stash[LEVELS], "strict")
 
     def write_reports(self, session: pytest.Session) -> None:
         """Write the files that were asked for, once, even if another plugin has failed."""
         if self._worker or session.config.option.collectonly:
             return
-        if self._files is None and (self.reports or self._unasked):
+        if self._files is None and (self.reports or self._gaps):
             self._files = self._output_files()  # the CI system may want a summary
         if self._files is None:
             return
         from pytest_amp.plugin.output_files import Seen
 
         def see() -> Seen:
-            return Seen(self.reports, self.run(), self._unasked, self._is_strict, self._marks)
+            return Seen(self.reports, self.run(), self._gaps, self._marks)
 
         for problem in self._files.write(see):
             self._fail(session, problem)

@@ -12,6 +12,7 @@ from pytest_amp.plugin.options import LEVELS
 from pytest_amp.settings import table as settings
 
 if TYPE_CHECKING:
+    from pytest_amp.results.gaps import Gap
     from pytest_amp.results.report import AmpReport
 
 _MOST_UNREAD = 3
@@ -59,28 +60,25 @@ def _told(reporter: pytest.TerminalReporter) -> frozenset[str]:
 def write(
     reporter: pytest.TerminalReporter,
     reports: Sequence[AmpReport],
-    unasked: Sequence[str],
+    gaps: Sequence[Gap],
     footer: Sequence[str],
-    *,
-    strict: bool,
 ) -> None:
-    """Write the section: the table, each test's details, gates that no test was asked, a footer.
+    """Write the section: the table, each test's details, what has no answer, a footer.
 
     Args:
         reporter: pytest's reporter, which owns the terminal.
         reports: the reports of the tests.
-        unasked: the gates that no test was asked, a sentence each.
+        gaps: what the run did not answer.
         footer: the last lines.
-        strict: whether a gate that no test was asked fails the run.
     """
-    from pytest_amp.render.terminal import not_gated, summary
+    from pytest_amp.render.terminal import missed, summary
 
     config, writer = reporter.config, reporter._tw
     hidden = hidden_settings(config, reports)
     reporter.section("pytest-amp")
     for line in (
         *summary(reports, writer.fullwidth, config.get_verbosity(), hidden, _told(reporter)),
-        *not_gated(unasked, strict, writer.fullwidth),
+        *missed(gaps, writer.fullwidth),
     ):
         for span in line:
             writer.write(span.text, **dict.fromkeys(span.markup, True))

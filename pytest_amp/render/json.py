@@ -6,9 +6,10 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pytest_amp import files
+from pytest_amp.results.gaps import Gap, GapKind
 from pytest_amp.results.report import AmpReport
 
 SCHEMA: Final = 1
@@ -20,7 +21,7 @@ def document(
     run: Mapping[str, Any],
     created: str,
     version: str,
-    unasked: Sequence[str] = (),
+    gaps: Sequence[Gap] = (),
 ) -> dict[str, Any]:
     """Return the whole report as plain JSON.
 
@@ -29,16 +30,20 @@ def document(
         run: what is known of `RUN_KEYS` about the run; the others become null.
         created: when the report is written, as ISO 8601.
         version: pytest-amp's version.
-        unasked: the gates that no test was asked, a sentence each.
+        gaps: what the run did not answer.
     """
     return {
         "schema": SCHEMA,
         "created": created,
         "pytest_amp": version,
         "run": {**dict.fromkeys(RUN_KEYS), **run},
-        **({"unasked": list(unasked)} if unasked else {}),
+        **{kind: [gap.text for gap in gaps if gap.kind == kind] for kind in _kinds(gaps)},
         "tests": [report.to_dict() for report in reports],
     }
+
+
+def _kinds(gaps: Sequence[Gap]) -> list[GapKind]:
+    return [kind for kind in get_args(GapKind) if any(gap.kind == kind for gap in gaps)]
 
 
 def write(path: str | os.PathLike[str], document: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from pytest_amp.render.table import TableColumn, columns_of
 from pytest_amp.render.text import text_of
 from pytest_amp.render.verdicts import counted, kind_of, last_attempts, outcome_of, why_nothing
 from pytest_amp.results.explanation import in_order, in_units, interval, part_in
+from pytest_amp.results.gaps import Gap
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import COMPARED, Finding, Gate
 from pytest_amp.settings import table as settings
@@ -40,14 +41,12 @@ class Run(NamedTuple):
 
     Attributes:
         named: what identifies the run, as in ``--amp-json``.
-        unasked: the gates that no test was asked, a sentence each.
-        strict: whether these fail the run.
+        gaps: what the run did not answer.
         document: the JSON report, which is folded at the end.
     """
 
     named: Mapping[str, Any]
-    unasked: Sequence[str]
-    strict: bool
+    gaps: Sequence[Gap]
     document: Mapping[str, Any]
 
 
@@ -115,14 +114,13 @@ def _verdict(
     columns: Sequence[TableColumn],
 ) -> str:
     """Return the heading, the gates that no test was asked, and the table of what is told."""
-    gravest = kind_of(reports[0]) if reports else "error" if run.strict else "inconclusive"
-    if run.unasked and gravest in ("pass", "skipped"):
-        gravest = "unanswered" if run.strict else "inconclusive"
+    gravest = kind_of(reports[0]) if reports else "skipped"
+    if run.gaps and gravest in ("pass", "skipped"):
+        gravest = "unanswered" if any(gap.fails for gap in run.gaps) else "inconclusive"
     counts = ", ".join(text for text, _ in counted(reports, _GRAVITY)) or "nothing was measured"
     lines = [f"## {_SIGNS[gravest]} Mixed precision: {counts}"]
-    for text in run.unasked:
-        consequence = "fails" if run.strict else "would fail"
-        lines += ["", f"**NOT GATED**: {escaped(text)}; `--amp-strict` {consequence} the run"]
+    for gap in run.gaps:
+        lines += ["", f"**{gap.word}**: {escaped(gap.text)}; {gap.consequence}"]
     if measured := [each for each in told if not why_nothing(each)]:
         lines += ["", *_table(measured, columns)]
     return "\n".join(lines)

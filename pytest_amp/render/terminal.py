@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from pytest_amp import units
 from pytest_amp.render.details import details, said
@@ -28,6 +28,7 @@ from pytest_amp.render.verdicts import (
     outcome_of,
     why_nothing,
 )
+from pytest_amp.results.gaps import Gap
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import COMPARED
 
@@ -68,12 +69,11 @@ def summary(
     return [fit(line, width) for line in lines]
 
 
-def not_gated(unasked: Sequence[str], strict: bool, width: int) -> Iterator[Line]:
-    """Yield the gates that were set but that no test was asked, so that nobody overlooks them."""
-    consequence = "; --amp-strict fails the run" if strict else "; --amp-strict would fail the run"
-    for text in unasked:
-        for line in wrapped(sentence(f"NOT GATED: {text}{consequence}"), width, GAP):
-            yield (Span(line, BAD if strict else UNSURE),)
+def missed(gaps: Iterable[Gap], width: int) -> Iterator[Line]:
+    """Yield what the run did not answer though it was meant to, so that nobody overlooks it."""
+    for gap in gaps:
+        for line in wrapped(sentence(f"{gap.word}: {gap.text}; {gap.consequence}"), width, GAP):
+            yield (Span(line, BAD if gap.fails else UNSURE),)
 
 
 def _set_for_others(reports: Sequence[AmpReport], width: int) -> Iterator[Line]:

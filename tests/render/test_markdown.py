@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pytest_amp import units
 from pytest_amp.render.markdown import Run, summary
 from pytest_amp.render.markdown_text import block, code, escaped
+from pytest_amp.results.gaps import Gap
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import (
     ArmRun,
@@ -55,8 +56,8 @@ def shown(markdown: str) -> Read:
     return Read(cmarkgfm.github_flavored_markdown_to_html(markdown, options=unsafe))
 
 
-def run(unasked=(), strict=False, **named) -> Run:
-    return Run({"command": "pytest -m amp", **named}, unasked, strict, {"schema": 1})
+def run(*gaps: Gap, **named: object) -> Run:
+    return Run({"command": "pytest -m amp", **named}, gaps, {"schema": 1})
 
 
 def report(nodeid: str = "tests/test_net.py::test_step", verdict="fail", **given) -> AmpReport:
@@ -174,11 +175,11 @@ def test_a_test_without_figures_says_why() -> None:
 
 @pytest.mark.parametrize(("strict", "sign", "word"), [(True, "❌", "fails"), (False, "⚠️", "would")])
 def test_gates_that_no_test_was_asked_make_no_green_heading(strict, sign, word) -> None:
-    asked = run(["--amp-min-speedup=1.3 was asked of no test"], strict)
+    asked = run(Gap("unasked", "--amp-min-speedup=1.3 was asked of no test", strict))
     for reports, counts in (([report(verdict="pass")], "1 passed"), ([], "nothing was measured")):
         text = summary(reports, asked, WIDE)
         assert text.startswith(f"## {sign} Mixed precision: {counts}\n\n**NOT GATED**: --amp-min")
-        assert f"`--amp-strict` {word}" in text
+        assert f"; --amp-strict {word}" in text
 
 
 def test_of_a_test_that_was_rerun_the_last_attempt_counts() -> None:
@@ -188,7 +189,7 @@ def test_of_a_test_that_was_rerun_the_last_attempt_counts() -> None:
 
 def test_what_does_not_fit_is_left_out_and_named() -> None:
     reports = [report(f"a.py::test_{number}") for number in range(200)]
-    big = Run({}, (), False, {"tests": "x" * 100_000})
+    big = Run({}, (), {"tests": "x" * 100_000})
     whole = summary(reports, big, WIDE)
     assert len(whole.encode()) > 100_000
     for most in (65_000, 30_000):
@@ -231,7 +232,8 @@ def everywhere(text: str) -> tuple[list[AmpReport], Run]:
         report(f"d.py::x{text}", "pass", findings=(finding,)),
     ]  # fmt: skip
     named = {"command": f"pytest {text}", "commit": f"x{text}", "branch": f"x{text}"}
-    return reports, Run(named, (f"x{text}",), True, {"text": text})
+    gaps = (Gap("unasked", text, fails=True), Gap("missing", text, fails=False))
+    return reports, Run(named, gaps, {"text": text})
 
 
 @pytest.mark.parametrize("text", HOSTILE)
