@@ -109,12 +109,55 @@ def test_an_ini_file_is_one_that_would_be_taken(block: re.Match[str]) -> None:
     assert ours or "required_plugins" in parser["pytest"]
 
 
-@pytest.mark.parametrize("block", blocks("yaml"))
-def test_a_workflow_is_one(block: re.Match[str]) -> None:
-    jobs = yaml.safe_load(block[1])["jobs"]
-    steps = [step for job in jobs.values() for step in job["steps"]]
-    assert all("uses" in step or "run" in step for step in steps)
-    assert any("--amp-strict" in step.get("run", "") for step in steps)
+WORKFLOWS = {path.name: path.read_text("utf-8") for path in (ROOT / "examples" / "ci").iterdir()}
+
+
+def scripts_of(name: str) -> dict[str, str]:
+    """Each job's commands, by the job's name."""
+    document = yaml.safe_load(WORKFLOWS[name])
+    if name.startswith("github"):
+        return {
+            job: "\n".join(step.get("run", "") for step in each["steps"])
+            for job, each in document["jobs"].items()
+        }
+    keys = ("before_script", "script", "after_script")
+    return {
+        job: "\n".join(line for key in keys for line in each.get(key, ()))
+        for job, each in document.items()
+        if isinstance(each, dict) and "script" in each
+    }
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_workflow_has_the_jobs_that_the_page_lists(name: str) -> None:
+    scripts = scripts_of(name)
+    page = PAGES["docs/how-to/gate-ci-on-a-gpu.md"]
+    listed = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) & {*scripts}
+    assert listed == {"static", "gate", "comment", "nightly"}
+    assert "--amp-strict " in scripts["gate"]
+    assert "--amp-static" in scripts["static"]
+    assert "pytest-amp history" in yaml.safe_dump(yaml.safe_load(WORKFLOWS[name]))
+    assert "amp.md" in scripts["comment"]
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_every_option_in_a_workflow_exists(name: str, options_of_pytest: set[str]) -> None:
+    named = set(re.findall(r"--(?:amp|benchmark)-[a-z][a-z-]*", WORKFLOWS[name]))
+    assert named
+    assert named <= options_of_pytest
+
+
+def test_github_s_jobs_need_only_what_is_there_and_fetch_only_what_is_kept() -> None:
+    jobs = yaml.safe_load(WORKFLOWS["github.yml"])["jobs"]
+    for job in jobs.values():
+        assert {job["needs"]} <= {*jobs} if "needs" in job else True
+        assert all(("uses" in step) != ("run" in step) for step in job["steps"])
+    steps = [step for job in jobs.values() for step in job["steps"] if "uses" in step]
+    kept, fetched = (
+        {step["with"]["name"] for step in steps if f"/{which}-artifact@" in step["uses"]}
+        for which in ("upload", "download")
+    )
+    assert fetched <= kept
 
 
 # -- what is named ---------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
-from pytest_amp import units
+from pytest_amp import provenance, units
 from pytest_amp.cli.console import (
     FINE,
     INCONCLUSIVE,
@@ -23,11 +24,12 @@ from pytest_amp.cli.console import (
 )
 from pytest_amp.judge.comparison import compared
 from pytest_amp.render.verdicts import why_nothing
+from pytest_amp.results.acknowledged import Accepted
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import COMPARED, Gate
 from pytest_amp.rules import registry
 from pytest_amp.settings import table as settings
-from pytest_amp.storage import store
+from pytest_amp.storage import acknowledgements, store
 from pytest_amp.storage.baseline import Baselines, NoBaseline, index_of
 from pytest_amp.storage.key import seconds
 from pytest_amp.storage.newest import Result, newest
@@ -43,6 +45,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     take_storage(parser)
     parser.add_argument("--fail", action="append", default=[], metavar="METRIC:PCT",
                         help="largest change for the worse: speedup:10%%,memory:5%%")  # fmt: skip
+    parser.add_argument(
+        "--acknowledge",
+        metavar="REASON",
+        help="accept what is beyond a limit or gone, in --acknowledged",
+    )
+    parser.add_argument(
+        "--acknowledged",
+        metavar="FILE",
+        default=acknowledgements.FILE,
+        help="what was accepted, to be committed (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="the newer reports, with these gates")
 
 
@@ -57,7 +70,12 @@ def run(options: argparse.Namespace) -> int:
     except ValueError as error:
         complain(f"--fail {str(error).removeprefix('compare_fail: ')}")
         return USAGE
+    if options.acknowledge is not None and not (allowed and options.acknowledge.strip()):
+        complain("--acknowledge needs a reason, and limits (--fail speedup:10%) that are exceeded")
+        return USAGE
     try:
+        file = Path(options.acknowledged)
+        accepted = acknowledgements.load(file)
         root = store.folder(options.storage)
         with index_of(root, options.b, Path.cwd()) as index:
             now, unmeasured = _told_apart(newest(index))
@@ -77,8 +95,14 @@ def run(options: argparse.Namespace) -> int:
                 missing.append((each.report, str(error)))
             else:
                 said = registry.beside_baseline(each.report, before)
-                found.append(compared(each.report, before, origin, allowed, said))
-        gone = baselines.others(report.nodeid for report in (*unmeasured, *(r.report for r in now)))
+                known = acknowledgements.applying(accepted, each.report, origin)
+                found.append(compared(each.report, before, origin, allowed, said, known))
+        there = [report.nodeid for report in (*unmeasured, *(each.report for each in now))]
+        gone = [
+            nodeid
+            for nodeid in baselines.others(there)
+            if nodeid not in acknowledgements.gone(accepted)
+        ]
         problems += [text for text in baselines.warnings if text not in problems]
     for problem in problems:
         complain(problem)
@@ -95,6 +119,8 @@ def run(options: argparse.Namespace) -> int:
         show(json.dumps([each.to_dict() for each in found], indent=1))
     else:
         show("\n".join([*_lines(found), _counted(found, counts)]))
+    if options.acknowledge is not None:
+        return _acknowledge(file, found, gone, options.acknowledge.strip())
     gates = [gate for report in found for gate in _gates(report)]
     if any(gate.verdict == "fail" for gate in gates):
         return REGRESSION
@@ -103,6 +129,34 @@ def run(options: argparse.Namespace) -> int:
     open_ = any(gate.verdict == "inconclusive" or gate.unmeasured for gate in gates)
     unanswered = open_ or (allowed and (unmeasured or gone))
     return INCONCLUSIVE if unanswered else FINE
+
+
+def _acknowledge(file: Path, reports: Sequence[AmpReport], gone: Sequence[str], reason: str) -> int:
+    """Accept each change that is beyond its limit, and each test that is gone."""
+    entries = [
+        acknowledgements.entry_for_missing(nodeid, provenance.now(), reason) for nodeid in gone
+    ]
+    for report in reports:
+        for gate in _gates(report):
+            if gate.verdict == "fail":
+                metric = cast("Accepted", gate.name.removeprefix("compare:"))
+                entry = acknowledgements.entry(report, metric, reason)
+                if entry is None:
+                    complain(f"{store.printable(report.nodeid)}: its {metric} can't be accepted")
+                    return REGRESSION
+                entries.append(entry)
+    if not entries:
+        complain("nothing is beyond its limit or gone, so there is nothing to accept")
+        return USAGE
+    try:
+        acknowledgements.add(file, entries)
+    except (ValueError, OSError) as error:
+        complain(str(error))
+        return USAGE
+    for each in entries:
+        show(f"accepted: {each.metric} of {store.printable(each.test)}")
+    show(f"written: {file}; commit it, so that the reason is reviewed with the change")
+    return FINE
 
 
 def _told_apart(results: Iterable[Result]) -> tuple[list[Result], list[AmpReport]]:

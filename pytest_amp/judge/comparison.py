@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pytest_amp import units
 from pytest_amp.codes import COMPARED_METRICS
-from pytest_amp.judge import contention
+from pytest_amp.judge import acknowledge, contention
 from pytest_amp.judge.gates import verdict_of
 from pytest_amp.judge.parity import tail_mean
+from pytest_amp.results.acknowledged import Acknowledged
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import (
     COMPARED,
@@ -35,6 +36,7 @@ def compared(
     origin: Baseline,
     allowed: Mapping[str, float],
     findings: Iterable[Finding] = (),
+    accepted: Mapping[str, Acknowledged] | None = None,
 ) -> AmpReport:
     """Return the report with a gate for each metric that compares it with a stored result.
 
@@ -45,16 +47,33 @@ def compared(
         allowed: by metric, the largest relative change for the worse, as a fraction. Other metrics
             are reported, but not gated.
         findings: what the rules find in the two. They replace those of an earlier comparison.
+        accepted: by metric, the change for the worse that was accepted since the baseline.
     """
-    found = (
-        _speedup(report, stored, allowed.get("speedup")),
-        _memory(report, stored, allowed.get("memory")),
-        _loss(report, stored, allowed.get("loss")),
-    )
+    found = [
+        _unless_accepted(judge, report, stored, allowed.get(metric), (accepted or {}).get(metric))
+        for metric, judge in (("speedup", _speedup), ("memory", _memory), ("loss", _loss))
+    ]
     differing = tuple(differences(stored.environment, report.environment))
     findings = (*filter(_is_of_the_step, report.findings), *findings)
     origin = replace(origin, differences=differing)
     return _judged(replace(report, baseline=origin, findings=findings), found)
+
+
+def _unless_accepted(
+    judge: Callable[[AmpReport, AmpReport, float | None], Gate],
+    report: AmpReport,
+    stored: AmpReport,
+    allowed: float | None,
+    accepted: Acknowledged | None,
+) -> Gate:
+    """Judge a change. One that is too large is held against what was accepted, if anything was."""
+    gate = judge(report, stored, allowed)
+    if gate.verdict != "fail" or accepted is None:
+        return gate
+    since = judge(report, acknowledge.onto(stored, accepted), allowed)
+    why = units.printable(accepted.reason)
+    reason = f"{gate.reason}; accepted ({why}), and since then {since.reason}"
+    return replace(gate, verdict=since.verdict, reason=reason)
 
 
 def without_baseline(report: AmpReport, why: str, allowed: Mapping[str, float]) -> AmpReport:

@@ -32,6 +32,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SESSION] = Session(config)
     config.pluginmanager.register(config.stash[SESSION], "amp-session")
     tracebacks.register(config)
+    if any(options.of_session(levels, name) for name in options.COMPARING):
+        from pytest_amp.plugin import compare
+
+        compare.load_accepted(config)  # a broken file is better told now
     mode = options.of_session(levels, "snapshot")
     if mode != "off":
         from pytest_amp.plugin.snapshot import MapFiles

@@ -9,24 +9,22 @@ import pytest
 
 from pytest_amp.judge import comparison
 from pytest_amp.judge import missing as judge
+from pytest_amp.plugin.options import COMPARING
+from pytest_amp.results.acknowledged import Acknowledged
 from pytest_amp.results.report import AmpReport
 from pytest_amp.rules import registry
 from pytest_amp.settings.resolved import Settings
-from pytest_amp.storage import store
+from pytest_amp.storage import acknowledgements, store
 from pytest_amp.storage.baseline import NEWEST, Baselines, NoBaseline, paths_of
 from pytest_amp.storage.key import seconds
 
 _BASELINES = pytest.StashKey[Baselines]()
+_ACCEPTED = pytest.StashKey[tuple[Acknowledged, ...]]()
 
 
 def is_wanted(settings: Settings) -> bool:
     """Return whether any of the options asks for a comparison with stored results."""
-    return bool(
-        settings.compare
-        or settings.compare_fail
-        or settings.compare_branch
-        or settings.compare_exact
-    )
+    return any(getattr(settings, name) for name in COMPARING)
 
 
 def compared(config: pytest.Config, report: AmpReport, settings: Settings) -> AmpReport:
@@ -37,7 +35,22 @@ def compared(config: pytest.Config, report: AmpReport, settings: Settings) -> Am
     except (NoBaseline, ValueError) as error:
         return comparison.without_baseline(report, str(error), settings.compare_fail)
     found = registry.beside_baseline(report, stored)
-    return comparison.compared(report, stored, origin, settings.compare_fail, found)
+    known = acknowledgements.applying(load_accepted(config), report, origin)
+    return comparison.compared(report, stored, origin, settings.compare_fail, found, known)
+
+
+def load_accepted(config: pytest.Config) -> tuple[Acknowledged, ...]:
+    """Return what was accepted, from the file in pytest's root directory.
+
+    Raises:
+        pytest.UsageError: the file says something else.
+    """
+    if _ACCEPTED not in config.stash:
+        try:
+            config.stash[_ACCEPTED] = acknowledgements.load(config.rootpath / acknowledgements.FILE)
+        except ValueError as error:
+            raise pytest.UsageError(str(error)) from None
+    return config.stash[_ACCEPTED]
 
 
 def finished(config: pytest.Config) -> list[str]:
@@ -64,7 +77,12 @@ def missing(config: pytest.Config, reports: Sequence[AmpReport]) -> list[str]:
         run = store.read(config.invocation_params.dir / newest.file)
     except store.Broken:
         return []  # it was readable when the tests were compared with it
-    measured = [str(test["nodeid"]) for test in run.tests.values() if test.get("arms")]
+    accepted = acknowledgements.gone(load_accepted(config))
+    measured = [
+        str(test["nodeid"])
+        for test in run.tests.values()
+        if test.get("arms") and test["nodeid"] not in accepted
+    ]
     return list(judge.missing(reports, measured, f"run {run.name}"))
 
 

@@ -28,6 +28,8 @@ option (--amp-steps) and an ini key (amp_steps):"""
 
 # What an xdist worker gets from the controller, for the processes that it starts.
 COMMAND_LINE = "amp_command_line"
+# The settings that ask for a comparison with stored results.
+COMPARING = ("compare", "compare_fail", "compare_branch", "compare_exact")
 LEVELS = pytest.StashKey[tuple[Level, Level, Level]]()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,42 @@ def test_the_summary_has_it_too(
     compared.runpytest(*STRICT, "-k", "other")
     text = (tmp_path / "summary").read_text("utf-8")
     assert text.startswith("## ❌ Mixed precision: 1 passed\n\n**MISSING**: test_it.py::test_step ")
+
+
+def test_one_that_was_accepted_as_missing_is_not_missed(compared: pytest.Pytester) -> None:
+    entry = {
+        "test": "test_it.py::test_step", "metric": "missing", "of": ["test_it.py::test_step"],
+        "figures": {}, "since": "2026-01-01T00:00:00+00:00", "reason": "it moved",
+    }  # fmt: skip
+    (compared.path / "amp-acknowledged.json").write_text(json.dumps([entry]), "utf-8")
+    result = compared.runpytest(*STRICT, "-k", "other")
+    assert result.ret == pytest.ExitCode.OK
+
+
+def test_a_change_that_was_accepted_passes_with_its_reason(compared: pytest.Pytester) -> None:
+    base = compared.path / "base.json"
+    document = json.loads(base.read_text("utf-8"))
+    for test in document["tests"]:
+        test["arms"]["amp"]["peak_bytes"] //= 2
+    base.write_text(json.dumps(document), "utf-8")
+    gated = (*COMPARED, "--amp-compare-fail=memory:5%")
+    compared.runpytest(*gated).assert_outcomes(failed=2)
+    (compared.path / "new.json").write_bytes((compared.path / "amp.json").read_bytes())
+    cli = ["pytest-amp", "compare", "base.json", "new.json", "--fail=memory:5%"]
+    done = compared.run(*cli, "--acknowledge", "it caches the keys now")
+    assert done.ret == 0
+    result = compared.runpytest(*gated, "-v")
+    result.assert_outcomes(passed=2)
+    assert "accepted (it caches the keys now), and since then 0%" in " ".join(
+        result.stdout.str().split()
+    )
+
+
+def test_a_broken_file_of_what_was_accepted_is_an_error_of_usage(
+    compared: pytest.Pytester,
+) -> None:
+    (compared.path / "amp-acknowledged.json").write_text("{", "utf-8")
+    result = compared.runpytest(*COMPARED)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: *amp-acknowledged.json is not a list of what was *"])
+    assert compared.runpytest(*QUICK).ret == pytest.ExitCode.OK  # nothing is compared

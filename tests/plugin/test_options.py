@@ -10,7 +10,9 @@ from pytest_amp.settings import parsers
 from pytest_amp.settings.table import TABLE
 from tests.helpers.project import STEP, measure
 
-OPTIONS = {entry.flag for entry in TABLE} | {"--amp-override", "--amp-json", "--amp-html"}
+OPTIONS = {entry.flag for entry in TABLE} | {
+    f"--amp-{name}" for name in ("override", "json", "html", "md", "codequality", "summary")
+}
 
 
 @pytest.fixture
