@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import cast
 
-from pytest_amp import provenance, units
+from pytest_amp import units
+from pytest_amp.cli import acknowledge
+from pytest_amp.cli.acknowledge import Compared
 from pytest_amp.cli.console import (
     FINE,
     INCONCLUSIVE,
@@ -24,12 +25,12 @@ from pytest_amp.cli.console import (
 )
 from pytest_amp.judge.comparison import compared
 from pytest_amp.render.verdicts import why_nothing
-from pytest_amp.results.acknowledged import Accepted
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import COMPARED, Gate
 from pytest_amp.rules import registry
 from pytest_amp.settings import table as settings
 from pytest_amp.storage import acknowledgements, store
+from pytest_amp.storage.acknowledgements import may_be
 from pytest_amp.storage.baseline import Baselines, NoBaseline, index_of
 from pytest_amp.storage.key import seconds
 from pytest_amp.storage.newest import Result, newest
@@ -45,17 +46,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     take_storage(parser)
     parser.add_argument("--fail", action="append", default=[], metavar="METRIC:PCT",
                         help="largest change for the worse: speedup:10%%,memory:5%%")  # fmt: skip
-    parser.add_argument(
-        "--acknowledge",
-        metavar="REASON",
-        help="accept what is beyond a limit or gone, in --acknowledged",
-    )
-    parser.add_argument(
-        "--acknowledged",
-        metavar="FILE",
-        default=acknowledgements.FILE,
-        help="what was accepted, to be committed (default: %(default)s)",
-    )
+    acknowledge.arguments(parser)
     parser.add_argument("--json", action="store_true", help="the newer reports, with these gates")
 
 
@@ -70,12 +61,11 @@ def run(options: argparse.Namespace) -> int:
     except ValueError as error:
         complain(f"--fail {str(error).removeprefix('compare_fail: ')}")
         return USAGE
-    if options.acknowledge is not None and not (allowed and options.acknowledge.strip()):
-        complain("--acknowledge needs a reason, and limits (--fail speedup:10%) that are exceeded")
+    if wrong := acknowledge.misuse(options, limited=bool(allowed)):
+        complain(wrong)
         return USAGE
     try:
-        file = Path(options.acknowledged)
-        accepted = acknowledgements.load(file)
+        accepted = acknowledgements.load(Path(options.acknowledged))
         root = store.folder(options.storage)
         with index_of(root, options.b, Path.cwd()) as index:
             now, unmeasured = _told_apart(newest(index))
@@ -83,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     except (NoBaseline, ValueError, OSError) as error:
         complain(str(error))
         return USAGE
-    found, missing = [], []
+    pairs, missing = [], []
     # Without a limit nothing is gated, so runs that did not pass may be compared too.
     with closing(
         Baselines(root, options.a, timed="speedup" in allowed, any_verdict=not allowed)
@@ -92,17 +82,24 @@ def run(options: argparse.Namespace) -> int:
             try:
                 before, origin = baselines.of(each.report, but=each.run)
             except (NoBaseline, ValueError) as error:
-                missing.append((each.report, str(error)))
+                if not may_be("new", accepted, each.report.nodeid, each.report.started):
+                    missing.append((each.report, str(error)))
             else:
                 said = registry.beside_baseline(each.report, before)
-                known = acknowledgements.applying(accepted, each.report, origin)
-                found.append(compared(each.report, before, origin, allowed, said, known))
-        there = [report.nodeid for report in (*unmeasured, *(each.report for each in now))]
-        gone = [
-            nodeid
-            for nodeid in baselines.others(there)
-            if nodeid not in acknowledgements.gone(accepted)
+                known = acknowledgements.applying(accepted, each.report, origin.started)
+                after = compared(each.report, before, origin, allowed, said, known)
+                pairs.append(Compared(after, before))
+        others = baselines.others(each.report.nodeid for each in now)
+        lost = {
+            nodeid: measured
+            for nodeid, measured in others.items()
+            if not may_be("missing", accepted, nodeid, measured)
+        }
+        unmeasured = [
+            each for each in unmeasured if each.nodeid in lost or each.nodeid not in others
         ]
+        skipped = {report.nodeid for report in unmeasured}
+        gone = [nodeid for nodeid in lost if nodeid not in skipped]
         problems += [text for text in baselines.warnings if text not in problems]
     for problem in problems:
         complain(problem)
@@ -115,12 +112,13 @@ def run(options: argparse.Namespace) -> int:
         "not measured": len(unmeasured),
         "gone": len(gone),
     }
+    found = [report for report, _ in pairs]
     if options.json:
         show(json.dumps([each.to_dict() for each in found], indent=1))
     else:
         show("\n".join([*_lines(found), _counted(found, counts)]))
     if options.acknowledge is not None:
-        return _acknowledge(file, found, gone, options.acknowledge.strip())
+        return acknowledge.accept(options, pairs, [*lost], [each.nodeid for each, _ in missing])
     gates = [gate for report in found for gate in _gates(report)]
     if any(gate.verdict == "fail" for gate in gates):
         return REGRESSION
@@ -129,34 +127,6 @@ def run(options: argparse.Namespace) -> int:
     open_ = any(gate.verdict == "inconclusive" or gate.unmeasured for gate in gates)
     unanswered = open_ or (allowed and (unmeasured or gone))
     return INCONCLUSIVE if unanswered else FINE
-
-
-def _acknowledge(file: Path, reports: Sequence[AmpReport], gone: Sequence[str], reason: str) -> int:
-    """Accept each change that is beyond its limit, and each test that is gone."""
-    entries = [
-        acknowledgements.entry_for_missing(nodeid, provenance.now(), reason) for nodeid in gone
-    ]
-    for report in reports:
-        for gate in _gates(report):
-            if gate.verdict == "fail":
-                metric = cast("Accepted", gate.name.removeprefix("compare:"))
-                entry = acknowledgements.entry(report, metric, reason)
-                if entry is None:
-                    complain(f"{store.printable(report.nodeid)}: its {metric} can't be accepted")
-                    return REGRESSION
-                entries.append(entry)
-    if not entries:
-        complain("nothing is beyond its limit or gone, so there is nothing to accept")
-        return USAGE
-    try:
-        acknowledgements.add(file, entries)
-    except (ValueError, OSError) as error:
-        complain(str(error))
-        return USAGE
-    for each in entries:
-        show(f"accepted: {each.metric} of {store.printable(each.test)}")
-    show(f"written: {file}; commit it, so that the reason is reviewed with the change")
-    return FINE
 
 
 def _told_apart(results: Iterable[Result]) -> tuple[list[Result], list[AmpReport]]:

@@ -68,23 +68,34 @@ def _unless_accepted(
 ) -> Gate:
     """Judge a change. One that is too large is held against what was accepted, if anything was."""
     gate = judge(report, stored, allowed)
-    if gate.verdict != "fail" or accepted is None:
+    if accepted is None or gate.verdict not in ("fail", "inconclusive"):
         return gate
     since = judge(report, acknowledge.onto(stored, accepted), allowed)
+    if since.verdict == "not_gated":  # such as a loss that is gone
+        return gate
     why = units.printable(accepted.reason)
     reason = f"{gate.reason}; accepted ({why}), and since then {since.reason}"
     return replace(gate, verdict=since.verdict, reason=reason)
 
 
-def without_baseline(report: AmpReport, why: str, allowed: Mapping[str, float]) -> AmpReport:
+def without_baseline(
+    report: AmpReport,
+    why: str,
+    allowed: Mapping[str, float],
+    new: Acknowledged | None = None,
+) -> AmpReport:
     """Return the report with gates that have no verdict, because there is no baseline.
 
     Args:
         report: the new result.
         why: why there is no baseline.
         allowed: the metrics that were to be gated.
+        new: what accepts that the test is new. Then there are no such gates, but a note.
     """
     reason = f"no baseline: {why}"
+    if new is not None:
+        accepted = f"{reason}; accepted ({units.printable(new.reason)})"
+        return replace(report, notes=(*report.notes, accepted))
     metrics = [metric for metric in COMPARED_METRICS if metric in allowed] or COMPARED_METRICS[:1]
     gates = [_unknown(metric, allowed.get(metric), reason) for metric in metrics]
     notes = report.notes if allowed else (*report.notes, reason)  # the gate says it already

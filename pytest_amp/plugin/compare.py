@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -15,8 +17,8 @@ from pytest_amp.results.report import AmpReport
 from pytest_amp.rules import registry
 from pytest_amp.settings.resolved import Settings
 from pytest_amp.storage import acknowledgements, store
+from pytest_amp.storage.acknowledgements import may_be
 from pytest_amp.storage.baseline import NEWEST, Baselines, NoBaseline, paths_of
-from pytest_amp.storage.key import seconds
 
 _BASELINES = pytest.StashKey[Baselines]()
 _ACCEPTED = pytest.StashKey[tuple[Acknowledged, ...]]()
@@ -33,9 +35,10 @@ def compared(config: pytest.Config, report: AmpReport, settings: Settings) -> Am
         baselines = _of_session(config, settings)
         stored, origin = baselines.of(report)
     except (NoBaseline, ValueError) as error:
-        return comparison.without_baseline(report, str(error), settings.compare_fail)
+        new = may_be("new", load_accepted(config), report.nodeid, report.started)
+        return comparison.without_baseline(report, str(error), settings.compare_fail, new)
     found = registry.beside_baseline(report, stored)
-    known = acknowledgements.applying(load_accepted(config), report, origin)
+    known = acknowledgements.applying(load_accepted(config), report, origin.started)
     return comparison.compared(report, stored, origin, settings.compare_fail, found, known)
 
 
@@ -53,37 +56,52 @@ def load_accepted(config: pytest.Config) -> tuple[Acknowledged, ...]:
     return config.stash[_ACCEPTED]
 
 
-def finished(config: pytest.Config) -> list[str]:
-    """Close the storage, and return a sentence for each run in it that could not be read."""
+class Closed(NamedTuple):
+    """What is left of the baselines of a run, as plain text that xdist can send.
+
+    Attributes:
+        unread: a sentence for each run in the storage that could not be read.
+        used: the files that baselines were read from.
+    """
+
+    unread: list[str]
+    used: list[str]
+
+
+def finished(config: pytest.Config) -> Closed:
+    """Close the storage, and return what is left."""
     found = config.stash.get(_BASELINES, None)
     if found is None:
-        return []
+        return Closed([], [])
     found.close()
-    return found.warnings
+    return Closed(found.warnings, sorted(map(str, found.used)))
 
 
-def missing(config: pytest.Config, reports: Sequence[AmpReport]) -> list[str]:
-    """Return a sentence for each test that the baseline measured and this run did not.
+def missing(config: pytest.Config, reports: Sequence[AmpReport], used: Collection[str]) -> list[str]:
+    """Return a sentence for each test that the baselines measured and this run did not.
 
     A test that was deselected, renamed or skipped has no gate any more, and would not be missed.
-    The baseline is the newest of the runs that this run's tests were compared with: what that one
-    lacks already was told then.
+    Nothing is missing from a run that was asked for tests by their ids.
+
+    Args:
+        config: pytest's configuration.
+        reports: the run's reports.
+        used: the files that its baselines were read from.
     """
-    used = [report.baseline for report in reports if report.baseline]
-    if not used:
+    by_id = any("::" in argument for argument in config.args)
+    if not used or (by_id and config.args_source is pytest.Config.ArgsSource.ARGS):
         return []
-    newest = max(used, key=lambda baseline: seconds(baseline.started))
-    try:
-        run = store.read(config.invocation_params.dir / newest.file)
-    except store.Broken:
-        return []  # it was readable when the tests were compared with it
-    accepted = acknowledgements.gone(load_accepted(config))
-    measured = [
-        str(test["nodeid"])
-        for test in run.tests.values()
-        if test.get("arms") and test["nodeid"] not in accepted
-    ]
-    return list(judge.missing(reports, measured, f"run {run.name}"))
+    accepted = load_accepted(config)
+    measured: dict[str, tuple[str, str]] = {}  # when, and in which run
+    for file in used:
+        with contextlib.suppress(store.Broken):  # it could be read a moment ago
+            run = store.read(Path(file))
+            for test in run.tests.values():
+                nodeid, when = str(test["nodeid"]), str(test["started"])
+                if not test.get("arms") or may_be("missing", accepted, nodeid, when):
+                    continue
+                measured[nodeid] = max((when, f"run {run.name}"), measured.get(nodeid, ("", "")))
+    return list(judge.missing(reports, {nodeid: run for nodeid, (_, run) in measured.items()}))
 
 
 def storage_of(config: pytest.Config) -> Path:

@@ -52,8 +52,8 @@ def add(item: pytest.Item, report: pytest.TestReport, amp: AmpReport) -> None:
 
     pytest's JUnit file takes them from the report on the teardown, which gets them from the item.
     """
-    for earlier in item.stash.get(_GIVEN, ()):
-        item.user_properties.remove(earlier)
+    earlier = item.stash.get(_GIVEN, ())
+    item.user_properties[:] = [each for each in item.user_properties if each not in earlier]
     given: list[tuple[str, object]] = [*properties(amp)]
     item.stash[_GIVEN] = given
     item.user_properties += given

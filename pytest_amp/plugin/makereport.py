@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pytest_amp.errors import AmpError
-from pytest_amp.plugin import collection, junit, measuring
+from pytest_amp.plugin import collection, html_extras, junit, measuring
 from pytest_amp.provenance import now
 from pytest_amp.results.report import AmpInconclusive, AmpRegression, AmpReport
 from pytest_amp.results.values import Failure
@@ -36,6 +36,7 @@ def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRe
         amp = _report(item, call, report)
         report.amp = amp.to_dict()  # type: ignore[attr-defined]
         junit.add(item, report, amp)
+        html_extras.add(item.config, report, amp)
 
 
 def record(

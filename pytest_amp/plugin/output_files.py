@@ -206,7 +206,8 @@ def _add_to_summary(path: Path, seen: Seen) -> None:
         return
     try:
         there = path.stat().st_size if path.exists() else 0
+        text = seen.markdown(MOST_IN_A_SUMMARY - there)
         with path.open("ab") as file:
-            file.write(b"\n" * bool(there) + seen.markdown(MOST_IN_A_SUMMARY - there))
+            file.write(b"\n" * bool(there and text) + text)
     except OSError as error:
         sys.stderr.write(f"\npytest-amp: {STEP_SUMMARY} could not be written: {error}\n")

@@ -14,7 +14,7 @@ from pytest_amp.render.annotations import Ended, Mark, Place, github, marks
 from pytest_amp.render.verdicts import last_attempts
 from pytest_amp.results.report import AmpReport
 
-# Where a CI system has checked out the repository.
+# Where a CI system has checked out the repository, if git does not tell.
 _CHECKOUTS = ("GITHUB_WORKSPACE", "CI_PROJECT_DIR")
 
 
@@ -58,7 +58,7 @@ class _Files:
         self._root = config.rootpath
         self._run_in = config.invocation_params.dir
         named = next(filter(None, map(os.environ.get, _CHECKOUTS)), None)
-        self._top = Path(named or provenance.top(self._root) or self._root).resolve()
+        self._top = Path(provenance.top(self._root) or named or self._root).resolve()
 
     def find(self, location: str) -> Place | None:
         """Return the place of a location such as ``models/net.py:42``, if it is in a file of ours.

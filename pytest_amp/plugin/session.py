@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pytest_amp.plugin import options
 from pytest_amp.plugin.options import LEVELS
-from pytest_amp.provenance import now, run_of
+from pytest_amp.provenance import now, rank, run_of
 
 if TYPE_CHECKING:
     from pytest_amp.plugin.benchmark import Keeper
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from pytest_amp.results.report import AmpReport
 
 
-# An xdist worker sends the names of unreadable baselines to the controller under this key.
-_CARGO = "amp_unread"
+# An xdist worker sends what is left of its baselines to the controller under this key.
+_CARGO = "amp_baselines"
+
+_RAN_TO_ITS_END = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
 
 
 class Session:
@@ -44,6 +47,7 @@ class Session:
         self.reports: list[AmpReport] = []
         self._outcomes: dict[str, Outcome] = {}
         self._unread: dict[str, None] = {}
+        self._used: dict[str, None] = {}  # the files that baselines were read from
         self._gaps: list[Gap] = []
         self._started = now()
         self._worker = hasattr(config, "workerinput")
@@ -72,7 +76,8 @@ class Session:
         notes = summary.notes(self.config, list(self._unread))
         footer = [f"note: {each}" for each in notes]
         footer += [f"written: {path}" for path in (self._files.written if self._files else ())]
-        footer += places.for_github(self._marks)
+        if not rank():
+            footer += places.for_github(self._marks)
         summary.write(terminalreporter, self.reports, self._gaps, footer)
 
     @pytest.hookimpl(optionalhook=True)
@@ -89,7 +94,7 @@ class Session:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
         """Take what an xdist worker sends at its end."""
-        self._unread.update(dict.fromkeys(getattr(node, "workeroutput", {}).get(_CARGO, ())))
+        self._keep(*getattr(node, "workeroutput", {}).get(_CARGO, ((), ())))
 
     @pytest.hookimpl(trylast=True)  # after pytest-benchmark has saved
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -97,9 +102,10 @@ class Session:
         if self.reports:
             from pytest_amp.plugin import compare
 
-            self._unread.update(dict.fromkeys(compare.finished(self.config)))
+            self._keep(*compare.finished(self.config))
         if self._worker:
-            self.config.workeroutput[_CARGO] = list(self._unread)  # type: ignore[attr-defined]
+            cargo = [list(self._unread), list(self._used)]
+            self.config.workeroutput[_CARGO] = cargo  # type: ignore[attr-defined]
         if keeper := self._keeper():
             keeper.hide_table()
             keeper.look_again()
@@ -107,6 +113,10 @@ class Session:
                 self._fail(session, problem)
         self._look_for_gaps(session)
         self.write_reports(session)
+
+    def _keep(self, unread: Iterable[str], used: Iterable[str]) -> None:
+        self._unread.update(dict.fromkeys(unread))
+        self._used.update(dict.fromkeys(used))
 
     def _look_for_gaps(self, session: pytest.Session) -> None:
         """Note what the run did not answer; under ``--amp-strict`` that fails it."""
@@ -125,8 +135,8 @@ class Session:
             Gap("unasked", text, "unmeasured" in strict)
             for text in unasked(self.reports, given, static=static)
         ]
-        if not (session.shouldstop or session.shouldfail):
-            missing = compare.missing(self.config, self.reports)
+        if session.exitstatus in _RAN_TO_ITS_END and not (session.shouldstop or session.shouldfail):
+            missing = compare.missing(self.config, self.reports, self._used)
             self._gaps += [Gap("missing", text, "baseline" in strict) for text in missing]
         if any(gap.fails for gap in self._gaps) and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from pytest_amp import units
-from pytest_amp.results.explanation import brief, in_order, part_in
+from pytest_amp.results.explanation import brief, explains, in_order, part_in
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import Finding, Severity
 
@@ -74,11 +74,12 @@ def marks(ended: Ended, find: Callable[[str], Place | None]) -> Iterator[Mark]:
     if ended.expected:
         return
     wrong = [gate for gate in report.gates if gate.verdict == "fail"] or list(report.unanswered)
-    explained = False
+    explained: set[str] = set()
     for finding in in_order(report):
         part = part_in(report, finding)
-        fails = finding.stands or (finding.confirmed and bool(part))
-        explained = explained or fails
+        gates = explains(report, finding)
+        fails = finding.stands or (finding.confirmed and bool(gates))
+        explained.update(gates if fails else ())
         place = (find(finding.location) if finding.location else None) or ended.test
         if place is not None:
             yield Mark(
@@ -89,7 +90,8 @@ def marks(ended: Ended, find: Callable[[str], Place | None]) -> Iterator[Mark]:
                 _message(report, finding, part),
                 (finding.code, report.nodeid, place.file, finding.module or ""),
             )
-    if wrong and not explained and ended.test is not None:
+    wrong = [gate for gate in wrong if gate.name not in explained]
+    if wrong and ended.test is not None:
         yield Mark(
             ended.test,
             "error" if ended.failed else "warning",

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pytest_amp import units
 from pytest_amp.render.heading import heading
 from pytest_amp.render.markdown_text import block, code, escaped, folded, table
 from pytest_amp.render.table import TableColumn, columns_of
-from pytest_amp.render.text import text_of
+from pytest_amp.render.text import cut, text_of
 from pytest_amp.render.verdicts import counted, kind_of, last_attempts, outcome_of, why_nothing
 from pytest_amp.results.explanation import in_order, in_units, interval, part_in
 from pytest_amp.results.gaps import Gap
@@ -34,6 +34,8 @@ _SIGNS = {
 _GRAVITY = ("fail", "error", "unanswered", "inconclusive", "pass", "skipped")
 # A peak or a loss that changed by less did not move.
 _MOVED_BY = 0.01
+# What is always there has to fit: at most so many rows and gaps, and so many characters of a text.
+_MOST_ROWS, _MOST_GAPS, _LONGEST = 100, 20, 400
 
 
 class Run(NamedTuple):
@@ -60,38 +62,48 @@ def summary(reports: Sequence[AmpReport], run: Run, most: int) -> str:
     """
     last = last_attempts(reports)
     gravest_first = sorted(last, key=lambda each: _GRAVITY.index(kind_of(each)))
+    ended_well = [each for each in gravest_first if kind_of(each) in ("pass", "skipped")]
     told = [each for each in gravest_first if kind_of(each) not in ("pass", "skipped")]
-    told += [each for each in gravest_first if each not in told and _moved(each)]
-    rest = [each for each in gravest_first if each not in told]
+    told += [each for each in ended_well if _moved(each)]
+    rest = [each for each in ended_well if not _moved(each)]
     columns = columns_of(gravest_first) if gravest_first else ()
     parts = [("", _verdict(gravest_first, run, told, columns))]
-    parts += [(f"the details of {code(each.nodeid)}", _test(each)) for each in told]
+    parts += [(f"the details of {_named(each)}", _test(each)) for each in told]
     parts.append(("", _where(gravest_first, run.named)))
     if rest:
         title = ", ".join(text for text, _ in counted(rest))
         lines = folded(title, _passing(rest, columns))
-        parts.append((f"the {units.plural(len(rest), 'test')} that passed", lines))
+        parts.append((f"what passed or was skipped ({title})", lines))
     written = json.dumps(run.document, ensure_ascii=False)
     parts.append(("the JSON report", folded("JSON", [block(written, "json")])))
     return _fitting(parts, most)
 
 
-def _fitting(parts: Iterable[tuple[str, str]], most: int) -> str:
-    """Join the parts that there is room for, and name those that are left out."""
+def _fitting(parts: Sequence[tuple[str, str]], most: int) -> str:
+    """Join the parts that there is room for, and name those that are left out.
+
+    It returns "" if there is no room for what has to be there.
+    """
     kept: list[str] = []
     left_out: list[str] = []
-    room = most - 300  # for the line that names them
+    room = most - 1000  # for the line that names them
+    room -= sum(_size(text) for name, text in parts if not name)
     for name, text in parts:
-        size = len(text.encode("utf-8", "backslashreplace")) + 2
-        if name and size > room:
+        if name and _size(text) > room:
             left_out.append(name)
-        else:
-            kept.append(text)
-            room -= size
+            continue
+        kept.append(text)
+        room -= _size(text) if name else 0
     if left_out:
         more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
         kept.append(f"Left out for want of room: {left_out[0]}{more}; `--amp-json` has everything.")
-    return "\n\n".join(kept) + "\n"
+    whole = "\n\n".join(kept) + "\n"
+    return whole if _size(whole) <= most + 2 else ""
+
+
+def _size(text: str) -> int:
+    """Return the bytes of a part and of what divides it from the next."""
+    return len(text.encode("utf-8", "backslashreplace")) + 2
 
 
 def _moved(report: AmpReport) -> bool:
@@ -119,10 +131,14 @@ def _verdict(
         gravest = "unanswered" if any(gap.fails for gap in run.gaps) else "inconclusive"
     counts = ", ".join(text for text, _ in counted(reports, _GRAVITY)) or "nothing was measured"
     lines = [f"## {_SIGNS[gravest]} Mixed precision: {counts}"]
-    for gap in run.gaps:
-        lines += ["", f"**{gap.word}**: {escaped(gap.text)}; {gap.consequence}"]
+    for gap in run.gaps[:_MOST_GAPS]:
+        lines += ["", f"**{gap.word}**: {escaped(cut(gap.text, _LONGEST))}; {gap.consequence}"]
+    if (left := len(run.gaps) - _MOST_GAPS) > 0:
+        lines += ["", f"... and {left} more"]
     if measured := [each for each in told if not why_nothing(each)]:
-        lines += ["", *_table(measured, columns)]
+        lines += ["", *_table(measured[:_MOST_ROWS], columns)]
+        if (left := len(measured) - _MOST_ROWS) > 0:
+            lines += ["", f"... and {units.plural(left, 'test')} more"]
     return "\n".join(lines)
 
 
@@ -138,12 +154,16 @@ def _table(reports: Sequence[AmpReport], columns: Sequence[TableColumn]) -> Iter
 
 def _named(report: AmpReport) -> str:
     rank = f" (rank {report.rank})" if report.rank is not None else ""
-    return f"{code(report.nodeid)}{rank}"
+    return f"{code(cut(report.nodeid, _LONGEST))}{rank}"
 
 
 def _cell(column: TableColumn, report: AmpReport) -> str:
-    text = escaped(column.text(report))
+    text = _figure(column.text(report))
     return f"**{text}**" if column.verdict(report) else text
+
+
+def _figure(text: str) -> str:
+    return text if text == units.NOTHING else escaped(text)
 
 
 def _outcome(report: AmpReport) -> str:
@@ -169,8 +189,8 @@ def _gate(gate: Gate) -> list[str]:
         for each in (gate.value, gate.threshold)
     )
     verdict = f"{_SIGNS[gate.verdict]} {gate.word}"
-    measured = escaped(f"{value} {interval(gate)}")
-    return [gate.name, verdict, measured, escaped(threshold), escaped(gate.reason)]
+    measured = _figure(f"{value} {interval(gate)}".rstrip())
+    return [gate.name, verdict, measured, _figure(threshold), escaped(gate.reason)]
 
 
 def _points(report: AmpReport) -> Iterator[str]:
@@ -214,7 +234,7 @@ def _where(reports: Sequence[AmpReport], named: Mapping[str, Any]) -> str:
         of = f" of {code(str(branch))}" if branch else ""
         lines.append(f"- commit {code(str(commit)[:10])}{of}{changed}")
     if command := named.get("command"):
-        lines.append(f"- {code(str(command))}")
+        lines.append(f"- {code(cut(str(command), _LONGEST))}")
     return "\n".join(lines)
 
 

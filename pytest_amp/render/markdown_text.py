@@ -19,7 +19,8 @@ _MEANS_SOMETHING = re.compile(
     | @ | [\#!](?=\d)             # people and teams, issues and merge requests
     | :(?=//|[\w+-]+:)            # links and emojis
     | (?<=www)\.                  # links
-    | ^(?: [>=] | [+-](?=\s) | -(?=-+$) | \#(?=\#*\s) | \d(?=\d*[.)]\s) )  # what begins a line
+    # What begins a line, and a command to GitLab.
+    | ^(?: [>=/] | [+-](?=\s|$) | -(?=-+$) | \#(?=\#*(?:\s|$)) | \d(?=\d*[.)](?:\s|$)) )
     """,
     re.VERBOSE | re.IGNORECASE,
 )

@@ -6,23 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Accepted = Literal["speedup", "memory", "loss", "missing"]
+Accepted = Literal["speedup", "memory", "loss", "missing", "new"]
 
 
 @dataclass(frozen=True)
 class Acknowledged:
-    """What was accepted, and how far it may go.
+    """What was accepted, how far it may go, and for how long.
 
     Attributes:
         test: the test's id.
-        metric: what got worse; "missing" if the test itself is gone.
+        metric: what got worse; "missing" if the test itself is gone, and "new" if it has no
+            baseline yet.
         of: what comparable results share, as the storage's keys list it: the test, device, dtype
-            and settings. Of a missing test it is the id alone.
+            and settings. Of a missing or new test it is the id alone.
         figures: the figures that were accepted. Of a speedup "value", "low" and "high"; of the
-            memory "peak_bytes" of the amp arm; of the loss the mean of the amp arm's last losses,
-            by the loss's name.
-        since: when the result that was accepted was measured, as ISO 8601. Newer baselines need no
-            acknowledgement.
+            memory "peak_bytes" of the amp arm; of the losses that got worse the mean of the amp
+            arm's last values, by the loss's name.
+        until: as ISO 8601. A baseline that was measured later is the measure again, and a test is
+            new no longer.
         reason: why, as the person said it who accepted it.
     """
 
@@ -30,5 +31,5 @@ class Acknowledged:
     metric: Accepted
     of: tuple[Any, ...]
     figures: Mapping[str, float]
-    since: str
+    until: str
     reason: str

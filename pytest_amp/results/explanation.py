@@ -246,9 +246,14 @@ def part_in(report: Explained, finding: Finding) -> str:
     """Return a finding's part in a failure: ``confirmed cause of loss_diff``; "" if it has none."""
     if behind := _causes(finding, in_order(report)):
         return f"a consequence of {' and '.join(behind)}"
-    gates = _explained(finding, _failed(report))
+    gates = explains(report, finding)
     sure = "confirmed" if finding.confirmed else "suspected"
     return f"{sure} cause of {' and '.join(gates)}" if gates else ""
+
+
+def explains(report: Explained, finding: Finding) -> list[str]:
+    """Return the gates that failed and may have failed because of what a finding is about."""
+    return _explained(finding, _failed(report))
 
 
 def _causes(finding: Finding, spoken: Sequence[Finding]) -> list[str]:

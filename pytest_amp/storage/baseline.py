@@ -45,6 +45,7 @@ class Baselines:
         any_verdict: whether results that did not pass will do. Nothing can be gated on these; they
             are for looking at the change.
         warnings: what could not be read on the way, one sentence each.
+        used: the files that baselines were read from.
     """
 
     storage: Path
@@ -55,6 +56,7 @@ class Baselines:
     timed: bool = True
     any_verdict: bool = False
     warnings: list[str] = field(default_factory=list)
+    used: set[Path] = field(default_factory=set)
     _index: Index | None = field(default=None, init=False)
     # Most tests of a session have their baseline in the same run.
     _read: Callable[[Path], SavedRun] = field(
@@ -90,17 +92,30 @@ class Baselines:
                 self._warn([str(error)])
                 continue
             if not _is(run, but) and self._unfit(result, report) is None:
+                self.used.add(found.path)
                 return result, origin(run, result)
         raise NoBaseline(self._why_none(index, report, but))
 
-    def others(self, nodeids: Iterable[str]) -> list[str]:
-        """Return the tests that have stored results but are not among `nodeids`, sorted."""
+    def others(self, nodeids: Iterable[str]) -> dict[str, str]:
+        """Return when each test was measured last that is not among `nodeids`, by its id."""
         try:
             index = self._opened()
         except NoBaseline:
-            return []
-        there = {json.loads(found.key)[0] for found in index.newest()}
-        return sorted(there - set(nodeids))
+            return {}
+        known = set(nodeids)
+        there: dict[str, str] = {}
+        for found in index.newest():
+            nodeid = json.loads(found.key)[0]
+            if nodeid in known:
+                continue
+            try:
+                test = self._read(found.path).tests[found.key]
+            except (Broken, KeyError) as error:
+                self._warn([str(error)])
+                continue
+            if test.get("arms"):
+                there[nodeid] = max(str(test["started"]), there.get(nodeid, ""))
+        return dict(sorted(there.items()))
 
     def _needs_speedup(self, report: AmpReport) -> bool:
         return self.timed and not self.any_verdict and report.speedup is not None

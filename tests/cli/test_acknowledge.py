@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pytest_amp.cli import main as cli
+from pytest_amp.results.report import AmpReport
 from tests.helpers.saved_runs import document, report, save
 
 Captured = pytest.CaptureFixture[str]
@@ -50,7 +52,7 @@ def test_what_is_accepted_passes_with_its_reason_and_what_goes_further_fails(
 ) -> None:
     assert compare(runs, "1", "2", GATED) == 1
     assert compare(runs, "1", "2", GATED, "--acknowledge", "a larger vocabulary") == 0
-    assert "accepted: speedup of test_it.py::test_step" in capsys.readouterr().out
+    assert ": speedup of test_it.py::test_step" in capsys.readouterr().err
     assert compare(runs, "1", "2", GATED) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "is beyond the 10% allowed" in told
@@ -77,11 +79,19 @@ def test_a_newer_word_replaces_an_older_one(runs: Path) -> None:
     assert compare(runs, "1", "4", GATED) == 0
 
 
-def test_a_baseline_that_is_newer_than_the_word_is_the_measure_again(runs: Path) -> None:
+def test_a_baseline_that_is_newer_than_the_word_s_end_is_the_measure_again(runs: Path) -> None:
     assert compare(runs, "1", "4", GATED, "--acknowledge", "so be it") == 0
-    save(runs, 9, document(report(day=9)))
-    save(runs, 10, document(report(day=10, speedup=1.2)))
-    assert compare(runs, "9", "10", GATED) == 1
+    assert compare(runs, "1", "4", GATED) == 0
+    (entry,) = accepted()
+    assert entry["until"] > "2026-02"  # two weeks from now
+    rewrite(until="2026-01-01T11:00:00+00:00")  # an hour before the baseline
+    assert compare(runs, "1", "4", GATED) == 1
+
+
+def rewrite(**changes: object) -> None:
+    """Write the file's only entry with other values."""
+    (entry,) = accepted()
+    Path("amp-acknowledged.json").write_text(json.dumps([{**entry, **changes}]), "utf-8")
 
 
 def test_another_device_is_not_covered(runs: Path) -> None:
@@ -91,24 +101,105 @@ def test_another_device_is_not_covered(runs: Path) -> None:
     assert compare(runs, "1", "2", GATED) == 1
 
 
-def test_a_test_that_is_gone_can_be_accepted(runs: Path) -> None:
+def test_tests_that_are_gone_or_skipped_are_accepted_if_that_is_asked_for(
+    runs: Path, capsys: Captured
+) -> None:
     save(runs, 20, document(report(day=20)))
-    assert compare(runs, "1", "20", GATED) == 3
-    assert compare(runs, "1", "20", GATED, "--acknowledge", "moved to the nightly run") == 0
+    skipped = report(
+        "test_it.py::test_other", verdict="skipped", arms={}, skip_reason="slow", day=21
+    )
+    save(runs, 21, document(report(day=21), skipped))
+    for run in ("20", "21"):
+        assert compare(runs, "1", run, GATED) == 3
+        assert compare(runs, "1", run, GATED, "--acknowledge", "moved") == 2
+        assert "--acknowledge-tests accepts tests that are gone" in capsys.readouterr().err
+        accept = ("--acknowledge", "moved", "--acknowledge-tests")
+        assert compare(runs, "1", run, GATED, *accept) == 0
+        assert [(each["test"], each["metric"]) for each in accepted()] == [
+            ("test_it.py::test_other", "missing")
+        ]
+        assert compare(runs, "1", run, GATED) == 0
+        rewrite(until="2026-01-01T11:00:00+00:00")
+        assert compare(runs, "1", run, GATED) == 3
+        Path("amp-acknowledged.json").unlink()
+
+
+def test_a_new_test_is_accepted_too(runs: Path) -> None:
+    both = (report(day=22), report("test_it.py::test_other", day=22))
+    save(runs, 22, document(*both, report("test_it.py::test_new", day=22)))
+    assert compare(runs, "1", "22", GATED) == 4
+    assert compare(runs, "1", "22", GATED, "--acknowledge", "new", "--acknowledge-tests") == 0
     assert [(each["test"], each["metric"]) for each in accepted()] == [
-        ("test_it.py::test_other", "missing")
+        ("test_it.py::test_new", "new")
     ]
-    assert compare(runs, "1", "20", GATED) == 0
+    assert compare(runs, "1", "22", GATED) == 0
+
+
+def test_of_several_losses_the_one_that_got_worse_is_accepted_and_no_other_may_vanish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(day: int, **losses: float) -> AmpReport:
+        made = report(day=day)
+        curves = {name: (2.0, value) for name, value in losses.items()}
+        arms = {name: replace(arm, losses_by_key=curves) for name, arm in made.arms.items()}
+        return replace(made, arms=arms)
+
+    monkeypatch.chdir(tmp_path)
+    results = (
+        {"loss": 1.0, "aux": 1.0}, {"loss": 1.5, "aux": 0.5}, {"loss": 1.5, "aux": 0.9},
+        {"loss": 1.5}, {"loss": 1.5, "aux": 1.2},
+    )  # fmt: skip
+    for number, losses in enumerate(results, 1):
+        save(tmp_path, number, document(trained(number, **losses)))
+    assert compare(tmp_path, "1", "2", GATED, "--acknowledge", "so be it") == 0
+    assert set(accepted()[0]["figures"]) == {"loss"}
+    assert compare(tmp_path, "1", "2", GATED) == 0
+    assert compare(tmp_path, "1", "3", GATED) == 0  # better than the baseline still
+    assert compare(tmp_path, "1", "4", GATED) == 1  # a loss is gone
+    assert compare(tmp_path, "1", "5", GATED) == 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "figures"),
+    [
+        ("speedup", {"value": float("nan"), "low": float("nan"), "high": float("nan")}),
+        ("speedup", {"value": 0.0, "low": 0.0, "high": 0.0}),
+        ("speedup", {"value": 1.5, "low": 1.6, "high": 1.7}),
+        ("speedup", {}),
+        ("memory", {"peak_bytes": 1e999}),
+        ("memory", {"peak_bytes": 0}),
+        ("loss", {}),
+        ("loss", {"loss": float("nan")}),
+        ("missing", {"loss": 1.0}),
+    ],
+)
+def test_figures_that_would_let_anything_pass_are_refused(
+    runs: Path, capsys: Captured, metric: str, figures: dict[str, float]
+) -> None:
+    assert compare(runs, "1", "2", GATED, "--acknowledge", "so be it") == 0
+    rewrite(metric=metric, figures=figures)
+    assert compare(runs, "1", "4", GATED) == 2
+    assert "amp-acknowledged.json is not a list of what was accepted: [0]: " in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_json_stays_json(runs: Path, capsys: Captured) -> None:
+    assert compare(runs, "1", "2", GATED, "--acknowledge", "so be it", "--json") == 0
+    said = capsys.readouterr()
+    assert len(json.loads(said.out)) == 2
+    assert "accepted until " in said.err
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("1", "2", "--acknowledge", "why"), "--acknowledge needs a reason, and limits"),
-        (("1", "2", GATED, "--acknowledge", "  "), "--acknowledge needs a reason, and limits"),
-        (("1", "1", GATED, "--acknowledge", "why"), "nothing is beyond its limit or gone"),
+        (("1", "2", "--acknowledge", "why"), "--acknowledge needs limits that are exceeded"),
+        (("1", "2", GATED, "--acknowledge", "  "), "--acknowledge needs a reason"),
+        (("1", "2", GATED, "--acknowledge-tests"), "--acknowledge-tests needs a reason"),
+        (("1", "1", GATED, "--acknowledge", "why"), "nothing is beyond its limit"),
     ],
-    ids=["no limit", "no reason", "no change"],
+    ids=["no limit", "no reason", "tests without a reason", "no change"],
 )
 def test_there_has_to_be_something_to_accept_and_a_reason(
     runs: Path, capsys: Captured, arguments: tuple[str, ...], said: str
@@ -149,6 +240,6 @@ def test_a_hostile_id_or_reason_stays_text(runs: Path, capsys: Captured) -> None
     save(runs, 41, document(report(nodeid, day=2, speedup=1.2)))
     assert compare(runs, "40", "41", GATED, "--acknowledge", "why\x1b[31m\n\u202e") == 0
     assert compare(runs, "40", "41", GATED) == 0
-    told = capsys.readouterr().out
+    told = "".join(capsys.readouterr())
     assert "\x1b" not in told
     assert "\u202e" not in told

@@ -98,7 +98,7 @@ def test_the_summary_has_it_too(
 def test_one_that_was_accepted_as_missing_is_not_missed(compared: pytest.Pytester) -> None:
     entry = {
         "test": "test_it.py::test_step", "metric": "missing", "of": ["test_it.py::test_step"],
-        "figures": {}, "since": "2026-01-01T00:00:00+00:00", "reason": "it moved",
+        "figures": {}, "until": "2200-01-01T00:00:00+00:00", "reason": "it moved",
     }  # fmt: skip
     (compared.path / "amp-acknowledged.json").write_text(json.dumps([entry]), "utf-8")
     result = compared.runpytest(*STRICT, "-k", "other")
@@ -132,3 +132,31 @@ def test_a_broken_file_of_what_was_accepted_is_an_error_of_usage(
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: *amp-acknowledged.json is not a list of what was *"])
     assert compared.runpytest(*QUICK).ret == pytest.ExitCode.OK  # nothing is compared
+
+
+def test_in_a_run_of_tests_by_their_ids_none_is_missing(compared: pytest.Pytester) -> None:
+    result = compared.runpytest(*STRICT, "test_it.py::test_other")
+    assert result.ret == pytest.ExitCode.OK
+    assert compared.runpytest(*STRICT, "test_it.py", "-k", "other").ret != pytest.ExitCode.OK
+
+
+def test_a_new_test_fails_strictly_until_it_is_accepted(compared: pytest.Pytester) -> None:
+    compared.makepyfile(test_it=TWO + STEP.replace("test_step", "test_third"))
+    compared.runpytest(*STRICT).assert_outcomes(passed=2, failed=1)
+    entry = {
+        "test": "test_it.py::test_third", "metric": "new", "of": ["test_it.py::test_third"],
+        "figures": {}, "until": "2200-01-01T00:00:00+00:00", "reason": "a new one",
+    }  # fmt: skip
+    (compared.path / "amp-acknowledged.json").write_text(json.dumps([entry]), "utf-8")
+    result = compared.runpytest(*STRICT)
+    result.assert_outcomes(passed=3)
+    assert "accepted (a new one)" in " ".join(result.stdout.str().split())
+
+
+def test_after_ctrl_c_nothing_is_missing(compared: pytest.Pytester) -> None:
+    compared.makepyfile(
+        test_a="def test_a(): raise KeyboardInterrupt",
+        test_it=TWO.replace("@pytest", "@pytest.mark.skip\n@pytest", 1),
+    )
+    result = compared.runpytest_subprocess(*STRICT)
+    result.stdout.no_fnmatch_line("MISSING*")

@@ -192,13 +192,22 @@ def test_what_does_not_fit_is_left_out_and_named() -> None:
     big = Run({}, (), {"tests": "x" * 100_000})
     whole = summary(reports, big, WIDE)
     assert len(whole.encode()) > 100_000
-    for most in (65_000, 30_000):
+    for most in (65_000, 40_000):
         text = summary(reports, big, most)
         assert len(text.encode()) <= most
         assert text.startswith("## ❌ Mixed precision: 200 failed")
         assert "Left out for want of room: " in text
         assert "`--amp-json` has everything" in text
         assert "xxx" not in text
+
+
+@pytest.mark.parametrize("most", [65_000, 5_000, 300, 0, -1])
+def test_the_limit_holds_whatever_there_is(most: int) -> None:
+    gaps = [Gap("missing", f"test_{n}.py::test_{'x' * 2000}", fails=True) for n in range(600)]
+    named = {"command": "pytest " + "y" * 100_000, "branch": "z" * 10}
+    reports = [report(f"a.py::test_{number}[{'w' * 3000}]") for number in range(300)]
+    text = summary(reports, Run(named, gaps, {}), most)
+    assert len(text.encode()) <= max(most, 0)
 
 
 # Hostile text
@@ -209,7 +218,7 @@ HOSTILE = [
     "**x**", "__x__", "_x_", "~~x~~", "$x$", ":tada:", "\\", "&lt;", "&#124;", "&amp", "# x",
     "a\nb", "a\r\n\r\n## b", "\n```\n", "| --- |", "\x1b[31m", "\u202e", "\ud800", "- x", "1. x",
     "12) x", "+ x", "---", "===", "##", "--- ---",
-    "> x", "    x", "\t", "{{ x }}", "::error::x", "%0A", "",
+    "> x", "1.", "2)", "-", "+", "#", "/merge", "    x", "\t", "{{ x }}", "::error::x", "%0A", "",
 ]  # fmt: skip
 
 
@@ -253,7 +262,9 @@ def test_any_text_is_shown_as_it_is_and_is_no_markup(text: str) -> None:
         read = shown(f"x {made} x".encode("utf-8", "backslashreplace").decode())
         assert read.tags == ["<p>", *within, "</p>"]
         assert " ".join(read.text.split()) == " ".join(f"x {expected} x".split())
-    at_a_line_s_start = shown(f"{escaped(text)}x".encode("utf-8", "backslashreplace").decode())
+    at_a_line_s_start = shown(
+        f"{escaped(text) or 'x'}".encode("utf-8", "backslashreplace").decode()
+    )
     assert at_a_line_s_start.tags == ["<p>", "</p>"]
     in_a_table = shown(f"| a | b |\n| --- | --- |\n| x{escaped(text)}x | c |\n")
     assert f"x{expected}x" in in_a_table.text
