@@ -77,7 +77,9 @@ def finished(config: pytest.Config) -> Closed:
     return Closed(found.warnings, sorted(map(str, found.used)))
 
 
-def missing(config: pytest.Config, reports: Sequence[AmpReport], used: Collection[str]) -> list[str]:
+def missing(
+    config: pytest.Config, reports: Sequence[AmpReport], used: Collection[str]
+) -> list[str]:
     """Return a sentence for each test that the baselines measured and this run did not.
 
     A test that was deselected, renamed or skipped has no gate any more, and would not be missed.
