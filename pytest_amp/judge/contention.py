@@ -85,6 +85,13 @@ def agrees(timing: Timing, threshold: float, pairs: int | None = None) -> bool:
     return (statistics.median(seen) >= threshold) == (statistics.median(without) >= threshold)
 
 
+def has_company(found: Contention | None) -> bool:
+    """Return whether other processes kept a good part of a processor busy, beside a CPU's test."""
+    if found is None or found.device_type != "cpu":
+        return False
+    return found.most("others") > PART_OF_A_CORE
+
+
 def could_have_made(timing: Timing, threshold: float) -> str | None:
     """Return that what others took could have put the speedup on its side; None if it couldn't."""
     found = of(timing)

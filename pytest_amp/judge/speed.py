@@ -148,9 +148,12 @@ def otherwise_alone(timing: Timing) -> str | None:
     """Return a note if a block of each arm alone shows another speedup than blocks by turns.
 
     It is one block, so it has to lie outside of all pairs, and by more than `ALONE`; also without
-    the time in which one of its threads had no processor, which no cache explains.
+    the time in which one of its threads had no processor, which no cache explains. Where other
+    processes keep processors busy, no block is alone.
     """
     if timing.alone_s is None or len(timing.ratios) < abstain.LEAST_PAIRS:
+        return None
+    if contention.has_company(contention.of(timing)):
         return None
     fp32_s, amp_s = timing.alone_s
     if not fp32_s or not amp_s:

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from pytest_amp.judge.speed import otherwise_alone
-from pytest_amp.observations import Disturbance, Timing
+from pytest_amp.observations import Disturbance, Machine, Timing
 
 
 def timed(
@@ -15,6 +15,7 @@ def timed(
     pairs: int = 20,
     noise: float = 0.03,
     waited: tuple[float, float] | None = None,
+    others: float = 0.0,
 ) -> Timing:
     draw = random.Random(0)
     return Timing(
@@ -22,6 +23,7 @@ def timed(
         tuple(0.01 * draw.lognormvariate(0, noise) for _ in range(pairs)),
         4, "decided", 1.0, alone_s=alone_s,
         alone_taken=tuple(Disturbance(1.0, waited_s=each) for each in waited or ()),
+        machine=Machine("cpu", 2, 2, 1, blocks=((Disturbance(1.0, others_s=others),) * pairs,) * 2),
     )  # fmt: skip
 
 
@@ -78,3 +80,8 @@ def test_what_a_thread_that_waited_explains_is_not_laid_on_caches(alone_s, waite
 )
 def test_other_waits_leave_the_note(waited) -> None:
     assert otherwise_alone(timed((0.02, 0.04), waited=waited)) is not None
+
+
+@pytest.mark.parametrize(("others", "told"), [(0.0, True), (0.1, True), (0.9, False)])
+def test_beside_a_busy_process_no_block_is_alone(others: float, told: bool) -> None:
+    assert (otherwise_alone(timed((0.02, 0.04), others=others)) is not None) == told

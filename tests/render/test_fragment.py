@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 
 from pytest_amp.render.fragment import fragment
 from pytest_amp.results.values import Failure, Finding, Gate
+from tests.helpers.pages import Read
 from tests.helpers.saved_runs import report
 
 HOSTILE = [
@@ -23,24 +23,6 @@ HOSTILE = [
 ]
 
 
-class Read(HTMLParser):
-    """Lists a page's tags, and its text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        assert not attrs
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def test_it_has_the_verdict_the_gates_that_were_asked_the_findings_and_notes() -> None:
     finding = Finding("AMP402", "fp32-fallback", "warning", "it fell back", "net.head", "net.py:12")
     gates = (
@@ -53,7 +35,7 @@ def test_it_has_the_verdict_the_gates_that_were_asked_the_findings_and_notes() -
     assert "100%" not in read.text
     assert "warning AMP402 fp32-fallback in net.head (net.py:12): it fell back" in read.text
     assert "note: look twice" in read.text
-    assert read.tags.count("li") == 2
+    assert read.tags.count("<li>") == 2
 
 
 def test_a_test_without_figures_says_why() -> None:

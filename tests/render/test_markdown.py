@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import cmarkgfm
 import pytest
@@ -25,29 +24,9 @@ from pytest_amp.results.values import (
     Gate,
     Setting,
 )
+from tests.helpers.pages import Read
 
 WIDE = 10_000_000
-
-
-class Read(HTMLParser):
-    """Lists a page's tags with what matters of their attributes, and its text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.text = ""
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag != "wbr":
-            self.tags.append(f"<{tag}{''.join(f' {name}' for name, _ in attrs)}>")
-
-    def handle_endtag(self, tag: str) -> None:
-        self.tags.append(f"</{tag}>")
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def shown(markdown: str) -> Read:
