@@ -4,7 +4,8 @@ The question is always the same: is the second step slower than the first by mor
 process a step is timed against itself, and against itself with 3, 5, 10 or 20% of real work added
 to it; the step goes round through six small ones. A process asks about 0% and 10%, and every other
 one about 3, 5 or 20% too, in random order. The gate is `timing.run` with
-`min_speedup = 1 / 1.05`, as a test has it: at most two seconds, and no answer is an answer.
+`min_speedup = 1 / 1.05`, as a test has it: at most two seconds (`--seconds`), and no answer is an
+answer.
 
 The peers get the same two steps in the same process, and as many seconds as the gate took: the
 first step for half of them, then the second, built as for the gate.
@@ -82,7 +83,7 @@ def models():
     }
 
 
-def measure(name, number):
+def measure(name, number, most_s):
     """Return what one process sees of each planted size: the gate's answer, the peers' times."""
     import torch
     from forecast import setup_of
@@ -111,7 +112,7 @@ def measure(name, number):
             return "enough" if len(seen.ratios) >= 9 else None
 
         def decided(seen):
-            if seen.elapsed_s >= MOST_S:
+            if seen.elapsed_s >= most_s:
                 return "budget"
             return "decided" if speed.decision(seen, THRESHOLD, ERROR_RATE) else None
 
@@ -221,7 +222,7 @@ def sample(options):
     try:
         for number in range(done, done + options.processes):
             name = NAMES[number % len(NAMES)]
-            command = [*here, "--one", name, str(number)]
+            command = [*here, f"--seconds={options.seconds}", "--one", name, str(number)]
             made = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
             if made.returncode:
                 sys.exit(made.stderr)
@@ -308,11 +309,12 @@ def main():
     parser.add_argument("--beside", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("verdicts.jsonl"))
     parser.add_argument("--table", type=Path, nargs="+")
+    parser.add_argument("--seconds", type=float, default=MOST_S, help="that the gate may take")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--neighbour", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.one[0], int(options.one[1]))))
+        print(json.dumps(measure(options.one[0], int(options.one[1]), options.seconds)))
     elif options.neighbour is not None:
         neighbour(options.neighbour)
     elif options.table:
