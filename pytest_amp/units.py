@@ -101,6 +101,11 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """Return text on one line, with single spaces in place of white space, and printable."""
+    return printable(" ".join(text.split()))
+
+
 def plural(count: int, noun: str) -> str:
     """Format a count with its noun: 1 pair, 2 pairs."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

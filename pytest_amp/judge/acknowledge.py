@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from pytest_amp.judge.parity import tail_mean
+from pytest_amp.judge.parity import tail_means
 from pytest_amp.results.acknowledged import Accepted, Acknowledged
 from pytest_amp.results.report import AmpReport
-from pytest_amp.results.values import ArmRun, Estimate
+from pytest_amp.results.values import Estimate
 
 _FIGURES: Mapping[str, frozenset[str]] = {
     "speedup": frozenset({"value", "low", "high"}),
@@ -34,14 +34,9 @@ def figures(report: AmpReport, stored: AmpReport, metric: Accepted) -> Mapping[s
         return None
     if metric == "memory":
         return None if amp.peak_bytes is None else {"peak_bytes": float(amp.peak_bytes)}
-    before, now = _tails(stored.arms.get("amp")), _tails(amp)
+    before, now = tail_means(stored.arms.get("amp")), tail_means(amp)
     worse = {name: now[name] for name in now if name in before and not now[name] <= before[name]}
     return worse if worse and all(map(math.isfinite, worse.values())) else None
-
-
-def _tails(arm: ArmRun | None) -> dict[str, float]:
-    curves = arm.losses_by_key if arm else {}
-    return {name: tail_mean(curve) for name, curve in curves.items() if curve}
 
 
 def problem(accepted: Acknowledged) -> str | None:

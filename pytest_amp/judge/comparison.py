@@ -11,12 +11,11 @@ from pytest_amp import units
 from pytest_amp.codes import COMPARED_METRICS
 from pytest_amp.judge import acknowledge, contention
 from pytest_amp.judge.gates import verdict_of
-from pytest_amp.judge.parity import tail_mean
+from pytest_amp.judge.parity import tail_means
 from pytest_amp.results.acknowledged import Acknowledged
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.values import (
     COMPARED,
-    ArmRun,
     Baseline,
     Environment,
     Estimate,
@@ -211,14 +210,14 @@ def _memory(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate
 
 def _loss(report: AmpReport, stored: AmpReport, allowed: float | None) -> Gate:
     """Judge the change of the amp arm's loss; of several, the one that got worse by most."""
-    ours, theirs = (_losses(each.arms.get("amp")) for each in (report, stored))
+    ours, theirs = (tail_means(each.arms.get("amp")) for each in (report, stored))
     keys = [key for key in theirs if key in ours]
     gone = [key for key in theirs if key not in ours]
     if not keys:
         return _unknown("loss", allowed, "the two have no loss in common")
     key = max(keys, key=lambda each: _relative(theirs[each], ours[each]))
     change = _relative(theirs[key], ours[key])
-    fp32 = [_losses(each.arms.get("fp32")).get(key) for each in (stored, report)]
+    fp32 = [tail_means(each.arms.get("fp32")).get(key) for each in (stored, report)]
     rise = _relative(*fp32) if None not in fp32 else 0.0  # type: ignore[arg-type]
     detail = (
         f"amp's loss{'' if key == 'loss' else f' of {key}'} {theirs[key]:.5g} -> {ours[key]:.5g}, "
@@ -297,11 +296,6 @@ def _threshold(metric: str, allowed: float | None) -> float | None:
 def _peak(report: AmpReport, name: str) -> int | None:
     arm = report.arms.get(name)
     return arm.peak_bytes if arm else None
-
-
-def _losses(arm: ArmRun | None) -> dict[str, float]:
-    curves = arm.losses_by_key if arm else {}
-    return {key: tail_mean(curve) for key, curve in curves.items() if curve}
 
 
 def _relative(before: float, after: float) -> float:

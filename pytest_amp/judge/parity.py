@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from pytest_amp.observations import Floor, Losses, Observations, ParityRun
-from pytest_amp.results.values import tail_start
+from pytest_amp.results.values import ArmRun, tail_start
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,12 @@ def lost_finiteness_at(seen: Observations, step: int) -> bool:
         math.isfinite(x) for curve in seen.amp.losses.values() for x in curve[step : step + 1]
     )
     return first is not None and first <= step and not finite
+
+
+def tail_means(arm: ArmRun | None) -> dict[str, float]:
+    """Return the `tail_mean` of each of an arm's losses, by name; {} without an arm."""
+    curves = arm.losses_by_key if arm else {}
+    return {name: tail_mean(curve) for name, curve in curves.items() if curve}
 
 
 def tail_mean(losses: Sequence[float]) -> float:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +42,9 @@ class Seen:
     gaps: Sequence[Gap]
     marks: Callable[[], Sequence[Mark]]
 
+    @cached_property
     def document(self) -> dict[str, Any]:
-        """Return the JSON report."""
+        """The JSON report."""
         from pytest_amp.render import json
 
         return json.document(self.reports, self.run, now(), __version__, self.gaps)
@@ -52,7 +53,7 @@ class Seen:
         """Return the summary in Markdown, of at most so many bytes."""
         from pytest_amp.render import markdown
 
-        run = markdown.Run(self.run, self.gaps, self.document())
+        run = markdown.Run(self.run, self.gaps, self.document)
         return markdown.summary(self.reports, run, most).encode("utf-8", "backslashreplace")
 
 
@@ -161,7 +162,7 @@ def _require_writable(option: str, path: Path) -> None:
 def _write_json(path: Path, seen: Seen) -> None:
     from pytest_amp.render import json
 
-    json.write(path, seen.document())
+    json.write(path, seen.document)
 
 
 def _write_html(config: pytest.Config, path: Path, seen: Seen) -> None:

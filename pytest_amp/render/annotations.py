@@ -110,7 +110,7 @@ def _message(report: AmpReport, finding: Finding, part: str) -> str:
 def github(mark: Mark) -> str:
     """Return a mark as a command to GitHub's runner, which is a line of the job's output."""
     file, title = (_property(each) for each in (mark.place.file, mark.title))
-    message = _data(units.printable(" ".join(mark.message.split())))
+    message = _data(units.one_line(mark.message))
     return f"::{mark.severity} file={file},line={mark.place.line},title={title}::{message}"
 
 

@@ -27,7 +27,7 @@ def document(marks: Iterable[Mark]) -> list[dict[str, Any]]:
         key = "\0".join((*mark.key, str(seen[mark.key])))
         issues.append(
             {
-                "description": units.printable(" ".join(f"{mark.title}: {mark.message}".split())),
+                "description": units.one_line(f"{mark.title}: {mark.message}"),
                 "check_name": mark.check,
                 "fingerprint": hashlib.sha256(key.encode("utf-8", "backslashreplace")).hexdigest(),
                 "severity": _SEVERITIES[mark.severity],

@@ -42,4 +42,4 @@ def _lines(report: AmpReport) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    return escape(units.printable(" ".join(text.split())) if text.strip() else text)
+    return escape(units.one_line(text))

@@ -13,14 +13,19 @@ from pytest_amp.render import model_plots, plots, training_plots, trend_plots
 from pytest_amp.render.heading import heading
 from pytest_amp.render.table import columns_of
 from pytest_amp.render.text import text_of
-from pytest_amp.render.verdicts import OUTCOMES, both_arms, kind_of, outcome_of, why_nothing
+from pytest_amp.render.verdicts import (
+    GRAVITY,
+    OUTCOMES,
+    both_arms,
+    kind_of,
+    outcome_of,
+    why_nothing,
+)
 from pytest_amp.results.explanation import in_order
 from pytest_amp.results.report import AmpReport
 from pytest_amp.results.trend import METRICS, Trend
 from pytest_amp.results.values import ArmRun, Finding, against, arm_names
 from pytest_amp.rules import explain
-
-_GRAVITY = ("fail", "error", "unanswered", "inconclusive", "pass", "skipped")
 
 
 class Result(NamedTuple):
@@ -85,7 +90,7 @@ def page(
         lstrip_blocks=True,
     )
     environment.filters["duration"] = units.duration
-    gravest_first = sorted(results, key=lambda each: _GRAVITY.index(kind_of(each.report)))
+    gravest_first = sorted(results, key=lambda each: GRAVITY.index(kind_of(each.report)))
     sections = [_section(number, each) for number, each in enumerate(gravest_first, 1)]
     reports = [each.report for each in results]
     counts = [

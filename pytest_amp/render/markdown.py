@@ -16,7 +16,14 @@ from pytest_amp.render.heading import heading
 from pytest_amp.render.markdown_text import block, code, escaped, folded, table
 from pytest_amp.render.table import TableColumn, columns_of
 from pytest_amp.render.text import cut, text_of
-from pytest_amp.render.verdicts import counted, kind_of, last_attempts, outcome_of, why_nothing
+from pytest_amp.render.verdicts import (
+    GRAVITY,
+    counted,
+    kind_of,
+    last_attempts,
+    outcome_of,
+    why_nothing,
+)
 from pytest_amp.results.explanation import in_order, in_units, interval, part_in
 from pytest_amp.results.gaps import Gap
 from pytest_amp.results.report import AmpReport
@@ -31,7 +38,6 @@ _SIGNS = {
     "pass": "✅", "fail": "❌", "error": "❌", "unanswered": "❌", "inconclusive": "⚠️",
     "skipped": "➖", "not_gated": "➖",  # noqa: RUF001
 }  # fmt: skip
-_GRAVITY = ("fail", "error", "unanswered", "inconclusive", "pass", "skipped")
 # A peak or a loss that changed by less did not move.
 _MOVED_BY = 0.01
 # What is always there has to fit: at most so many rows and gaps, and so many characters of a text.
@@ -61,7 +67,7 @@ def summary(reports: Sequence[AmpReport], run: Run, most: int) -> str:
         most: how many bytes there is room for.
     """
     last = last_attempts(reports)
-    gravest_first = sorted(last, key=lambda each: _GRAVITY.index(kind_of(each)))
+    gravest_first = sorted(last, key=lambda each: GRAVITY.index(kind_of(each)))
     ended_well = [each for each in gravest_first if kind_of(each) in ("pass", "skipped")]
     told = [each for each in gravest_first if kind_of(each) not in ("pass", "skipped")]
     told += [each for each in ended_well if _moved(each)]
@@ -129,7 +135,7 @@ def _verdict(
     gravest = kind_of(reports[0]) if reports else "skipped"
     if run.gaps and gravest in ("pass", "skipped"):
         gravest = "unanswered" if any(gap.fails for gap in run.gaps) else "inconclusive"
-    counts = ", ".join(text for text, _ in counted(reports, _GRAVITY)) or "nothing was measured"
+    counts = ", ".join(text for text, _ in counted(reports, GRAVITY)) or "nothing was measured"
     lines = [f"## {_SIGNS[gravest]} Mixed precision: {counts}"]
     for gap in run.gaps[:_MOST_GAPS]:
         lines += ["", f"**{gap.word}**: {escaped(cut(gap.text, _LONGEST))}; {gap.consequence}"]

@@ -30,8 +30,7 @@ _DIVIDED = "@#!"
 
 def escaped(text: str) -> str:
     """Return text on one line, escaped, for any place in Markdown but a block of code."""
-    one_line = units.printable(" ".join(text.split()))
-    return _MEANS_SOMETHING.sub(lambda found: _reference(found[0]), one_line)
+    return _MEANS_SOMETHING.sub(lambda found: _reference(found[0]), units.one_line(text))
 
 
 def _reference(char: str) -> str:

@@ -34,6 +34,8 @@ OUTCOMES: Mapping[str, Outcome] = {
     "inconclusive": Outcome("INCONCLUSIVE", "inconclusive", UNSURE),
     "skipped": Outcome("SKIPPED", "skipped", FAINT),
 }
+# What is shown first.
+GRAVITY = ("fail", "error", "unanswered", "inconclusive", "pass", "skipped")
 
 
 def both_arms(report: AmpReport) -> tuple[ArmRun | None, ArmRun | None]:
