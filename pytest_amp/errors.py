@@ -33,13 +33,14 @@ def unless_our_bug(info: Any) -> bool:
     """Return whether to hide our frames from a traceback; a module's ``__tracebackhide__``.
 
     The frames between pytest and the user's step are noise if the user's code raised, or if the
-    message of one of our own exceptions says it all. If the error is a bug of ours, they are shown.
+    message of one of our own exceptions says it all. So they are where a timeout's signal or Ctrl-C
+    has raised, wherever that was. If the error is a bug of ours, they are shown.
     A frame that hides itself raises what torch would have raised, and is no bug either.
 
     Args:
         info: pytest's ExceptionInfo, or None.
     """
-    if info is None or isinstance(info.value, SaidInFull):
+    if info is None or isinstance(info.value, SaidInFull) or not isinstance(info.value, Exception):
         return True
     innermost = info.tb
     while innermost.tb_next is not None:

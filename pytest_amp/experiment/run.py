@@ -35,6 +35,7 @@ from pytest_amp.judge import (
 )
 from pytest_amp.judge.case import Case, Limits
 from pytest_amp.lab.arm import NoFloat16
+from pytest_amp.lab.intact import intact
 from pytest_amp.lab.machine.abilities import abilities
 from pytest_amp.lab.machine.device import Device, has_accelerator, world_size
 from pytest_amp.lab.machine.garbage import older_objects_set_aside
@@ -194,7 +195,7 @@ def laboratory(job: Job, progress: Progress) -> Iterator[Workbench]:
     with (
         nullcontext() if settings.static else turn(device, progress),
         device.activated(),
-        bench.globals.preserved(),
+        intact(bench.globals),
         older_objects_set_aside(device),
         cuda_rules() if policy == "cuda" else nullcontext(),
     ):

@@ -229,6 +229,7 @@ class Timing:
         alone_s: seconds per step of one more block of each arm, which ran alone behind a pause;
             None if there was none.
         alone_taken: what other work took from these two blocks; empty if nobody counts.
+        traced: whether Python was traced before, as coverage does; it was not while this was timed.
     """
 
     fp32_step_s: tuple[float, ...]
@@ -242,6 +243,7 @@ class Timing:
     machine: Machine | None = None
     alone_s: tuple[float, float] | None = None
     alone_taken: tuple[Disturbance, ...] = ()
+    traced: bool = False
 
     @property
     def ratios(self) -> tuple[float, ...]:

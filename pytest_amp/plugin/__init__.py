@@ -94,15 +94,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     """Fail an amp test that passed without measuring anything."""
     __tracebackhide__ = True
-    if collection.is_amp(item):
-        from pytest_amp.plugin import benchmark
+    if not collection.is_amp(item):
+        return (yield)
+    from pytest_amp.plugin import benchmark, makereport
 
-        benchmark.use(item)
-    result = yield
-    if collection.is_amp(item):
-        from pytest_amp.plugin import makereport
-
-        makereport.require_measurement(item)
+    benchmark.use(item)
+    with makereport.running(item):
+        result = yield
+    makereport.require_measurement(item)
     return result
 
 
@@ -129,3 +128,4 @@ def pytest_sessionfinish(session: pytest.Session) -> Generator[None, None, None]
         seeding.unseed(session.config)  # after Ctrl-C no teardown has done it
         if SESSION in session.config.stash:
             session.config.stash[SESSION].write_reports(session)
+            session.config.stash[SESSION].show_unasked()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pytest_amp import units
+from pytest_amp.plugin.collection import id_of
 from pytest_amp.storage import saving, store
 
 FIXTURE = "benchmark"
@@ -32,7 +33,7 @@ class _Source:
     def __init__(self, item: pytest.Item, arm: str, group: str | None, report: Any) -> None:
         callspec = getattr(item, "callspec", None)
         self.name = f"{item.name}[{arm}]"
-        self.fullname = f"{item.nodeid}[{arm}]"
+        self.fullname = f"{id_of(item)}[{arm}]"
         self.group = group
         self.param = callspec.id if callspec else None
         given = callspec.params if callspec else {}

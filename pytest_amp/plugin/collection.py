@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -12,6 +13,7 @@ import pytest
 from pytest_amp.codes import GATES
 from pytest_amp.plugin import options
 
+_REPETITION = "__pytest_repeat_step_number"  # the fixture of pytest-repeat
 _POINTER = "request amp_benchmark and call amp_benchmark(setup), where setup(arm) returns the step"
 
 
@@ -33,6 +35,26 @@ def _fixture_names(item: pytest.Item) -> Sequence[str]:
 def is_step(item: pytest.Item) -> bool:
     """Return whether the test's body is itself the training step."""
     return is_amp(item) and "amp_benchmark" not in _fixture_names(item)
+
+
+def id_of(item: pytest.Item) -> str:
+    """Return the test's id as it was collected: xdist's ``--dist=loadgroup`` appends the group."""
+    assert item.parent is not None
+    return f"{item.parent.nodeid}::{item.name}"
+
+
+def id_once(item: pytest.Item) -> str:
+    """Return the test's id without the part by which pytest-repeat tells its repetitions apart."""
+    return id_of(item).removesuffix(item.name) + name_once(item)
+
+
+def name_once(item: pytest.Item) -> str:
+    """Return the test's name, such as ``test_it[a]`` for its repetition ``test_it[a-2-3]``."""
+    number = getattr(getattr(item, "callspec", None), "params", {}).get(_REPETITION)
+    if number is None:
+        return item.name
+    own = re.sub(rf"[-[]{number + 1}-\d+\]$", "", item.name)
+    return f"{own}]" if "[" in own else own
 
 
 def mark_measuring_tests(items: Iterable[pytest.Item]) -> None:

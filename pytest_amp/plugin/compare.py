@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,16 +30,26 @@ def is_wanted(settings: Settings) -> bool:
     return any(getattr(settings, name) for name in COMPARING)
 
 
-def compared(config: pytest.Config, report: AmpReport, settings: Settings) -> AmpReport:
-    """Return the report with gates that compare it, or that say why there is no baseline."""
+def compared(
+    config: pytest.Config, report: AmpReport, settings: Settings, nodeid: str
+) -> AmpReport:
+    """Return the report with gates that compare it, or that say why there is no baseline.
+
+    Args:
+        config: pytest's configuration.
+        report: the test's report.
+        settings: the test's settings.
+        nodeid: what the test is called where it is not repeated.
+    """
+    asked = replace(report, nodeid=nodeid)
     try:
         baselines = _of_session(config, settings)
-        stored, origin = baselines.of(report)
+        stored, origin = baselines.of(asked)
     except (NoBaseline, ValueError) as error:
-        new = may_be("new", load_accepted(config), report.nodeid, report.started)
+        new = may_be("new", load_accepted(config), nodeid, report.started)
         return comparison.without_baseline(report, str(error), settings.compare_fail, new)
     found = registry.beside_baseline(report, stored)
-    known = acknowledgements.applying(load_accepted(config), report, origin.started)
+    known = acknowledgements.applying(load_accepted(config), asked, origin.started)
     return comparison.compared(report, stored, origin, settings.compare_fail, found, known)
 
 
@@ -78,7 +89,7 @@ def finished(config: pytest.Config) -> Closed:
 
 
 def missing(
-    config: pytest.Config, reports: Sequence[AmpReport], used: Collection[str]
+    config: pytest.Config, reports: Iterable[AmpReport], used: Collection[str]
 ) -> list[str]:
     """Return a sentence for each test that the baselines measured and this run did not.
 

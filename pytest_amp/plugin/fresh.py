@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from pytest_amp.experiment import processes
+from pytest_amp.plugin import collection
 from pytest_amp.plugin.alone import CACHE
 from pytest_amp.plugin.options import command_line
 from pytest_amp.progress import Progress
@@ -39,7 +40,8 @@ def _command(item: pytest.Item) -> processes.Command:
         if config.pluginmanager.hasplugin(name)
         for word in words
     ]
-    _, separator, within = item.nodeid.partition("::")
+    nodeid = collection.id_of(item)
+    _, separator, within = nodeid.partition("::")
     where = [f"--rootdir={config.rootpath}"]
     if config.inipath is not None:
         where += ["-c", str(config.inipath)]
@@ -53,4 +55,4 @@ def _command(item: pytest.Item) -> processes.Command:
         *_ITSELF,
         f"{item.path}{separator}{within}",
     ]
-    return processes.Command(arguments, config.invocation_params.dir, item.nodeid, {})
+    return processes.Command(arguments, config.invocation_params.dir, nodeid, {})

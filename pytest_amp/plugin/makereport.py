@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,17 +22,40 @@ UNASSERTED = (
 
 XFAILED = "expected to fail (xfail), so pytest does not count it as failed"
 
+_RUNS = pytest.StashKey[bool]()  # whether the test's function runs
+# What its subtests raised. The test goes on behind them.
+_SUBTESTS = pytest.StashKey[list[pytest.ExceptionInfo[BaseException]]]()
+
 # The message of these is the whole story; the place in our code that raised them is not part of it.
 SAID_IN_FULL = (AmpRegression, AmpInconclusive)
 
 
+@contextmanager
+def running(item: pytest.Item) -> Iterator[None]:
+    """Know inside that the test's function runs, so that what is reported is a subtest of it."""
+    item.stash[_RUNS], item.stash[_SUBTESTS] = True, []
+    try:
+        yield
+    finally:
+        del item.stash[_RUNS]
+
+
 def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
-    """Attach our report to pytest's, where reporters and xdist's controller find it."""
+    """Attach our report to pytest's, where reporters and xdist's controller find it.
+
+    A subtest has none: the measurement is its test's.
+    """
     # If the body is the step, an AmpError's traceback has only lines of ours.
     in_full = (*SAID_IN_FULL, AmpError) if collection.is_step(item) else SAID_IN_FULL
     if call.excinfo is not None and isinstance(call.excinfo.value, in_full):
         report.longrepr = call.excinfo.getrepr(style="value")
-        report.amp_told = isinstance(call.excinfo.value, SAID_IN_FULL)  # type: ignore[attr-defined]
+        if isinstance(call.excinfo.value, SAID_IN_FULL):
+            report.amp_told = True  # type: ignore[attr-defined]
+    if _RUNS in item.stash:
+        if call.excinfo is not None and report.failed:
+            item.stash[_SUBTESTS].append(call.excinfo)
+        return
+    report.amp_once = collection.id_once(item)  # type: ignore[attr-defined]
     if report.when == "call" or (report.when == "setup" and not report.passed):
         amp = _report(item, call, report)
         report.amp = amp.to_dict()  # type: ignore[attr-defined]
@@ -49,7 +73,7 @@ def record(
         report: pytest's report, with ours attached.
         run: returns what identifies this run of pytest.
     """
-    if report.when == "call" and measuring.settings_of(item).record:
+    if report.when == "call" and hasattr(report, "amp") and measuring.settings_of(item).record:
         from pytest_amp.plugin import benchmark
 
         benchmark.add(item, report.amp, run)
@@ -81,9 +105,9 @@ def _report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestR
     measured = item.stash.get(measuring.REPORT, None)
     if measured is not None:
         del item.stash[measuring.REPORT]
-        return _reconciled(measured, call, report)
+        return _reconciled(measured, call, report, item.stash.get(_SUBTESTS, []))
     blank = AmpReport(
-        nodeid=item.nodeid,
+        nodeid=collection.id_of(item),
         verdict="skipped" if report.skipped else "error",
         started=now(),
         duration_s=call.duration,
@@ -92,22 +116,26 @@ def _report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestR
     )
     if report.skipped:
         return replace(blank, skip_reason=_skip_reason(report))
-    return replace(blank, error=_failure(call))
+    return replace(blank, error=_failure(call, call.excinfo))
 
 
 def _reconciled(
-    measured: AmpReport, call: pytest.CallInfo[None], report: pytest.TestReport
+    measured: AmpReport,
+    call: pytest.CallInfo[None],
+    report: pytest.TestReport,
+    subtests: list[pytest.ExceptionInfo[BaseException]],
 ) -> AmpReport:
     """Return the report, with a note or another verdict if pytest's outcome is not the same.
 
     A test that ended with an exception that is not ours has not passed here either, so it never
     becomes a baseline.
     """
-    if call.excinfo is None:
+    raised = [*subtests, *filter(None, [call.excinfo])]
+    if not raised:
         unasserted = measured.verdict == "fail" or measured.unanswered
         return replace(measured, notes=(*measured.notes, UNASSERTED)) if unasserted else measured
-    ours = isinstance(call.excinfo.value, SAID_IN_FULL)
-    if measured.verdict == "fail" or ours:
+    foreign = [each for each in raised if not isinstance(each.value, SAID_IN_FULL)]
+    if measured.verdict == "fail" or not foreign:
         if hasattr(report, "wasxfail"):
             note = f"{XFAILED}: {report.wasxfail}" if report.wasxfail else XFAILED
             return replace(measured, notes=(*measured.notes, note))
@@ -115,11 +143,18 @@ def _reconciled(
     # The user's own assertion or skip, after a good measurement.
     if report.skipped:
         return replace(measured, verdict="skipped", skip_reason=_skip_reason(report))
-    return replace(measured, verdict="error", error=measured.error or _failure(call))
+    return replace(measured, verdict="error", error=measured.error or _failure(call, foreign[0]))
 
 
-def _failure(call: pytest.CallInfo[None]) -> Failure:
-    error = call.excinfo
+def crashed(report: pytest.TestReport) -> AmpReport:
+    """Return the report of a test during which xdist's worker died."""
+    error = Failure(None, "call", None, "Crash", str(report.longrepr))
+    return AmpReport(nodeid=report.nodeid, verdict="error", started=now(), error=error)
+
+
+def _failure(
+    call: pytest.CallInfo[None], error: pytest.ExceptionInfo[BaseException] | None
+) -> Failure:
     kind = "none" if error is None else error.type.__name__
     message = "" if error is None else str(error.value)
     return Failure(None, call.when, None, kind, message)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_amp import units
 from pytest_amp.plugin import collection, options
 from pytest_amp.provenance import rank
 
@@ -184,6 +185,7 @@ def measure(
         Exception: whatever the test's own code raises.
     """
     __tracebackhide__ = True
+    from pytest_amp.errors import add_note
     from pytest_amp.experiment import run as experiment
     from pytest_amp.experiment.job import failed
     from pytest_amp.plugin.live_line import LiveLine
@@ -202,6 +204,10 @@ def measure(
         if job.for_cuda and device.type == "cpu" and _asks_for_a_gpu(error):
             pytest.skip(f"needs a CUDA device itself, and not the rules alone: {error}")
         item.stash[REPORT] = failed(job, progress, error)
+        raise
+    except pytest.fail.Exception as error:  # also what pytest-timeout raises, wherever that is
+        item.stash[REPORT] = failed(job, progress, error)
+        add_note(error, f"pytest-amp: raised in {progress.place()}{_out_of_time(job, progress)}")
         raise
     finally:
         live.clear()
@@ -224,12 +230,23 @@ def measure(
     return report
 
 
+def _out_of_time(job: Job, progress: Progress) -> str:
+    """Return what may help where a timeout ended the timing, which has a budget of its own."""
+    if job.settings.static or progress.phase != "timing":
+        return ""
+    budget = units.duration(job.settings.max_time)
+    return (
+        f"; timing alone may take {budget}, so a timeout has to be longer than that, or "
+        "--amp-max-time shorter"
+    )
+
+
 def _compared(item: pytest.Item, report: AmpReport, settings: Settings) -> AmpReport:
     """Return the report, compared with a stored one if that is asked for."""
     from pytest_amp.plugin import compare
 
     if compare.is_wanted(settings):
-        report = compare.compared(item.config, report, settings)
+        report = compare.compared(item.config, report, settings, collection.id_once(item))
         item.stash[REPORT] = report
     return report
 
@@ -241,7 +258,7 @@ def job_of(
     from pytest_amp.experiment.job import Job
 
     return Job(
-        nodeid=item.nodeid,
+        nodeid=collection.id_of(item),
         setup=setup,
         device=device,
         settings=settings_of(item),
@@ -298,7 +315,7 @@ def run_body(item: pytest.Function) -> None:
 def _is_pytests(value: object) -> bool:
     """Return whether a value belongs to pytest or a plugin of it, and must not be copied."""
     package = type(value).__module__.partition(".")[0]
-    return package in ("_pytest", "pytest_benchmark", "pytest_mock")
+    return package in ("_pytest", "pytest_benchmark", "pytest_mock", "pytest_subtests")
 
 
 def settings_of(item: pytest.Item) -> Settings:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 # An xdist worker sends what is left of its baselines to the controller under this key.
 _CARGO = "amp_baselines"
 
+# A report of another one is xdist's own, about a test during which the worker died.
+_PHASES = ("setup", "call", "teardown")
+
 _RAN_TO_ITS_END = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
 
 
@@ -46,10 +50,13 @@ class Session:
         self.config = config
         self.reports: list[AmpReport] = []
         self._outcomes: dict[str, Outcome] = {}
+        self._begun: dict[str, str] = {}  # the amp tests that run, by pytest's ids
+        self._once: dict[str, str] = {}  # what each test is called where it is not repeated
         self._unread: dict[str, None] = {}
         self._used: dict[str, None] = {}  # the files that baselines were read from
         self._gaps: list[Gap] = []
         self._started = now()
+        self._shown = False
         self._worker = hasattr(config, "workerinput")
         self._files: OutputFiles | None = None
         option = config.option
@@ -58,17 +65,26 @@ class Session:
             self._files = self._output_files()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep the amp report that a test report carries."""
+        """Keep the amp report that a test report carries, or that is missing: a worker died."""
+        once = getattr(report, "amp_once", None)
+        if once is not None and report.when == "setup":
+            self._begun[report.nodeid] = once
         data = getattr(report, "amp", None)
-        if data is not None:
-            from pytest_amp.plugin.places import Outcome
-            from pytest_amp.results.report import AmpReport
+        crashed = report.when not in _PHASES and report.nodeid in self._begun
+        if data is None and not crashed:
+            return
+        from pytest_amp.plugin import makereport
+        from pytest_amp.plugin.places import Outcome
+        from pytest_amp.results.report import AmpReport
 
-            self.reports.append(AmpReport.from_dict(data))
-            self._outcomes[report.nodeid] = Outcome.of(report)
+        amp = makereport.crashed(report) if data is None else AmpReport.from_dict(data)
+        self.reports.append(amp)
+        self._outcomes[amp.nodeid] = Outcome.of(report)
+        self._once[amp.nodeid] = self._begun.pop(report.nodeid, amp.nodeid)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write our section of the summary."""
+        self._shown = True
         if self._worker or not (self.reports or self._gaps):
             return
         from pytest_amp.plugin import places, summary
@@ -79,6 +95,13 @@ class Session:
         if not rank():
             footer += places.for_github(self._marks)
         summary.write(terminalreporter, self.reports, self._gaps, footer)
+
+    def show_unasked(self) -> None:
+        """Write our section where a reporter that replaces pytest's asks nobody for a summary."""
+        plugins = self.config.pluginmanager
+        replaced = plugins.has_plugin("terminal") and not plugins.has_plugin("terminalreporter")
+        if replaced and not (self._shown or self._worker or self.config.option.no_summary):
+            self.pytest_terminal_summary(pytest.TerminalReporter(self.config, sys.stdout))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
@@ -136,7 +159,8 @@ class Session:
             for text in unasked(self.reports, given, static=static)
         ]
         if session.exitstatus in _RAN_TO_ITS_END and not (session.shouldstop or session.shouldfail):
-            missing = compare.missing(self.config, self.reports, self._used)
+            once = (replace(each, nodeid=self._once[each.nodeid]) for each in self.reports)
+            missing = compare.missing(self.config, once, self._used)
             self._gaps += [Gap("missing", text, "baseline" in strict) for text in missing]
         if any(gap.fails for gap in self._gaps) and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -62,7 +62,7 @@ def _name(item: pytest.Item) -> str:
     It does not come from the node id, because xdist's loadgroup adds to that.
     """
     classes = [node.name for node in item.listchain() if isinstance(node, pytest.Class)]
-    return "::".join([*classes, item.name])
+    return "::".join([*classes, collection.name_once(item)])
 
 
 def _read(file: Path, shown: str) -> Mapping[Title, Section]:

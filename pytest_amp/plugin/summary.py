@@ -51,7 +51,7 @@ def _told(reporter: pytest.TerminalReporter) -> frozenset[str]:
     if reporter.config.option.tbstyle in ("no", "line"):
         return frozenset()
     return frozenset(
-        report.nodeid
+        report.amp["nodeid"]
         for report in reporter.getreports("failed")
         if report.when == "call" and getattr(report, "amp_told", False)
     )

@@ -29,9 +29,11 @@ def older_objects_set_aside(device: Device) -> Iterator[None]:
             importlib.import_module(name)  # here, so that their many objects are set aside too
     if device.is_accelerator:  # earlier tests' garbage may hold memory, which is scarce there
         gc.collect()
-    gc.freeze()
     try:
+        gc.freeze()
         yield
     finally:
-        gc.collect()  # before the next call sets aside what was made inside
-        gc.unfreeze()
+        try:
+            gc.collect()  # before the next call sets aside what was made inside
+        finally:
+            gc.unfreeze()

@@ -19,11 +19,11 @@ def turn(device: Device, progress: Progress) -> Iterator[None]:
     """Hold the device's lock file; show that this test waits while another process holds it."""
     lock = FileLock(_path(device))
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        progress.at(f"waiting: another test measures on {device}", None)
-        lock.acquire()
-    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            progress.at(f"waiting: another test measures on {device}", None)
+            lock.acquire()
         yield
     finally:
         lock.release()

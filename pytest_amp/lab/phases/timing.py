@@ -15,6 +15,7 @@ import torch
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import ArmName, Setup
 from pytest_amp.lab.machine.contention import cores, processors
+from pytest_amp.lab.machine.untraced import is_traced, untraced
 from pytest_amp.lab.scaling.skip_check import SkipCheck
 from pytest_amp.lab.workbench import Resident, Turns, Workbench
 from pytest_amp.observations import Disturbance, GpuState, Machine, Timing
@@ -91,7 +92,15 @@ class Block:
 
 
 def run(bench: Workbench, plan: Plan, sides: Sides = ARMS) -> Timing:
-    """Time both sides, together in memory if they fit, else built anew for each block."""
+    """Time both sides, together in memory if they fit, else built anew for each block.
+
+    What traces Python, as coverage does, would slow both of them, and so is set aside.
+    """
+    traced = is_traced()
+    return replace(untraced(lambda: _run(bench, plan, sides)), traced=traced)
+
+
+def _run(bench: Workbench, plan: Plan, sides: Sides) -> Timing:
     skips = SkipCheck()
     timed = _both_resident(bench, plan, sides, skips)
     if timed is not None:

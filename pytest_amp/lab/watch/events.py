@@ -27,7 +27,7 @@ from torch.optim.optimizer import (
 )
 
 from pytest_amp.errors import unless_our_bug
-from pytest_amp.lab.watch.patches import lifted, patched, wrapped
+from pytest_amp.lab.watch.patches import lifted, patched, replaced, take_off_all, wrapped
 
 __tracebackhide__ = unless_our_bug
 
@@ -95,6 +95,11 @@ def subscribed(**around: Around) -> Iterator[None]:
         yield
 
 
+def unsubscribe_all() -> None:
+    """End what is still subscribed, although the block is over: a signal raised where it began."""
+    take_off_all()
+
+
 @contextmanager
 def launches(told: Callable[[str], None]) -> Iterator[None]:
     """Call `told` with the kind of each launch that bypasses the dispatcher.
@@ -129,12 +134,8 @@ def custom_functions(around: Callable[[type], Any]) -> Iterator[None]:
         with around(cls):
             return called(*args, **kwargs)
 
-    function: Any = torch.autograd.Function
-    function.apply = classmethod(apply)
-    try:
+    with replaced(torch.autograd.Function, "apply", classmethod(apply)):
         yield
-    finally:
-        function.apply = own
 
 
 Closure = Callable[..., Any]

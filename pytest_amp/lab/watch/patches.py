@@ -12,23 +12,62 @@ from pytest_amp.errors import unless_our_bug
 __tracebackhide__ = unless_our_bug
 
 
+_ABSENT = object()
+# What stands in an attribute's place by now, and what every such attribute was at first.
+_in_place: dict[Any, tuple[Any, str]] = {}
+_at_first: dict[tuple[Any, str], Any] = {}
+
+
+@contextmanager
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Put a value in place of an attribute of `owner`.
+
+    If the user's code has put something else there by the end, that stays.
+    """
+    before = vars(owner).get(name, _ABSENT)
+    _at_first.setdefault((owner, name), before)
+    _in_place[value] = owner, name
+    try:
+        setattr(owner, name, value)
+        yield
+    finally:
+        if vars(owner).get(name) is value:
+            _put_back(owner, name, before)
+        _in_place.pop(value, None)
+
+
+def take_off_all() -> None:
+    """Put back what is still replaced, as an exception from a signal may leave it."""
+    for value, (owner, name) in tuple(_in_place.items()):
+        if vars(owner).get(name) is value:
+            _put_back(owner, name, _at_first[owner, name])
+    _in_place.clear()
+    _at_first.clear()
+
+
+def _put_back(owner: Any, name: str, before: Any) -> None:
+    if before is _ABSENT:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, before)
+
+
 @contextmanager
 def patched(owner: Any, name: str, around: Callable[..., Any]) -> Iterator[None]:
     """Call ``around(original, *args, **kwargs)`` in place of an attribute of `owner`."""
-    original, is_its_own = getattr(owner, name), name in vars(owner)
+    original, watching = getattr(owner, name), True
 
     @wraps(original)  # what compiles code asks for its signature
     def call(*args: Any, **kwargs: Any) -> Any:
+        if not watching:  # but somebody has kept it
+            return original(*args, **kwargs)
         return around(original, *args, **kwargs)
 
-    setattr(owner, name, call)
-    try:
-        yield
-    finally:
-        if is_its_own:
-            setattr(owner, name, original)
-        else:
-            delattr(owner, name)
+    with replaced(owner, name, call):
+        try:
+            yield
+        finally:
+            watching = False
 
 
 @contextmanager
@@ -69,7 +108,7 @@ def _family(cls: Any) -> Iterable[type]:
 @contextmanager
 def wrapped(cls: type, method: str, around: Callable[..., Any]) -> Iterator[None]:
     """Wrap `method` wherever the class or a subclass defines it; nested calls are not reported."""
-    depth = 0
+    depth, watching = 0, True
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
@@ -77,7 +116,7 @@ def wrapped(cls: type, method: str, around: Callable[..., Any]) -> Iterator[None
             nonlocal depth
             depth += 1
             try:
-                if depth > 1:
+                if depth > 1 or not watching:
                     return original(self, *args, **kwargs)
                 return around(original, self, *args, **kwargs)
             finally:
@@ -88,7 +127,8 @@ def wrapped(cls: type, method: str, around: Callable[..., Any]) -> Iterator[None
     with ExitStack() as stack:
         for each in dict.fromkeys(_family(cls)):
             if method in vars(each):
-                original = vars(each)[method]
-                stack.callback(setattr, each, method, original)
-                setattr(each, method, wrap(original))
-        yield
+                stack.enter_context(replaced(each, method, wrap(vars(each)[method])))
+        try:
+            yield
+        finally:
+            watching = False
