@@ -60,14 +60,16 @@ def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytes
 
 @pytest.fixture(autouse=True)
 def _usual_options(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inner runs leave pytest-asyncio out: it warns wherever its own setting is not given.
+    """Inner runs leave out what warns without a setting of its own, redraws, or shuffles.
 
     Autocast follows the CPU's own rules in them, also where there is no GPU. Tests that are about
     one of these set PYTEST_ADDOPTS themselves.
     """
     if "pytester" in request.fixturenames:
         request.getfixturevalue("pytester")
-        monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:asyncio -o amp_policy=native")
+        monkeypatch.setenv(
+            "PYTEST_ADDOPTS", "-p no:asyncio -p no:sugar -p no:randomly -o amp_policy=native"
+        )
 
 
 @pytest.fixture(autouse=True)
