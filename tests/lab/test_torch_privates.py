@@ -569,6 +569,15 @@ def test_a_profiler_is_started_by_two_functions_of_one_module(monkeypatch) -> No
     assert RecordScope.STATIC_RUNTIME_OP in RecordScope.__members__.values()
 
 
+@holds("_disable_profiler")
+def test_a_profiler_that_nobody_stops_can_be_stopped() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]).start()
+        torch._C._autograd._disable_profiler()
+    assert not torch._C._autograd._profiler_enabled()
+
+
 # The dispatcher's kernels
 
 
