@@ -57,10 +57,10 @@ def not_attainable(seen: Observations) -> str | None:
         return "nothing was timed"
     if reason := not_seen(seen):
         return reason
-    if contention.on_processors(contention.of(seen.timing)):
-        return "other work took processors from the arms, and would from what measures the ceilings"
     if seen.timing.traced:
         return "Python was traced (as by coverage), so that the host's share of a step is not known"
+    if contention.on_processors(contention.of(seen.timing)):
+        return "other work took processors from the arms, and would from what measures the ceilings"
     is_compiled = seen.fp32.compiled or seen.amp.compiled
     return "what torch.compile fuses can't be seen" if is_compiled else None
 
