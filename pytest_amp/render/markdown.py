@@ -150,9 +150,13 @@ def _verdict(
 
 def _table(reports: Sequence[AmpReport], columns: Sequence[TableColumn]) -> Iterator[str]:
     yield from table(
-        ["test", *(column.title for column in columns), "verdict"],
+        ["verdict", "test", *(column.title for column in columns)],
         (
-            [_named(each), *(_cell(column, each) for column in columns), _outcome(each)]
+            [
+                _on_one_line(_outcome(each)),
+                _named(each),
+                *(_cell(column, each) for column in columns),
+            ]
             for each in reports
         ),
     )
@@ -169,7 +173,15 @@ def _cell(column: TableColumn, report: AmpReport) -> str:
 
 
 def _figure(text: str) -> str:
-    return text if text == units.NOTHING else escaped(text)
+    """Return a figure as Markdown."""
+    if text == units.NOTHING:
+        return text
+    return _on_one_line(escaped(text.replace("->", "\N{RIGHTWARDS ARROW}")))
+
+
+def _on_one_line(markdown: str) -> str:
+    """Return text that a narrow column of a table does not tear apart."""
+    return markdown.replace(" ", "&#160;")
 
 
 def _outcome(report: AmpReport) -> str:
@@ -194,7 +206,7 @@ def _gate(gate: Gate) -> list[str]:
         units.NOTHING if each is None else in_units(gate.name, each)
         for each in (gate.value, gate.threshold)
     )
-    verdict = f"{_SIGNS[gate.verdict]} {gate.word}"
+    verdict = _on_one_line(f"{_SIGNS[gate.verdict]} {gate.word}")
     measured = _figure(f"{value} {interval(gate)}".rstrip())
     return [gate.name, verdict, measured, _figure(threshold), escaped(gate.reason)]
 

@@ -42,3 +42,22 @@ def test_a_skipped_one_is_named_with_its_reason() -> None:
     assert list(missing([skipped], {"a.py::test_a": "x.json"})) == [
         "a.py::test_a was measured in x.json, and was skipped (no GPU)"
     ]
+
+
+def test_a_path_in_common_makes_no_two_tests_alike() -> None:
+    reports = [ran("tests/models/vision/test_models.py::test_later")]
+    baseline = {"tests/models/vision/test_models.py::test_depth[2]": "run 0001"}
+    (said,) = missing(reports, baseline)
+    assert said.endswith("did not run")
+
+
+def test_a_test_in_another_file_is_the_same_if_its_name_is() -> None:
+    reports = [ran("new/b.py::test_step[2]"), ran("new/b.py::test_step[1]")]
+    (said,) = missing(reports, {"old/a.py::test_step[1]": "run 0001"})
+    assert said.endswith("did not run; it may be new/b.py::test_step[1] now")
+
+
+def test_a_skipped_test_is_nobody_s_new_name() -> None:
+    skipped = ran("a.py::test_steps", "skipped", skip_reason="no GPU")
+    (said,) = missing([skipped], {"a.py::test_step": "run 0001"})
+    assert said.endswith("did not run")

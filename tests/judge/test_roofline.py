@@ -334,6 +334,18 @@ def test_nothing_is_said_of_what_is_compiled(arm: str) -> None:
     assert found.reason == "what torch.compile fuses can't be seen"
 
 
+def test_nothing_is_said_where_python_was_traced_and_only_then() -> None:
+    plain = Timing((8.0,), (4.0,), 1, "decided", 1.0)
+    traced = replace(plain, traced=True)
+    found = [
+        forecasts.here(seen_with(IN_FLOAT32, IN_BFLOAT16, timing=blocks), CPU, CPU)
+        for blocks in (plain, traced)
+    ]
+    assert found[0].high is not None
+    assert found[1].high is None
+    assert "traced" in found[1].reason
+
+
 def test_an_accelerator_waits_for_the_host_while_it_is_not_busy() -> None:
     blocks = Timing((8.0,), (4.0,), 1, "decided", 1.0, busy_s=3.0)
     found = forecasts.here(seen_with(IN_FLOAT32, IN_BFLOAT16, timing=blocks), ONE, ONE)

@@ -77,7 +77,7 @@ def test_the_verdict_comes_first_then_what_failed_then_what_passed_in_a_fold() -
     assert lines[0] == "## ❌ Mixed precision: 2 failed, 1 passed"
     place = "- NVIDIA L4, float16, torch 2.13.0, CUDA 12.8, cuDNN 9.1, driver 570.1"
     table = lines[: lines.index(place)]
-    assert any(line.startswith("| <code>a.py::test_b</code> | ") for line in table)
+    assert any(line.startswith("| ❌&#160;FAIL | <code>a.py::test_b</code> | ") for line in table)
     assert not any("test_a" in line for line in table)
     assert "- commit <code>0123456789</code> of <code>main</code>" in lines
     assert "- <code>pytest -m amp</code>" in lines
@@ -89,12 +89,12 @@ def test_the_verdict_comes_first_then_what_failed_then_what_passed_in_a_fold() -
 def test_a_failed_test_has_its_gates_with_intervals_and_thresholds() -> None:
     text = summary([report()], run(), WIDE)
     assert (
-        "| speedup | ❌ FAILED | 1.12x &#91;1.10, 1.14&#93; | 1.30x | "
+        "| speedup | ❌&#160;FAILED | 1.12x&#160;&#91;1.10,&#160;1.14&#93; | 1.30x | "
         "1.12x &#91;1.10, 1.14&#93; is below 1.30x |"
     ) in text
-    assert "| coverage | ✅ ok | 95% | 90% | 95% is at least 90% |" in text
+    assert "| coverage | ✅&#160;ok | 95% | 90% | 95% is at least 90% |" in text
     assert "memory_reduction" not in text  # nobody asked for it
-    assert "**1.12x &#91;1.10, 1.14&#93;**" in text
+    assert "**1.12x&#160;&#91;1.10,&#160;1.14&#93;**" in text
 
 
 def test_the_command_runs_the_test_alone_with_the_options_of_the_run() -> None:
