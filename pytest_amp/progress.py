@@ -84,5 +84,6 @@ class Progress:
     def place(self) -> str:
         """Describe the place in words: ``the amp arm, step 3 (parity)``."""
         arm = "the test" if self.arm is None else f"the {self.arm} arm"
-        step = "" if self.step is None else f", step {self.step}"
+        counted = "pair" if self.phase == "timing" else "step"
+        step = "" if self.step is None else f", {counted} {self.step}"
         return f"{arm}{step}" + (f" ({self.phase})" if self.phase else "")

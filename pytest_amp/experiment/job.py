@@ -40,6 +40,7 @@ _PHASES = {
     "warm-up": "timing",
     "calibration": "timing",
     "timing": "timing",
+    "timing alone": "timing",
     "ceilings": "timing",
     "training": "training",
     "evaluation": "training",
@@ -171,6 +172,11 @@ def phases_of(progress: Progress) -> dict[str, float]:
     """Return the seconds that each of the report's phases took."""
     totals = dict.fromkeys(PHASES, 0.0)
     for phase, seconds in progress.seconds.items():
-        if phase in _PHASES:
-            totals[_PHASES[phase]] += seconds
+        if (part := part_of(phase)) is not None:
+            totals[part] += seconds
     return totals
+
+
+def part_of(phase: str) -> str | None:
+    """Return which of the report's phases a phase of the progress belongs to; None if to none."""
+    return _PHASES.get(phase)

@@ -41,6 +41,7 @@ from pytest_amp.lab.machine.device import Device, has_accelerator, world_size
 from pytest_amp.lab.machine.garbage import older_objects_set_aside
 from pytest_amp.lab.machine.lock import turn
 from pytest_amp.lab.machine.torch_globals import is_tf32_on
+from pytest_amp.lab.machine.untraced import is_profiled
 from pytest_amp.lab.phases import drill, timing
 from pytest_amp.lab.phases import parity as parity_run
 from pytest_amp.lab.phases.accumulation_drill import accumulated
@@ -408,6 +409,12 @@ def _timed(bench: Workbench, settings: Settings, limits: Limits) -> Timing:
     if timed.one_resident:
         bench.notes.append(
             "both arms did not fit in memory together: each was rebuilt for every timed block"
+        )
+    if is_profiled():
+        bench.notes.append(
+            "a profile function, such as cProfile's, was called for each function of Python: it "
+            "slows the host's part of a step in both arms, and so understates what AMP gains or "
+            "loses; measure without it"
         )
     if note := speed.otherwise_alone(timed):
         bench.notes.append(note)

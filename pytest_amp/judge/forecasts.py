@@ -58,7 +58,7 @@ def not_attainable(seen: Observations) -> str | None:
     if reason := not_seen(seen):
         return reason
     if seen.timing.traced:
-        return "Python was traced (as by coverage), so that the host's share of a step is not known"
+        return "Python was traced or profiled, so that the host's share of a step is not known"
     if contention.on_processors(contention.of(seen.timing)):
         return "other work took processors from the arms, and would from what measures the ceilings"
     is_compiled = seen.fp32.compiled or seen.amp.compiled

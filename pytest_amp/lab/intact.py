@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +27,7 @@ def intact(state: GlobalState) -> Iterator[None]:
     before = state.capture()
     frozen, profiled = gc.get_freeze_count(), torch._C._autograd._profiler_enabled()
     depth = len(_modes())
+    ours, others = sys.gettrace(), threading.gettrace()
 
     def restore() -> None:
         unsubscribe_all()
@@ -33,9 +36,14 @@ def intact(state: GlobalState) -> Iterator[None]:
         if torch._C._autograd._profiler_enabled() and not profiled:
             with quietly():
                 torch._C._autograd._disable_profiler()
+                torch.autograd.profiler._set_is_profiler_enabled(False)
         state.apply(before)
         if not frozen:
             gc.unfreeze()
+        if sys.gettrace() is not ours:
+            sys.settrace(ours)
+        if threading.gettrace() is not others:
+            threading.settrace(others)
 
     try:
         yield

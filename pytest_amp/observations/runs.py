@@ -229,7 +229,8 @@ class Timing:
         alone_s: seconds per step of one more block of each arm, which ran alone behind a pause;
             None if there was none.
         alone_taken: what other work took from these two blocks; empty if nobody counts.
-        traced: whether Python was traced before, as coverage does; it was not while this was timed.
+        traced: whether Python was traced, as coverage does, or profiled. Nothing was traced while
+            this was timed.
     """
 
     fp32_step_s: tuple[float, ...]

@@ -82,6 +82,8 @@ def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, None, None]:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """Measure a test whose body is the training step, instead of calling it once."""
     __tracebackhide__ = True
+    if collection.is_amp(pyfuncitem):
+        seeding.draw_on(pyfuncitem)
     if not collection.is_step(pyfuncitem):
         return None
     from pytest_amp.plugin import measuring
@@ -99,6 +101,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
     from pytest_amp.plugin import benchmark, makereport
 
     benchmark.use(item)
+    seeding.keep(item)
     with makereport.running(item):
         result = yield
     makereport.require_measurement(item)

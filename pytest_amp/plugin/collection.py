@@ -50,11 +50,14 @@ def id_once(item: pytest.Item) -> str:
 
 def name_once(item: pytest.Item) -> str:
     """Return the test's name, such as ``test_it[a]`` for its repetition ``test_it[a-2-3]``."""
-    number = getattr(getattr(item, "callspec", None), "params", {}).get(_REPETITION)
-    if number is None:
-        return item.name
-    own = re.sub(rf"[-[]{number + 1}-\d+\]$", "", item.name)
-    return f"{own}]" if "[" in own else own
+    repeated = _REPETITION in getattr(getattr(item, "callspec", None), "params", {})
+    return without_repetition(item.name) if repeated else item.name
+
+
+def without_repetition(name: str) -> str:
+    """Return a name or an id without what pytest-repeat may have put behind it, ``2-3``."""
+    own = re.sub(r"[-[]\d+-\d+\]$", "", name)
+    return f"{own}]" if own != name and "[" in own else own
 
 
 def mark_measuring_tests(items: Iterable[pytest.Item]) -> None:

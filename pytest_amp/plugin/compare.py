@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +12,7 @@ import pytest
 
 from pytest_amp.judge import comparison
 from pytest_amp.judge import missing as judge
+from pytest_amp.plugin import collection
 from pytest_amp.plugin.options import COMPARING
 from pytest_amp.results.acknowledged import Acknowledged
 from pytest_amp.results.report import AmpReport
@@ -39,12 +40,18 @@ def compared(
         config: pytest's configuration.
         report: the test's report.
         settings: the test's settings.
-        nodeid: what the test is called where it is not repeated.
+        nodeid: what the test is called where it is not repeated. So its repetitions have a
+            baseline, unless the stored run repeated it as well.
     """
     asked = replace(report, nodeid=nodeid)
     try:
         baselines = _of_session(config, settings)
-        stored, origin = baselines.of(asked)
+        try:
+            stored, origin = baselines.of(report)
+        except NoBaseline:
+            if nodeid == report.nodeid:
+                raise
+            stored, origin = baselines.of(asked)
     except (NoBaseline, ValueError) as error:
         new = may_be("new", load_accepted(config), nodeid, report.started)
         return comparison.without_baseline(report, str(error), settings.compare_fail, new)
@@ -89,7 +96,10 @@ def finished(config: pytest.Config) -> Closed:
 
 
 def missing(
-    config: pytest.Config, reports: Iterable[AmpReport], used: Collection[str]
+    config: pytest.Config,
+    reports: Sequence[AmpReport],
+    once: Mapping[str, str],
+    used: Collection[str],
 ) -> list[str]:
     """Return a sentence for each test that the baselines measured and this run did not.
 
@@ -99,6 +109,7 @@ def missing(
     Args:
         config: pytest's configuration.
         reports: the run's reports.
+        once: by each report's id, what the test is called where it is not repeated.
         used: the files that its baselines were read from.
     """
     by_id = any("::" in argument for argument in config.args)
@@ -114,7 +125,19 @@ def missing(
                 if not test.get("arms") or may_be("missing", accepted, nodeid, when):
                     continue
                 measured[nodeid] = max((when, f"run {run.name}"), measured.get(nodeid, ("", "")))
-    return list(judge.missing(reports, {nodeid: run for nodeid, (_, run) in measured.items()}))
+    # A repeated test stands for itself, and any of its repetitions for the test.
+    named = [*reports, *(replace(each, nodeid=once[each.nodeid]) for each in reports)]
+    there = {each.nodeid for each in named}
+    return list(
+        judge.missing(
+            named,
+            {
+                nodeid: run
+                for nodeid, (_, run) in measured.items()
+                if collection.without_repetition(nodeid) not in there or nodeid in there
+            },
+        )
+    )
 
 
 def storage_of(config: pytest.Config) -> Path:

@@ -33,11 +33,12 @@ SAID_IN_FULL = (AmpRegression, AmpInconclusive)
 @contextmanager
 def running(item: pytest.Item) -> Iterator[None]:
     """Know inside that the test's function runs, so that what is reported is a subtest of it."""
-    item.stash[_RUNS], item.stash[_SUBTESTS] = True, []
+    item.stash[_SUBTESTS] = []
     try:
+        item.stash[_RUNS] = True
         yield
     finally:
-        del item.stash[_RUNS]
+        item.stash[_RUNS] = False
 
 
 def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
@@ -50,12 +51,12 @@ def attach(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestRe
     if call.excinfo is not None and isinstance(call.excinfo.value, in_full):
         report.longrepr = call.excinfo.getrepr(style="value")
         if isinstance(call.excinfo.value, SAID_IN_FULL):
-            report.amp_told = True  # type: ignore[attr-defined]
-    if _RUNS in item.stash:
-        if call.excinfo is not None and report.failed:
+            report.amp_told = collection.id_of(item)  # type: ignore[attr-defined]
+    if item.stash.get(_RUNS, False):
+        if call.excinfo is not None and (report.failed or hasattr(report, "wasxfail")):
             item.stash[_SUBTESTS].append(call.excinfo)
         return
-    report.amp_once = collection.id_once(item)  # type: ignore[attr-defined]
+    report.amp_ids = collection.id_of(item), collection.id_once(item)  # type: ignore[attr-defined]
     if report.when == "call" or (report.when == "setup" and not report.passed):
         amp = _report(item, call, report)
         report.amp = amp.to_dict()  # type: ignore[attr-defined]
@@ -146,10 +147,10 @@ def _reconciled(
     return replace(measured, verdict="error", error=measured.error or _failure(call, foreign[0]))
 
 
-def crashed(report: pytest.TestReport) -> AmpReport:
+def crashed(nodeid: str, report: pytest.TestReport) -> AmpReport:
     """Return the report of a test during which xdist's worker died."""
     error = Failure(None, "call", None, "Crash", str(report.longrepr))
-    return AmpReport(nodeid=report.nodeid, verdict="error", started=now(), error=error)
+    return AmpReport(nodeid=nodeid, verdict="error", started=now(), error=error)
 
 
 def _failure(

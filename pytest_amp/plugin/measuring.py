@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_amp import units
 from pytest_amp.plugin import collection, options
 from pytest_amp.provenance import rank
 
@@ -185,10 +184,10 @@ def measure(
         Exception: whatever the test's own code raises.
     """
     __tracebackhide__ = True
-    from pytest_amp.errors import add_note
     from pytest_amp.experiment import run as experiment
     from pytest_amp.experiment.job import failed
     from pytest_amp.plugin.live_line import LiveLine
+    from pytest_amp.plugin.out_of_time import located
     from pytest_amp.progress import Progress
 
     live = LiveLine(item.config, item.nodeid)
@@ -199,15 +198,17 @@ def measure(
 
         job = replace(job, snapshot=snapshot.stored_for(item, job.settings.snapshot == "update"))
     try:
-        report = item.config.stash.get(RUNNER, run or experiment.run)(job, progress)
+        with located(job, progress):
+            report = item.config.stash.get(RUNNER, run or experiment.run)(job, progress)
     except Exception as error:
         if job.for_cuda and device.type == "cpu" and _asks_for_a_gpu(error):
             pytest.skip(f"needs a CUDA device itself, and not the rules alone: {error}")
         item.stash[REPORT] = failed(job, progress, error)
         raise
-    except pytest.fail.Exception as error:  # also what pytest-timeout raises, wherever that is
+    except pytest.xfail.Exception:
+        raise
+    except pytest.fail.Exception as error:
         item.stash[REPORT] = failed(job, progress, error)
-        add_note(error, f"pytest-amp: raised in {progress.place()}{_out_of_time(job, progress)}")
         raise
     finally:
         live.clear()
@@ -220,25 +221,15 @@ def measure(
     device.empty_cache()
     again = fresh.again(item, report, progress)
     try:
-        report = processes.over_processes(report, job.settings, again)
-        item.stash[REPORT] = report
-        report = _compared(item, report, job.settings)
-        report = processes.confirmed(report, job.settings, again)
-        item.stash[REPORT] = report
+        with located(job, progress):
+            report = processes.over_processes(report, job.settings, again)
+            item.stash[REPORT] = report
+            report = _compared(item, report, job.settings)
+            report = processes.confirmed(report, job.settings, again)
+            item.stash[REPORT] = report
     finally:
         live.clear()
     return report
-
-
-def _out_of_time(job: Job, progress: Progress) -> str:
-    """Return what may help where a timeout ended the timing, which has a budget of its own."""
-    if job.settings.static or progress.phase != "timing":
-        return ""
-    budget = units.duration(job.settings.max_time)
-    return (
-        f"; timing alone may take {budget}, so a timeout has to be longer than that, or "
-        "--amp-max-time shorter"
-    )
 
 
 def _compared(item: pytest.Item, report: AmpReport, settings: Settings) -> AmpReport:

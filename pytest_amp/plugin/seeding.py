@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 _SEEDING = pytest.StashKey[pytest.Item]()  # the test whose seed is to be set
+_AFTER_FIXTURES = pytest.StashKey[Callable[[], None]]()
 _RANDOM = pytest.StashKey[Callable[[], None]]()  # restores the random number generators
 
 
@@ -30,6 +31,23 @@ def seed(config: pytest.Config) -> None:
     if _RANDOM not in config.stash:
         config.stash[_RANDOM] = remembered()
     seed_all(measuring.settings_of(item).seed)
+
+
+def keep(item: pytest.Item) -> None:
+    """Note the generators' state as the fixtures have left it."""
+    from pytest_amp.lab.machine.global_state import remembered
+
+    item.stash[_AFTER_FIXTURES] = remembered()
+
+
+def draw_on(item: pytest.Item) -> None:
+    """Go on from the state that was noted: pytest-randomly seeds again before the test's function.
+
+    Its seed is another one in each run.
+    """
+    put_back = item.stash.get(_AFTER_FIXTURES, None)
+    if put_back is not None:
+        put_back()
 
 
 def unseed(config: pytest.Config) -> None:

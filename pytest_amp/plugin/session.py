@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -50,7 +49,7 @@ class Session:
         self.config = config
         self.reports: list[AmpReport] = []
         self._outcomes: dict[str, Outcome] = {}
-        self._begun: dict[str, str] = {}  # the amp tests that run, by pytest's ids
+        self._running: dict[str, tuple[str, str]] = {}  # by pytest's ids, what we call the tests
         self._once: dict[str, str] = {}  # what each test is called where it is not repeated
         self._unread: dict[str, None] = {}
         self._used: dict[str, None] = {}  # the files that baselines were read from
@@ -66,21 +65,30 @@ class Session:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the amp report that a test report carries, or that is missing: a worker died."""
-        once = getattr(report, "amp_once", None)
-        if once is not None and report.when == "setup":
-            self._begun[report.nodeid] = once
+        ids = getattr(report, "amp_ids", None)
+        if ids is not None:
+            self._running[report.nodeid] = ids
         data = getattr(report, "amp", None)
-        crashed = report.when not in _PHASES and report.nodeid in self._begun
-        if data is None and not crashed:
-            return
-        from pytest_amp.plugin import makereport
-        from pytest_amp.plugin.places import Outcome
-        from pytest_amp.results.report import AmpReport
+        if data is not None:
+            from pytest_amp.results.report import AmpReport
 
-        amp = makereport.crashed(report) if data is None else AmpReport.from_dict(data)
+            self._keep_report(AmpReport.from_dict(data), report)
+        elif report.when not in _PHASES and report.nodeid in self._running:
+            from pytest_amp.plugin import makereport
+
+            nodeid, _ = self._running[report.nodeid]
+            # If it had one already, the worker died in its teardown.
+            self.reports = [each for each in self.reports if each.nodeid != nodeid]
+            self._keep_report(makereport.crashed(nodeid, report), report)
+        if report.when == "teardown":
+            self._running.pop(report.nodeid, None)
+
+    def _keep_report(self, amp: AmpReport, report: pytest.TestReport) -> None:
+        from pytest_amp.plugin.places import Outcome
+
         self.reports.append(amp)
         self._outcomes[amp.nodeid] = Outcome.of(report)
-        self._once[amp.nodeid] = self._begun.pop(report.nodeid, amp.nodeid)
+        _, self._once[amp.nodeid] = self._running.get(report.nodeid, (amp.nodeid, amp.nodeid))
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Write our section of the summary."""
@@ -98,10 +106,15 @@ class Session:
 
     def show_unasked(self) -> None:
         """Write our section where a reporter that replaces pytest's asks nobody for a summary."""
-        plugins = self.config.pluginmanager
-        replaced = plugins.has_plugin("terminal") and not plugins.has_plugin("terminalreporter")
-        if replaced and not (self._shown or self._worker or self.config.option.no_summary):
-            self.pytest_terminal_summary(pytest.TerminalReporter(self.config, sys.stdout))
+        plugins, ours = self.config.pluginmanager, "terminalreporter"
+        replaced = plugins.has_plugin("terminal") and not plugins.has_plugin(ours)
+        unwanted = plugins.is_blocked(ours) or self.config.option.no_summary
+        if not replaced or unwanted or self._shown or self._worker:
+            return
+        reporter = pytest.TerminalReporter(self.config, sys.stdout)
+        for each in (self, plugins.get_plugin("amp-snapshot")):
+            if each is not None:
+                each.pytest_terminal_summary(reporter)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
@@ -159,8 +172,7 @@ class Session:
             for text in unasked(self.reports, given, static=static)
         ]
         if session.exitstatus in _RAN_TO_ITS_END and not (session.shouldstop or session.shouldfail):
-            once = (replace(each, nodeid=self._once[each.nodeid]) for each in self.reports)
-            missing = compare.missing(self.config, once, self._used)
+            missing = compare.missing(self.config, self.reports, self._once, self._used)
             self._gaps += [Gap("missing", text, "baseline" in strict) for text in missing]
         if any(gap.fails for gap in self._gaps) and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -51,9 +51,9 @@ def _told(reporter: pytest.TerminalReporter) -> frozenset[str]:
     if reporter.config.option.tbstyle in ("no", "line"):
         return frozenset()
     return frozenset(
-        report.amp["nodeid"]
+        report.amp_told
         for report in reporter.getreports("failed")
-        if report.when == "call" and getattr(report, "amp_told", False)
+        if report.when == "call" and hasattr(report, "amp_told")
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -29,6 +30,7 @@ from pytest_amp.lab.machine import garbage, lock
 from pytest_amp.lab.machine.device import Device
 from pytest_amp.lab.machine.global_state import GlobalState
 from pytest_amp.lab.machine.torch_globals import table
+from pytest_amp.lab.machine.untraced import untraced
 from pytest_amp.lab.watch import dispatch, events, patches
 from pytest_amp.lab.watch.profiler import Profiler
 from pytest_amp.progress import Progress
@@ -89,6 +91,8 @@ def everything() -> dict[str, object]:
         found |= {f"{owner.__name__}.{name}": id(each) for name, each in named.items()}
     found["frozen"] = gc.get_freeze_count() > 0
     found["profiled"] = torch.autograd._profiler_enabled()
+    found["profiler"] = torch.autograd.profiler._is_profiler_enabled
+    found["traced"] = sys.gettrace(), threading.gettrace()
     found["modes"] = len(_get_current_dispatch_mode_stack())
     with FileLock(lock._path(Device(lab.CPU))).acquire(timeout=0):
         pass
@@ -118,6 +122,9 @@ def around(original: Any, *args: Any, **kwargs: Any) -> Any:
     return original(*args, **kwargs)
 
 
+def trace(*_: object) -> None: ...
+
+
 def watched() -> None:
     """Change everything that a measurement changes."""
     device = Device(lab.CPU)
@@ -136,6 +143,7 @@ def watched() -> None:
         profiler.start()
         torch.set_default_dtype(torch.float64)
         torch.autocast("cpu").__enter__()
+        untraced(torch.get_num_threads)
 
 
 # The first reading of all that is global is over before anything changes, but for one counter,
@@ -161,7 +169,14 @@ def _on_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 @pytest.mark.slow
 def test_nothing_stays_wherever_the_watchers_are_interrupted() -> None:
-    assert everywhere(watched, but=READING) > 50
+    former = sys.gettrace(), threading.gettrace()
+    sys.settrace(trace)
+    threading.settrace(trace)
+    try:
+        assert everywhere(watched, but=READING) > 50
+    finally:
+        sys.settrace(former[0])
+        threading.settrace(former[1])  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -179,14 +194,16 @@ def test_what_the_user_puts_over_ours_stays_and_is_passed_through() -> None:
         heard.append("ours")
         return original(*args, **kwargs)
 
-    original = F.dropout
-    with events.subscribed(dropout=listen):
-        ours = F.dropout
-        theirs = F.dropout = partial(ours)  # type: ignore[assignment]
-        F.dropout(torch.ones(1))
+    original, x = F.scaled_dot_product_attention, torch.ones(1, 1, 2, 2)
+    with events.subscribed(attention=listen):
+        ours = F.scaled_dot_product_attention
+        assert ours is not original
+        theirs = F.scaled_dot_product_attention = partial(ours)
+        F.scaled_dot_product_attention(x, x, x)
+        assert F.scaled_dot_product_attention is theirs
     try:
-        assert F.dropout is theirs
-        F.dropout(torch.ones(1))
+        assert F.scaled_dot_product_attention is theirs
+        F.scaled_dot_product_attention(x, x, x)
         assert heard == ["ours"]
     finally:
-        F.dropout = original
+        F.scaled_dot_product_attention = original

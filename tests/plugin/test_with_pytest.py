@@ -144,6 +144,13 @@ def test_without_a_terminal_the_gates_still_hold_and_the_report_is_written(
     assert [test["verdict"] for test in read(project)["tests"]] == ["pass", "fail"]
 
 
+def test_without_pytest_s_reporter_there_is_no_table_either(project: pytest.Pytester) -> None:
+    project.makepyfile(test_it=STEP)
+    result = project.runpytest_subprocess("-p", "no:terminalreporter", *QUICK)
+    assert result.ret == pytest.ExitCode.OK
+    assert "pytest-amp" not in result.stdout.str()
+
+
 def test_warnings_may_be_errors(project: pytest.Pytester) -> None:
     project.makepyfile(
         test_it=STEP

@@ -19,14 +19,21 @@ def turn(device: Device, progress: Progress) -> Iterator[None]:
     """Hold the device's lock file; show that this test waits while another process holds it."""
     lock = FileLock(_path(device))
     try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+        if not _taken(lock):
             progress.at(f"waiting: another test measures on {device}", None)
             lock.acquire()
         yield
     finally:
         lock.release()
+
+
+def _taken(lock: FileLock) -> bool:
+    """Take the lock, unless another process holds it; return whether it is ours now."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
 
 
 def _path(device: Device) -> Path:

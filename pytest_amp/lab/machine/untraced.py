@@ -19,6 +19,14 @@ def is_traced() -> bool:
     return sys.gettrace() is not None
 
 
+def is_profiled() -> bool:
+    """Return whether a profile function is called for each function of Python.
+
+    It can't be set aside: what cProfile sets is none that Python could set again.
+    """
+    return sys.getprofile() is not None
+
+
 def untraced(function: Callable[[], T]) -> T:
     """Call a function without trace functions, in this thread and those that it starts.
 
@@ -28,10 +36,12 @@ def untraced(function: Callable[[], T]) -> T:
     ours, others = sys.gettrace(), threading.gettrace()
     if ours is None and others is None:
         return function()
-    sys.settrace(None)
-    threading.settrace(None)
     try:
-        return function()
+        try:
+            threading.settrace(None)
+            sys.settrace(None)
+            return function()
+        finally:
+            sys.settrace(ours)
     finally:
         threading.settrace(others)
-        sys.settrace(ours)

@@ -15,7 +15,7 @@ import torch
 from pytest_amp.errors import unless_our_bug
 from pytest_amp.lab.arm import ArmName, Setup
 from pytest_amp.lab.machine.contention import cores, processors
-from pytest_amp.lab.machine.untraced import is_traced, untraced
+from pytest_amp.lab.machine.untraced import is_profiled, is_traced, untraced
 from pytest_amp.lab.scaling.skip_check import SkipCheck
 from pytest_amp.lab.workbench import Resident, Turns, Workbench
 from pytest_amp.observations import Disturbance, GpuState, Machine, Timing
@@ -96,7 +96,7 @@ def run(bench: Workbench, plan: Plan, sides: Sides = ARMS) -> Timing:
 
     What traces Python, as coverage does, would slow both of them, and so is set aside.
     """
-    traced = is_traced()
+    traced = is_traced() or is_profiled()
     return replace(untraced(lambda: _run(bench, plan, sides)), traced=traced)
 
 

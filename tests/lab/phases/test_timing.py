@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+import sys
 from collections import Counter
 from itertools import pairwise
 
@@ -457,3 +458,16 @@ def test_a_step_that_is_slower_behind_a_pause_is_told_unless_its_thread_waited(
     notes = measure(setup, device, static=False, min_speedup=0.8).notes
     told = [note for note in notes if note.startswith("alone and behind a pause, the arms show")]
     assert len(told) == (not waits)
+
+
+def test_a_profile_function_is_noted() -> None:
+    device = SimulatedDevice()
+    plain = measure(device.steps(0.02, 0.01), device, static=False, steps=2)
+    former = sys.getprofile()
+    sys.setprofile(lambda *_: None)
+    try:
+        profiled = measure(device.steps(0.02, 0.01), device, static=False, steps=2)
+    finally:
+        sys.setprofile(former)
+    assert not any("profile function" in note for note in plain.notes)
+    assert any("profile function" in note for note in profiled.notes)
