@@ -569,12 +569,15 @@ def test_a_profiler_is_started_by_two_functions_of_one_module(monkeypatch) -> No
     assert RecordScope.STATIC_RUNTIME_OP in RecordScope.__members__.values()
 
 
-@holds("_disable_profiler")
+@holds("_disable_profiler", "_set_is_profiler_enabled")
 def test_a_profiler_that_nobody_stops_can_be_stopped() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]).start()
         torch._C._autograd._disable_profiler()
+    assert torch.autograd.profiler._is_profiler_enabled
+    torch.autograd.profiler._set_is_profiler_enabled(False)
+    assert not torch.autograd.profiler._is_profiler_enabled
     assert not torch._C._autograd._profiler_enabled()
 
 
