@@ -88,7 +88,7 @@ COMBINATIONS = {
         "--reruns=1", "--timeout=300", "--timeout-method=thread", "--force-sugar",
         "--html=page.html", "--self-contained-html",
     ),
-    "repeated and rerun by xdist": ("--count=2", "-n2", "--dist=loadgroup", "--reruns=1"),
+    "repeated and rerun by xdist": ("--count=2", "-n1", "--dist=loadgroup", "--reruns=1"),
 }  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def pieces(tests: dict[str, Any], name: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("how", [(), ("-n2",)], ids=["alone", "xdist"])
+@pytest.mark.parametrize("how", [(), ("-n1",)], ids=["alone", "xdist"])
 def test_each_amp_test_has_one_and_no_other_test_has(
     project: pytest.Pytester, how: tuple[str, ...]
 ) -> None:

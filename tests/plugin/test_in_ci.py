@@ -102,7 +102,7 @@ def test_a_run_whose_gates_found_no_test_is_told_there(
 @pytest.mark.needs("xdist")
 def test_workers_leave_it_to_the_controller(project: pytest.Pytester, summary: Path) -> None:
     project.makepyfile(test_it=TESTS)
-    project.runpytest_subprocess("-n2", *QUICK)
+    project.runpytest_subprocess("-n1", *QUICK)
     text = summary.read_text("utf-8")
     assert text.count("## ❌ Mixed precision: 2 failed, 1 passed") == 1
 

@@ -112,7 +112,7 @@ def test_workers_send_theirs(project: pytest.Pytester) -> None:
     alone = [*QUICK, "--junitxml=junit.xml"]
     project.runpytest_subprocess(*alone)
     expected = cases(project)
-    project.runpytest_subprocess("-n2", *alone)
+    project.runpytest_subprocess("-n1", *alone)
     assert cases(project) == expected
 
 

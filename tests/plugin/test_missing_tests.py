@@ -81,7 +81,7 @@ def test_without_a_comparison_nothing_is_missed(compared: pytest.Pytester) -> No
 
 @pytest.mark.needs("xdist")
 def test_the_controller_sees_what_no_worker_ran(compared: pytest.Pytester) -> None:
-    result = compared.runpytest_subprocess("-n2", *STRICT, "-k", "other")
+    result = compared.runpytest_subprocess("-n1", *STRICT, "-k", "other")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     assert len(read(compared)["missing"]) == 1
 
