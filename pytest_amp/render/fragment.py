@@ -21,9 +21,9 @@ def _lines(report: AmpReport) -> Iterator[str]:
     yield f"<p>Mixed precision: <b>{_text(outcome_of(report).word)}</b>{_text(speedup)}</p>"
     if reason := why_nothing(report):
         yield f"<p>{_text(reason)}</p>"
-    if gates := [gate for gate in report.gates if gate.asked or gate in report.unmeasured]:
+    if report.asked:
         yield "<table><tr><th>gate</th><th></th><th>why</th></tr>"
-        for gate in gates:
+        for gate in report.asked:
             cells = "".join(
                 f"<td>{_text(each)}</td>" for each in (gate.name, gate.word, gate.reason)
             )

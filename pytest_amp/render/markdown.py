@@ -193,8 +193,9 @@ def _test(report: AmpReport) -> str:
     lines = [f"### {_outcome(report)} {_named(report)}", ""]
     if reason := why_nothing(report):
         lines += [escaped(reason), ""]
-    if gates := [each for each in report.gates if each.asked or each in report.unmeasured]:
-        lines += [*table(["gate", "", "measured", "threshold", "why"], map(_gate, gates)), ""]
+    if report.asked:
+        heads = ["gate", "", "measured", "threshold", "why"]
+        lines += [*table(heads, map(_gate, report.asked)), ""]
     if points := [f"- {each}" for each in _points(report)]:
         lines += [*points, ""]
     lines.append(block(_command(report), "sh"))

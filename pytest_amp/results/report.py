@@ -178,6 +178,11 @@ class AmpReport:
         )
 
     @property
+    def asked(self) -> tuple[Gate, ...]:
+        """The gates that somebody asked: those that were judged, and those that are unmeasured."""
+        return tuple(gate for gate in self.gates if gate.asked or gate in self.unmeasured)
+
+    @property
     def unmeasured(self) -> tuple[Gate, ...]:
         """The gates that have a threshold, but no figure, or a threshold for other devices only.
 
