@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,34 +25,35 @@ def intact(state: GlobalState) -> Iterator[None]:
     also in a `finally` and right before its `try`. So everything is looked at here once more, and
     then again, since the exception may arrive here as well.
     """
-    before = state.capture()
-    frozen, profiled = gc.get_freeze_count(), torch._C._autograd._profiler_enabled()
-    depth = len(_modes())
-    ours, others = sys.gettrace(), threading.gettrace()
+    with warnings.catch_warnings():
+        before = state.capture()
+        frozen, profiled = gc.get_freeze_count(), torch._C._autograd._profiler_enabled()
+        depth = len(_modes())
+        ours, others = sys.gettrace(), threading.gettrace()
 
-    def restore() -> None:
-        unsubscribe_all()
-        while len(_modes()) > depth:
-            _modes()[-1].__exit__(None, None, None)
-        if torch._C._autograd._profiler_enabled() and not profiled:
-            with quietly():
-                torch._C._autograd._disable_profiler()
-                torch.autograd.profiler._set_is_profiler_enabled(False)
-        state.apply(before)
-        if not frozen:
-            gc.unfreeze()
-        if sys.gettrace() is not ours:
-            sys.settrace(ours)
-        if threading.gettrace() is not others:
-            threading.settrace(others)
+        def restore() -> None:
+            unsubscribe_all()
+            while len(_modes()) > depth:
+                _modes()[-1].__exit__(None, None, None)
+            if torch._C._autograd._profiler_enabled() and not profiled:
+                with quietly():
+                    torch._C._autograd._disable_profiler()
+                    torch.autograd.profiler._set_is_profiler_enabled(False)
+            state.apply(before)
+            if not frozen:
+                gc.unfreeze()
+            if sys.gettrace() is not ours:
+                sys.settrace(ours)
+            if threading.gettrace() is not others:
+                threading.settrace(others)
 
-    try:
-        yield
-    finally:
         try:
-            restore()
+            yield
         finally:
-            restore()
+            try:
+                restore()
+            finally:
+                restore()
 
 
 def _modes() -> list[Any]:

@@ -11,6 +11,7 @@ import gc
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -185,6 +186,14 @@ def test_nothing_stays_wherever_an_experiment_is_interrupted() -> None:
         lab.measure(setup, steps=2, dtype="float16", policy="cuda")
 
     assert everywhere(measured, but=READING, every=300) > 5
+
+
+def test_filters_of_warnings_whose_end_was_interrupted_are_put_back() -> None:
+    before = list(warnings.filters)
+    with intact(GlobalState(Device(lab.CPU))):
+        warnings.catch_warnings().__enter__()
+        warnings.simplefilter("ignore")
+    assert warnings.filters == before
 
 
 def test_what_the_user_puts_over_ours_stays_and_is_passed_through() -> None:
