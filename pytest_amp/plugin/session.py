@@ -106,12 +106,12 @@ class Session:
 
     def show_unasked(self) -> None:
         """Write our section where a reporter that replaces pytest's asks nobody for a summary."""
-        plugins, ours = self.config.pluginmanager, "terminalreporter"
-        replaced = plugins.has_plugin("terminal") and not plugins.has_plugin(ours)
-        unwanted = plugins.is_blocked(ours) or self.config.option.no_summary
-        if not replaced or unwanted or self._shown or self._worker:
+        plugins, name = self.config.pluginmanager, "terminalreporter"
+        pytests = plugins.get_plugin("terminal")
+        unwanted = plugins.is_blocked(name) or self.config.option.no_summary
+        if pytests is None or plugins.has_plugin(name) or unwanted or self._shown or self._worker:
             return
-        reporter = pytest.TerminalReporter(self.config, sys.stdout)
+        reporter = pytests.TerminalReporter(self.config, sys.stdout)
         for each in (self, plugins.get_plugin("amp-snapshot")):
             if each is not None:
                 each.pytest_terminal_summary(reporter)
