@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import cmarkgfm
 
 
 class Read(HTMLParser):
@@ -27,3 +35,26 @@ class Read(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+def of_markdown(text: str) -> Read:
+    """What GitHub's own parser makes of Markdown."""
+    unsafe = cmarkgfm.cmark.Options.CMARK_OPT_UNSAFE
+    return Read(cmarkgfm.github_flavored_markdown_to_html(text, options=unsafe))
+
+
+def results_of(page: Path) -> dict[str, Any]:
+    """What a page of pytest-html holds of each test, by its id."""
+    blob = re.search(r'data-jsonblob="([^"]*)"', page.read_text("utf-8"))
+    assert blob is not None
+    tests: dict[str, Any] = json.loads(html.unescape(blob[1]))["tests"]
+    return tests
+
+
+def our_extras(tests: dict[str, Any], name: str = "") -> Iterator[str]:
+    """Yield the pieces of ours at the tests whose id has this in it."""
+    for nodeid, results in tests.items():
+        for result in results:
+            for extra in result["extras"]:
+                if name in nodeid and "Mixed precision" in extra["content"]:
+                    yield extra["content"]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import html
-import json
-import re
 from typing import Any
 
 import pytest
 
+from tests.helpers.pages import our_extras, results_of
 from tests.helpers.project import QUICK, STEP
 
 pytestmark = pytest.mark.needs("pytest_html")
@@ -30,22 +28,7 @@ def test_ordinary():
 def page(project: pytest.Pytester, *arguments: str) -> dict[str, Any]:
     """What the page holds of each test, by its id."""
     project.runpytest_subprocess("--html=page.html", "--self-contained-html", *QUICK, *arguments)
-    text = (project.path / "page.html").read_text("utf-8")
-    blob = re.search(r'data-jsonblob="([^"]*)"', text)
-    assert blob is not None
-    tests: dict[str, Any] = json.loads(html.unescape(blob[1]))["tests"]
-    return tests
-
-
-def pieces(tests: dict[str, Any], name: str) -> list[str]:
-    """The extras of ours of a test whose id has this in it."""
-    return [
-        extra["content"]
-        for nodeid, results in tests.items()
-        for result in results
-        for extra in result["extras"]
-        if name in nodeid and "Mixed precision" in extra["content"]
-    ]
+    return results_of(project.path / "page.html")
 
 
 @pytest.mark.parametrize("how", [(), ("-n1",)], ids=["alone", "xdist"])
@@ -54,7 +37,7 @@ def test_each_amp_test_has_one_and_no_other_test_has(
 ) -> None:
     project.makepyfile(test_it=TESTS)
     tests = page(project, *how)
-    (passing,), (failing,) = (pieces(tests, name) for name in ("test_step", "test_failing"))
+    (passing,), (failing,) = (our_extras(tests, name) for name in ("test_step", "test_failing"))
     assert "<b>PASS</b>" in passing
     assert "below 99%" in failing
-    assert pieces(tests, "test_ordinary") == []
+    assert not list(our_extras(tests, "test_ordinary"))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import json
-import re
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from subprocess import run
-from typing import Any
 
-import cmarkgfm
 import pytest
 
-from tests.helpers.pages import Read
+from tests.helpers.pages import Read, of_markdown, our_extras, results_of
 from tests.helpers.project import QUICK, STEP, read
 
 pytestmark = [pytest.mark.needs("pytest_html"), pytest.mark.slow]
@@ -54,17 +50,12 @@ def written(pytester: pytest.Pytester, folder: str, case: str) -> tuple[Path, py
 
 
 def markdown(file: Path) -> Read:
-    unsafe = cmarkgfm.cmark.Options.CMARK_OPT_UNSAFE
-    return Read(cmarkgfm.github_flavored_markdown_to_html(file.read_text("utf-8"), options=unsafe))
+    return of_markdown(file.read_text("utf-8"))
 
 
 def our_extra(page: Path) -> Read:
     """What we put on pytest-html's page, as a browser makes tags of it."""
-    blob = re.search(r'data-jsonblob="([^"]*)"', page.read_text("utf-8"))
-    assert blob is not None
-    tests: dict[str, Any] = json.loads(html.unescape(blob[1]))["tests"]
-    extras = [each for test in tests.values() for result in test for each in result["extras"]]
-    (ours,) = [each["content"] for each in extras if "Mixed precision" in each["content"]]
+    (ours,) = our_extras(results_of(page))
     return Read(ours)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import cmarkgfm
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,15 +23,9 @@ from pytest_amp.results.values import (
     Gate,
     Setting,
 )
-from tests.helpers.pages import Read
+from tests.helpers.pages import of_markdown
 
 WIDE = 10_000_000
-
-
-def shown(markdown: str) -> Read:
-    """What GitHub's own parser makes of it."""
-    unsafe = cmarkgfm.cmark.Options.CMARK_OPT_UNSAFE
-    return Read(cmarkgfm.github_flavored_markdown_to_html(markdown, options=unsafe))
 
 
 def run(*gaps: Gap, **named: object) -> Run:
@@ -227,7 +220,7 @@ def everywhere(text: str) -> tuple[list[AmpReport], Run]:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_changes_nothing_of_the_page_s_structure(text: str) -> None:
     usual, hostile = (
-        shown(summary(*everywhere(each), WIDE).encode("utf-8", "backslashreplace").decode())
+        of_markdown(summary(*everywhere(each), WIDE).encode("utf-8", "backslashreplace").decode())
         for each in ("usual", text)
     )
     assert hostile.tags == usual.tags
@@ -238,14 +231,14 @@ def test_hostile_text_changes_nothing_of_the_page_s_structure(text: str) -> None
 def test_any_text_is_shown_as_it_is_and_is_no_markup(text: str) -> None:
     expected = units.printable(" ".join(text.split()))
     for made, within in ((escaped(text), []), (code(text), ["<code>", "</code>"])):
-        read = shown(f"x {made} x".encode("utf-8", "backslashreplace").decode())
+        read = of_markdown(f"x {made} x".encode("utf-8", "backslashreplace").decode())
         assert read.tags == ["<p>", *within, "</p>"]
         assert " ".join(read.text.split()) == " ".join(f"x {expected} x".split())
-    at_a_line_s_start = shown(
+    at_a_line_s_start = of_markdown(
         f"{escaped(text) or 'x'}".encode("utf-8", "backslashreplace").decode()
     )
     assert at_a_line_s_start.tags == ["<p>", "</p>"]
-    in_a_table = shown(f"| a | b |\n| --- | --- |\n| x{escaped(text)}x | c |\n")
+    in_a_table = of_markdown(f"| a | b |\n| --- | --- |\n| x{escaped(text)}x | c |\n")
     assert f"x{expected}x" in in_a_table.text
     assert in_a_table.tags.count("<td>") == 2
 
@@ -253,7 +246,7 @@ def test_any_text_is_shown_as_it_is_and_is_no_markup(text: str) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.text(st.sampled_from("a`~\n<&") | st.characters(exclude_categories=["Cs"])))
 def test_any_text_stays_in_its_block(text: str) -> None:
-    read = shown(f"{block(text, 'sh')}\n\nafter")
+    read = of_markdown(f"{block(text, 'sh')}\n\nafter")
     assert read.tags == ["<pre lang>", "<code>", "</code>", "</pre>", "<p>", "</p>"]
 
 
