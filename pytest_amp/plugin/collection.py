@@ -56,8 +56,7 @@ def name_once(item: pytest.Item) -> str:
 
 def without_repetition(name: str) -> str:
     """Return a name or an id without what pytest-repeat may have put behind it, ``2-3``."""
-    own = re.sub(r"[-[]\d+-\d+\]$", "", name)
-    return f"{own}]" if own != name and "[" in own else own
+    return re.sub(r"-\d+-\d+(?=\]$)|\[\d+-\d+\]$", "", name)
 
 
 def mark_measuring_tests(items: Iterable[pytest.Item]) -> None:
